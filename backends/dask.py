@@ -1,0 +1,104 @@
+"""Dask arrays. They are immutable and lazy: a step is one task per chunk, computed at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import dask
+import dask.array as da
+import numpy as np
+
+from .base import Array, Backend
+
+__all__ = ["DaskBackend"]
+
+
+def _numpy() -> Any:
+    from . import get
+
+    return get("numpy")
+
+
+def _chunk(function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
+    return list(_numpy().elementwise(function, arrays))
+
+
+def _row(prepare: Any, lowest: int, g: np.ndarray) -> list[int]:
+    return _numpy().square_sums(prepare, g, lowest)
+
+
+class DaskBackend(Backend):
+    """Arrays whose chunks are NumPy arrays of known shapes."""
+
+    name: ClassVar[str] = "dask"
+    extra: ClassVar[str | None] = "dask"
+    mutable: ClassVar[bool] = False
+
+    def admit(self, array: Array) -> str | None:
+        if any(n != n for n in array.shape):
+            return "expected chunks of known sizes; call compute_chunk_sizes() first"
+        if type(array._meta) is not np.ndarray:
+            return f"expected chunks that are NumPy arrays, got {type(array._meta).__name__}"
+        return None
+
+    def dtype(self, array: Array) -> str:
+        return array.dtype.name
+
+    def device(self, array: Array) -> str:
+        return "cpu"
+
+    def native(self, dtype: str) -> Any:
+        return _numpy().native(dtype)
+
+    def full_like(self, array: Array, value: float, dtype: str) -> Array:
+        return da.full(array.shape, value, dtype=self.native(dtype), chunks=array.chunks)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.astype(self.native(dtype))
+
+    def copy(self, array: Array) -> Array:
+        return array
+
+    def parts(self, array: Array) -> list[Array]:
+        return [array.real, array.imag] if array.dtype.kind == "c" else [array]
+
+    def join(self, parts: list[Array], dtype: str) -> Array:
+        return parts[0] if len(parts) == 1 else da.map_blocks(_complex, *parts, dtype=dtype)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        return _numpy().to_host(np.asarray(array.compute()))
+
+    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
+        return da.from_array(_numpy().from_host(array, None, dtype), chunks=like.chunks)
+
+    def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        first = arrays[0]
+        delayed = [a.rechunk(first.chunks).to_delayed().ravel() for a in arrays]
+        shapes = list(np.ndindex(first.numblocks))
+        new: list[np.ndarray] = []
+        for j, old in enumerate((first, *arrays[2:])):
+            grid = np.empty(first.numblocks, dtype=object)
+            new.append(grid)
+            del j, old
+        for position, chunks in zip(shapes, zip(*delayed, strict=True), strict=True):
+            task = dask.delayed(_chunk, pure=False)(function, *chunks)
+            size = tuple(first.chunks[axis][k] for axis, k in enumerate(position))
+            for j, (grid, old) in enumerate(zip(new, (first, *arrays[2:]), strict=True)):
+                grid[position] = da.from_delayed(task[j], size, dtype=old.dtype)
+        return tuple(da.block(grid.tolist()) for grid in new)
+
+    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
+        tasks = [dask.delayed(_row)(prepare, lowest, chunk) for chunk in g.to_delayed().ravel()]
+        return [sum(column) for column in zip(*dask.compute(*tasks), strict=True)]
+
+    def finite(self, array: Array) -> bool:
+        return bool(da.isfinite(array).all().compute())
+
+    def settle(self, arrays: list[Array]) -> list[Array]:
+        # Otherwise the graph would grow with every step, and each look at a value would start from the first.
+        return list(dask.persist(*arrays))
+
+
+def _complex(real: np.ndarray, imaginary: np.ndarray) -> np.ndarray:
+    return _numpy().join([real, imaginary], np.result_type(real, np.complex64).name)

@@ -1,0 +1,301 @@
+"""Kernels for the host engine, generated from a traced program and compiled by Numba.
+
+A kernel walks over tables of addresses and sizes, so that a thousand small tensors cost one call. It releases the
+GIL and uses no fast-math: division and square root are correctly rounded, nothing is contracted to FMA, subnormals
+are kept.
+"""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from . import norms
+from .onepass import Pass
+from .trace import Program, trace
+
+__all__ = ["finite_kernel", "gather", "square_kernel", "update_kernel"]
+
+#: Elements per inner loop where a loop's output is kept in a local buffer: 8 KiB of float64, well within the L1 cache.
+BLOCK = 1024
+
+OPERATIONS = {
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "sqrt": "np.sqrt({0})",
+    "exp": "np.exp({0})",
+    "log": "np.log({0})",
+    "abs": "abs({0})",
+    # NaN in either argument comes through, as the array API says.
+    "min": "({0} if {0} < {1} or {0} != {0} else {1})",
+    "max": "({0} if {0} > {1} or {0} != {0} else {1})",
+    "sign": "(one if {0} > 0 else (-one if {0} < 0 else {0} + zero))",
+    "where": "({1} if {0} else {2})",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "and": "{0} and {1}",
+    "or": "{0} or {1}",
+    "not": "not {0}",
+}
+
+
+def _bits(source: Any, target: Any, convert: Callable[[Any, Any], Any]) -> Any:
+    @intrinsic
+    def cast(typingctx: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return convert(builder, args[0])
+
+        return target(source), codegen
+
+    return cast
+
+
+def _pointer(dtype: Any) -> Any:
+    """Make an integer address a pointer to elements of `dtype`."""
+    result = types.CPointer(dtype)
+
+    @intrinsic
+    def cast(typingctx: Any, address: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(result))
+
+        return result(types.intp), codegen
+
+    return cast
+
+
+float_bits = _bits(types.float32, types.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
+bits_float = _bits(types.uint32, types.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
+double_bits = _bits(types.float64, types.int64, lambda b, v: b.bitcast(v, ir.IntType(64)))
+half_load = _bits(types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
+half_store = _bits(types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
+int_pointer, long_pointer = _pointer(types.int32), _pointer(types.int64)
+
+
+@numba.njit(inline="always")
+def bfloat_load(u: int) -> float:
+    return bits_float(np.uint32(np.uint32(u) << np.uint32(16)))
+
+
+@numba.njit(inline="always")
+def bfloat_store(x: float) -> int:
+    u = float_bits(x)
+    rounded = np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    # A NaN stays a NaN, whatever its payload.
+    return np.uint16(rounded) if x == x else np.uint16((u >> np.uint32(16)) | np.uint32(0x40))
+
+
+#: For each dtype: its size in bytes, a pointer to it, and how an element is read and written.
+#: The half types are handled as bits.
+STORAGE = {
+    "float16": (2, _pointer(types.uint16), "half_load({})", "half_store({})"),
+    "bfloat16": (2, _pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
+    "float32": (4, _pointer(types.float32), "{}", "{}"),
+    "float64": (8, _pointer(types.float64), "{}", "{}"),
+}
+capsule_pointer = types.ExternalFunction("PyCapsule_GetPointer", types.intp(types.intp, types.intp))
+
+
+@numba.njit("int64(int64[::1], int64[::1], int64[::1])")
+def gather(capsules: Any, need: Any, addresses: Any) -> int:
+    """Read ``__array_struct__`` capsules (the array interface's C side) in one call.
+
+    `need` holds, per array, the flags that it must have. Writes each array's address, or −1 where a flag is missing,
+    and returns the number of those. The GIL is held.
+    """
+    odd = 0
+    for i in range(len(capsules)):
+        # struct PyArrayInterface: int two, nd; char typekind; int itemsize, flags; then shape, strides, data.
+        interface = capsule_pointer(capsules[i], 0)
+        flags = numba.carray(int_pointer(interface), 5)[4]
+        if flags & need[i] == need[i]:
+            addresses[i] = numba.carray(long_pointer(interface), 6)[5]
+        else:
+            addresses[i] = -1
+            odd += 1
+    return odd
+
+
+SPACE = {
+    "np": np,
+    "carray": numba.carray,
+    "double_bits": double_bits,
+    "half_load": half_load,
+    "half_store": half_store,
+    "bfloat_load": bfloat_load,
+    "bfloat_store": bfloat_store,
+    **{f"{dtype}_at": pointer for dtype, (_, pointer, _, _) in STORAGE.items()},
+}
+
+
+def build(name: str, lines: list[str], signature: Any, **names: Any) -> Callable[..., Any]:
+    """Compile generated source; it is kept in linecache, so that a traceback shows its lines."""
+    source = "\n".join(lines) + "\n"
+    filename = f"<multiopt {name} {abs(hash(source)):x}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    space: dict[str, Any] = {**SPACE, **names}
+    exec(compile(source, filename, "exec"), space)
+    return numba.njit(signature, nogil=True, error_model="numpy")(space[name])
+
+
+@lru_cache(maxsize=None)
+def traced(one_pass: Pass) -> Program:
+    """Trace a pass, once."""
+    return trace(one_pass)
+
+
+def indent(lines: list[str], depth: int) -> list[str]:
+    return [" " * 4 * depth + line for line in lines]
+
+
+def computing_dtype(dtypes: tuple[str, ...]) -> Any:
+    return np.float64 if "float64" in dtypes else np.float32
+
+
+def opening(program: Program) -> list[str]:
+    """Lines that round the numbers to the computing dtype."""
+    numbers = [f"s{k} = compute(numbers[{k}])" for k in range(len(program.scalars))]
+    return ["zero, one = compute(0), compute(1)", *numbers, "i = first", "while count > 0:"]
+
+
+TABLE, NUMBERS, WALK = types.int64[:, ::1], types.float64[::1], (types.int64, types.int64, types.int64)
+
+
+@lru_cache(maxsize=None)
+def update_kernel(one_pass: Pass, dtypes: tuple[str, ...]) -> Callable[..., None]:
+    """Compile ``update(table, scales, numbers, first, start, count)``.
+
+    `dtypes` are those of x, g and the state. `table` has a row a tensor: its size and the addresses of x, g and the
+    state; an address of g of 0 skips the tensor. `scales` has one number a tensor, `numbers` the program's scalars.
+    The kernel updates `count` elements, from element `start` of tensor `first` on and into the tensors that follow.
+    """
+    program, compute = traced(one_pass), computing_dtype(dtypes)
+    arrays = list(zip(program.inputs, dtypes, strict=True))
+    written = [pair for pair in arrays if pair[0] != "g"]
+    views = [
+        f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)" for j, (a, d) in enumerate(arrays)
+    ]
+    element = [f"{a} = compute({STORAGE[d][2].format(f'{a}_[k]')})" for a, d in arrays]
+    element += program.render(OPERATIONS)
+    element += [f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, program.outputs, strict=True)]
+    tensor = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element, 1)]
+    loop = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(tensor, 1)]
+    loop += ["count -= n", "start = 0", "i += 1"]
+    lines = ["def update(table, scales, numbers, first, start, count):"]
+    lines += indent(opening(program), 1) + indent(loop, 2)
+    return build("update", lines, types.void(TABLE, NUMBERS, NUMBERS, *WALK), compute=compute)
+
+
+@lru_cache(maxsize=None)
+def square_kernel(one_pass: Pass, dtype: str) -> Callable[..., None]:
+    """Compile ``squares(table, numbers, units, out, first, start, count)``: see `norms.square_sums`.
+
+    Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
+    is scaled and clipped by value on the way.
+    """
+    program, compute = traced(one_pass), computing_dtype((dtype,))
+    size, _, load, _ = STORAGE[dtype]
+    element = [f"g = compute({load.format('g_[k]')})", *program.render(OPERATIONS, only=(program.prepared,))]
+    lines = ["def squares(table, numbers, units, out, first, start, count):", "    buffer = np.empty(BLOCK)"]
+    lines += indent(opening(program), 1)
+    walk = f"""
+n = min(table[i, 0] - start, count)
+if table[i, 2] != 0:
+    for begin in range(0, n, BLOCK):
+        m = min(BLOCK, n - begin)
+        g_ = carray({dtype}_at(table[i, 2] + (start + begin) * {size}), m)
+        largest = np.int64(0)
+        for k in range(m):
+            ELEMENT
+            wide = np.float64({program.prepared})
+            buffer[k] = wide * wide
+            largest = max(largest, double_bits(buffer[k]) & MAGNITUDE)
+        add_slices(buffer, m, largest, units, out[i - first])
+count -= n
+start = 0
+i += 1"""
+    for line in walk.strip().splitlines():
+        depth = len(line) - len(line.lstrip())
+        lines += indent([" " * depth + e for e in element], 2) if "ELEMENT" in line else indent([line], 2)
+    return build(
+        "squares",
+        lines,
+        types.void(TABLE, NUMBERS, NUMBERS, TABLE, *WALK),
+        compute=compute,
+        BLOCK=BLOCK,
+        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF),
+        add_slices=add_slices,
+    )
+
+
+HUGE, GRID_STEP, LEVELS = norms.HUGE, norms.GRID_STEP, norms.LEVELS
+HUGE_BITS = np.float64(HUGE).view(np.int64)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def add_slices(buffer: Any, m: int, largest: int, units: Any, row: Any) -> None:
+    """Cut `m` squares into slices and add them to a row; `largest` is the bits of the largest square."""
+    if largest >= HUGE_BITS:
+        largest = np.int64(0)
+        for k in range(m):
+            if not buffer[k] < HUGE:
+                row[LEVELS + 1 if buffer[k] != buffer[k] else LEVELS] += 1
+                buffer[k] = 0.0
+            largest = max(largest, double_bits(buffer[k]))
+    if largest == 0:
+        return
+    top = 0
+    while largest >= double_bits(units[top] * 2.0**30):
+        top += 1
+    for level in range(top, -1, -1):
+        anchor = 1.5 * 2.0**52 * units[level]
+        total, base = np.int64(0), double_bits(anchor)
+        for k in range(m):
+            # Within the anchor's binade, the bits of a sum count its units.
+            whole = buffer[k] + anchor
+            total += double_bits(whole) - base
+            buffer[k] -= whole - anchor
+        row[level] += total
+
+
+@lru_cache(maxsize=None)
+def finite_kernel(dtype: str) -> Callable[..., None]:
+    """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
+    size, _, load, _ = STORAGE[dtype]
+    source = f"""
+def finite(table, bad, first, start, count):
+    i = first
+    while count > 0:
+        n = min(table[i, 0] - start, count)
+        if n > 0 and table[i, 2] != 0:
+            g_ = carray({dtype}_at(table[i, 2] + start * {size}), n)
+            largest = np.int64(0)
+            for k in range(n):
+                largest = max(largest, double_bits(np.float64({load.format("g_[k]")})) & MAGNITUDE)
+            if largest >= INFINITE:
+                bad[i] = 1
+        count -= n
+        start = 0
+        i += 1"""
+    return build(
+        "finite",
+        source.strip().splitlines(),
+        types.void(TABLE, types.uint8[::1], *WALK),
+        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF),
+        INFINITE=np.float64(np.inf).view(np.int64),
+    )

@@ -1,0 +1,283 @@
+"""Trace elementwise array-API code into straight-line expressions, from which the fast engines are generated.
+
+A pass is called once on symbols that record what is done to them. Arithmetic among hyperparameters is kept apart:
+it is evaluated in Python's double precision before each launch and reaches the kernel as one rounded number, just
+as it would if the code ran on arrays. So no value of a hyperparameter is ever compiled in.
+"""
+
+from __future__ import annotations
+
+import linecache
+import operator
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from .onepass import Pass
+
+__all__ = ["Node", "Program", "TraceError", "trace"]
+
+SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": operator.pow,
+    "neg": operator.neg,
+    "abs": abs,
+}
+LARGEST_POWER = 16
+
+
+class TraceError(TypeError):
+    """A rule did something that cannot be turned into straight-line code; the message names its line."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation: ``name = op(*args)``. Arguments are names of nodes, of inputs or of scalars."""
+
+    name: str
+    op: str
+    args: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Program:
+    """Straight-line code for one element.
+
+    Attributes
+    ----------
+    inputs : tuple of str
+        ``x``, ``g`` and the state, in order.
+    per_tensor : tuple of str
+        Inputs that hold one number per tensor (``norm_scale``, where it is used).
+    scalars : tuple
+        One expression for each number that the code reads, named ``s0``, ``s1``, …
+    nodes : tuple of Node
+        The operations, in order.
+    outputs : tuple of str
+        Names of the new ``x`` and state, in the order of the inputs without ``g``.
+    prepared : str
+        Name of the gradient after scaling and clipping by value, which is what clipping by norm measures.
+    """
+
+    inputs: tuple[str, ...]
+    per_tensor: tuple[str, ...]
+    scalars: tuple[tuple, ...]
+    nodes: tuple[Node, ...]
+    outputs: tuple[str, ...]
+    prepared: str
+
+    def values(self, hypers: Mapping[str, Any]) -> list[Any]:
+        """Evaluate the scalar expressions for these hyperparameters, in double precision."""
+        return [evaluate(expression, hypers) for expression in self.scalars]
+
+    def render(self, operations: Mapping[str, str], only: tuple[str, ...] = ()) -> list[str]:
+        """Write the nodes in some language, one ``name = expression`` a node.
+
+        Parameters
+        ----------
+        operations : mapping
+            A template for each operation, with ``{0}``, ``{1}``, … for its arguments.
+        only : tuple of str
+            Write no more than what these names need; everything if empty.
+        """
+        needed = set(only or self.outputs)
+        for node in reversed(self.nodes):
+            if node.name in needed:
+                needed.update(node.args)
+        return [f"{n.name} = {operations[n.op].format(*n.args)}" for n in self.nodes if n.name in needed]
+
+
+def evaluate(expression: tuple, hypers: Mapping[str, Any]) -> Any:
+    """Compute one scalar expression."""
+    kind, *rest = expression
+    if kind == "const":
+        return rest[0]
+    if kind == "hyper":
+        return hypers[rest[0]]
+    return SCALAR_OPERATORS[kind](*(evaluate(part, hypers) for part in rest))
+
+
+class Scalar:
+    """A hyperparameter, or arithmetic of hyperparameters and Python numbers."""
+
+    def __init__(self, expression: tuple) -> None:
+        self.expression = expression
+
+    def __bool__(self) -> bool:
+        refuse("a branch on a hyperparameter")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        refuse(f"'.{name}' of a hyperparameter")
+
+
+class Symbol:
+    """An array element, or (``truth``) the outcome of a comparison of elements."""
+
+    # Let NumPy scalars and arrays defer to the operators below, which refuse what is not a Python number.
+    __array_ufunc__ = None
+
+    def __init__(self, recorder: Recorder, name: str, truth: bool = False) -> None:
+        self.recorder, self.name, self.truth = recorder, name, truth
+
+    def __bool__(self) -> bool:
+        refuse("a branch on an array's values (use xp.where)")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        refuse(f"'.{name}' of an array")
+
+
+class Recorder:
+    """The list of operations recorded so far; equal operations on equal arguments are recorded once."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[tuple[str, tuple[str, ...]], Node] = {}
+        self.scalars: dict[tuple, str] = {}
+
+    def name(self, value: Any) -> str:
+        if isinstance(value, Symbol):
+            return value.name
+        expression = scalar_expression(value)
+        return self.scalars.setdefault(expression, f"s{len(self.scalars)}")
+
+    def record(self, op: str, *values: Any, truth: bool = False) -> Symbol:
+        key = op, tuple(self.name(value) for value in values)
+        node = self.nodes.setdefault(key, Node(f"t{len(self.nodes)}", *key))
+        return Symbol(self, node.name, truth)
+
+
+def scalar_expression(value: Any) -> tuple:
+    if isinstance(value, Scalar):
+        return value.expression
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return ("const", float(value))
+    refuse(f"a value of type {type(value).__name__}")
+
+
+def apply(op: str, *values: Any, truth: bool = False) -> Any:
+    """Do one operation on symbols, or on hyperparameters alone."""
+    symbols = [value for value in values if isinstance(value, Symbol)]
+    if symbols:
+        return symbols[0].recorder.record(op, *values, truth=truth)
+    if op not in SCALAR_OPERATORS:
+        refuse(f"{op!r} of hyperparameters alone")
+    return Scalar((op, *map(scalar_expression, values)))
+
+
+def refuse(what: str) -> NoReturn:
+    """Raise, naming the line of the rule: the innermost frame outside this module and outside `onepass`."""
+    frame = sys._getframe(1)
+    own = {__file__, sys.modules[Pass.__module__].__file__}
+    while frame.f_back is not None and frame.f_code.co_filename in own:
+        frame = frame.f_back
+    path, line = frame.f_code.co_filename, frame.f_lineno
+    source = linecache.getline(path, line).strip()
+    raise TraceError(f"{path}:{line}: cannot trace {what}: {source}")
+
+
+def power(base: Any, exponent: Any) -> Any:
+    """``base ** exponent``: small integer powers of arrays are products."""
+    if isinstance(base, Scalar) and not isinstance(exponent, Symbol):
+        return apply("pow", base, exponent)
+    if not isinstance(base, Symbol) or not isinstance(exponent, int) or not 0 < abs(exponent) <= LARGEST_POWER:
+        refuse(f"'**' other than an array to an integer from 1 to {LARGEST_POWER} or its negative")
+    result: Any = None
+    square, n = base, abs(exponent)
+    while n:
+        if n & 1:
+            result = square if result is None else apply("mul", result, square)
+        n >>= 1
+        if n:
+            square = apply("mul", square, square)
+    return apply("div", 1.0, result) if exponent < 0 else result
+
+
+def binary(op: str, truth: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    return (lambda a, b: apply(op, a, b, truth=truth)), (lambda a, b: apply(op, b, a, truth=truth))
+
+
+for _name, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div"}.items():
+    for _kind in (Symbol, Scalar):
+        _forward, _reflected = binary(_op)
+        setattr(_kind, f"__{_name}__", _forward)
+        setattr(_kind, f"__r{_name}__", _reflected)
+for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Symbol, f"__{_name}__", binary(_name, truth=True)[0])
+    setattr(Scalar, f"__{_name}__", binary(_name, truth=True)[0])
+for _name in ("and", "or"):
+    setattr(Symbol, f"__{_name}__", binary(_name, truth=True)[0])
+Symbol.__invert__ = lambda a: apply("not", a, truth=True)  # type: ignore[attr-defined]
+for _kind in (Symbol, Scalar):
+    _kind.__neg__ = lambda a: apply("neg", a)  # type: ignore[attr-defined]
+    _kind.__pos__ = lambda a: a  # type: ignore[attr-defined]
+    _kind.__abs__ = lambda a: apply("abs", a)  # type: ignore[attr-defined]
+    _kind.__pow__ = power  # type: ignore[attr-defined]
+    _kind.__rpow__ = lambda a, b: power(b, a)  # type: ignore[attr-defined]
+
+
+class Namespace:
+    """What a rule sees as ``xp`` while it is traced: the functions a rule may use."""
+
+    def __init__(self) -> None:
+        for name in ("sqrt", "abs", "sign", "exp", "log"):
+            setattr(self, name, lambda a, op=name: apply(op, a))
+        for name, op in {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div"}.items():
+            setattr(self, name, binary(op)[0])
+        for name, op in {"minimum": "min", "maximum": "max"}.items():
+            setattr(self, name, binary(op)[0])
+        for name in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"):
+            op = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.get(name, name[:2])
+            setattr(self, name, binary("ne" if name == "not_equal" else op, truth=True)[0])
+        self.negative = lambda a: apply("neg", a)
+        self.square = lambda a: apply("mul", a, a)
+        self.pow = power
+        self.isnan = lambda a: apply("ne", a, a, truth=True)
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if not isinstance(condition, Symbol) or not condition.truth:
+            refuse("xp.where on something that is not a comparison of arrays")
+        return apply("where", condition, a, b)
+
+    def clip(self, a: Any, min: Any = None, max: Any = None) -> Any:
+        low = a if min is None else apply("max", a, min)
+        return low if max is None else apply("min", low, max)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        refuse(f"xp.{name}, which is not among the functions a rule may use")
+
+
+def trace(one_pass: Pass) -> Program:
+    """Turn a pass into a program.
+
+    Raises
+    ------
+    TraceError
+        If the rule leaves the traceable subset; the message names its line.
+    """
+    recorder = Recorder()
+    inputs = ("x", "g", *(f"a{i}" for i in range(len(one_pass.slots))))
+    symbols = [Symbol(recorder, name) for name in inputs]
+    hypers: dict[str, Any] = {name: Scalar(("hyper", name)) for name in one_pass.scalars}
+    per_tensor = ("norm_scale",) if one_pass.normed else ()
+    for name in per_tensor:
+        hypers[name] = Symbol(recorder, name)
+    xp = Namespace()
+    prepared = recorder.name(one_pass.gradient(xp, symbols[1], hypers))
+    outputs = one_pass(xp, *symbols, **hypers)
+    if not isinstance(outputs, tuple) or len(outputs) != len(inputs) - 1:
+        raise TraceError(
+            f"rule {one_pass.rule.name!r}: expected a tuple of the new parameter and {len(inputs) - 2} state arrays, "
+            f"got {type(outputs).__name__}"
+        )
+    names = []
+    for output in outputs:
+        if not isinstance(output, Symbol) or output.truth:
+            raise TraceError(f"rule {one_pass.rule.name!r}: it returns something that is not an array of numbers")
+        names.append(output.name)
+    return Program(
+        inputs, per_tensor, tuple(recorder.scalars), tuple(recorder.nodes.values()), tuple(names), prepared
+    )
+

@@ -1,0 +1,56 @@
+"""JAX arrays. They are immutable: a step puts new arrays into its place."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from .base import Array, Backend
+from .engines.norms import square_sums
+
+__all__ = ["JaxBackend"]
+
+
+class JaxBackend(Backend):
+    """Concrete arrays, sharded ones too. Under `jax.jit` use `multiopt.functional`."""
+
+    name: ClassVar[str] = "jax"
+    extra: ClassVar[str | None] = "jax"
+    mutable: ClassVar[bool] = False
+
+    def admit(self, array: Array) -> str | None:
+        if isinstance(array, jax.core.Tracer):
+            return "got a traced array; under jax.jit use multiopt.functional"
+        return None
+
+    def dtype(self, array: Array) -> str:
+        return array.dtype.name
+
+    def device(self, array: Array) -> str:
+        return ", ".join(sorted(map(str, array.devices())))
+
+    def full_like(self, array: Array, value: float, dtype: str) -> Array:
+        # The device argument takes a sharding, which the state shares with its parameter.
+        return jax.numpy.full_like(array, value, dtype=dtype, device=array.sharding)
+
+    def copy(self, array: Array) -> Array:
+        return array
+
+    def parts(self, array: Array) -> list[Array]:
+        return [array.real, array.imag] if array.dtype.kind == "c" else [array]
+
+    def join(self, parts: list[Array], dtype: str) -> Array:
+        return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        host = np.array(array, order="C", copy=True)
+        return host.view(np.uint16) if array.dtype.name == "bfloat16" else host
+
+    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
+        return jax.device_put(array.view(jax.numpy.dtype(dtype)), like.sharding)
+
+    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
+        # On the host, because JAX has no float64 unless told so for the whole process.
+        return square_sums(np, np.atleast_1d(np.asarray(prepare(self.xp, g))).astype(np.float64), lowest)

@@ -1,0 +1,106 @@
+"""NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .base import Array, Backend
+
+__all__ = ["NumpyBackend"]
+
+
+class NumpyBackend(Backend):
+    """Arrays of exact type `numpy.ndarray` or `numpy.memmap`, of any strides and byte order."""
+
+    name: ClassVar[str] = "numpy"
+    blocked: ClassVar[bool] = True
+
+    def admit(self, array: Array) -> str | None:
+        if type(array) not in (np.ndarray, np.memmap):
+            return f"expected a numpy.ndarray, got its subclass {type(array).__name__}; pass numpy.asarray(...) of it"
+        return None
+
+    def writable(self, array: Array) -> bool:
+        return array.flags.writeable
+
+    def dtype(self, array: Array) -> str:
+        return array.dtype.name
+
+    def device(self, array: Array) -> str:
+        return "cpu"
+
+    def extent(self, array: Array) -> tuple[int, int]:
+        from numpy.lib.array_utils import byte_bounds
+
+        return byte_bounds(array) if array.size else (0, 0)
+
+    def native(self, dtype: str) -> Any:
+        if dtype != "bfloat16":
+            return np.dtype(dtype)
+        from ml_dtypes import bfloat16  # who has a bfloat16 array has ml_dtypes
+
+        return np.dtype(bfloat16)
+
+    def full_like(self, array: Array, value: float, dtype: str) -> Array:
+        return np.full_like(array, value, dtype=self.native(dtype), subok=False)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.astype(self.native(dtype), copy=False)
+
+    def copy(self, array: Array) -> Array:
+        return array.copy(order="K")
+
+    def join(self, parts: list[Array], dtype: str) -> Array:
+        if len(parts) == 1:
+            return parts[0]
+        whole = np.empty(parts[0].shape, dtype)
+        whole.real, whole.imag = parts
+        return whole
+
+    def to_host(self, array: Array) -> np.ndarray:
+        native = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+        return native.view(np.uint16) if array.dtype.name == "bfloat16" else native
+
+    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
+        return array.view(self.native(dtype))
+
+    def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        # NumPy turns 0-d results into scalars, which are not arrays; and overflow is no more a warning here than in
+        # the compiled engines.
+        shape = arrays[0].shape
+        with np.errstate(all="ignore"):
+            new = function(self.xp, *(np.atleast_1d(a) for a in arrays))
+        return tuple(a.reshape(shape) for a in new)
+
+    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
+        with np.errstate(all="ignore"):
+            return super().square_sums(prepare, np.atleast_1d(g), lowest)
+
+    # --- for the host engine ---
+
+    def layout(self, array: Array) -> Any:
+        """How the elements lie: ``"C"`` or ``"F"``, or None where the engine cannot walk them as one run."""
+        flags = array.flags
+        if not flags.aligned or not array.dtype.isnative:
+            return None
+        return "C" if flags.c_contiguous else "F" if flags.f_contiguous else None
+
+    def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
+        """Write each array's address to `out`, or −1 where its layout is another; return the number of those."""
+        from .engines.numba_kernels import gather
+
+        capsules = [a.__array_struct__ for a in arrays]
+        need = np.fromiter((NEED[layout] for layout in layouts), np.int64, len(arrays))
+        return gather(np.fromiter(map(id, capsules), np.int64, len(arrays)), need, out)
+
+    def contiguous(self, array: Array) -> Array:
+        """A native, aligned copy in C order."""
+        return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+
+
+#: Flags of the array interface that an array of each layout must have: its order, aligned, native bytes. The last
+#: row asks for a flag that does not exist.
+NEED = {"C": 0x301, "F": 0x302, None: 1 << 30}

@@ -1,0 +1,113 @@
+"""PyTorch tensors, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from .base import Array, Backend
+
+__all__ = ["TorchBackend"]
+
+
+class TorchBackend(Backend):
+    """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
+
+    name: ClassVar[str] = "torch"
+    extra: ClassVar[str | None] = "torch"
+
+    def admit(self, array: Array) -> str | None:
+        if array.layout != torch.strided:
+            return f"expected a strided tensor, got layout {array.layout}"
+        if array.device.type == "meta":
+            return "expected a tensor with data, got one on the meta device"
+        return None
+
+    def dtype(self, array: Array) -> str:
+        return str(array.dtype).removeprefix("torch.")
+
+    def device(self, array: Array) -> str:
+        return str(array.device)
+
+    def signature(self, arrays: Sequence[Array]) -> list[Any]:
+        return [(a.dtype, a.shape, a.device, a.layout) for a in arrays]
+
+    def extent(self, array: Array) -> tuple[int, int]:
+        if array.numel() == 0:
+            return (0, 0)
+        last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
+        start = array.data_ptr()
+        return start, start + (last + 1) * array.element_size()
+
+    def native(self, dtype: str) -> Any:
+        return getattr(torch, dtype)
+
+    def full_like(self, array: Array, value: float, dtype: str) -> Array:
+        return torch.full_like(array, value, dtype=self.native(dtype), requires_grad=False)
+
+    def cast(self, array: Array, dtype: str) -> Array:
+        return array.to(self.native(dtype))
+
+    def write(self, array: Array, new: Array) -> None:
+        with torch.no_grad():
+            array.copy_(new)
+
+    def copy(self, array: Array) -> Array:
+        return array.detach().clone()
+
+    def parts(self, array: Array) -> list[Array]:
+        return [array.real, array.imag] if array.is_complex() else [array]
+
+    def join(self, parts: list[Array], dtype: str) -> Array:
+        return parts[0] if len(parts) == 1 else torch.complex(*parts)
+
+    def to_host(self, array: Array) -> np.ndarray:
+        tensor = array.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        if tensor.dtype == torch.bfloat16:
+            return tensor.view(torch.int16).numpy().view(np.uint16).copy()
+        return tensor.numpy().copy()
+
+    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
+        array = np.ascontiguousarray(array)
+        if dtype == "bfloat16":
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(like.device)
+        return torch.from_numpy(array).to(like.device)
+
+    def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
+        with torch.no_grad():
+            return tuple(function(self.xp, *arrays))
+
+    # --- for the host engine ---
+
+    def layout(self, array: Array) -> Any:
+        """``"C"`` for a contiguous tensor, its strides for another dense one (channels last, say), else None."""
+        if array.is_contiguous():
+            return None if array.is_conj() or array.is_neg() else "C"
+        # Dense: sorted by stride, each axis steps over all that the smaller ones hold.
+        step = 1
+        for stride, n in sorted(zip(array.stride(), array.shape, strict=True)):
+            if n != 1 and stride != step:
+                return None
+            step *= n
+        return None if array.is_conj() or array.is_neg() else array.stride()
+
+    def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
+        """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
+        odd = 0
+        for i, (array, layout) in enumerate(zip(arrays, layouts, strict=True)):
+            if (array.is_contiguous() if layout == "C" else array.stride() == layout) and not array.is_neg():
+                out[i] = array.data_ptr()
+            else:
+                out[i], odd = -1, odd + 1
+        return odd
+
+    def contiguous(self, array: Array) -> Array:
+        """A copy in C order."""
+        return array.detach().resolve_conj().resolve_neg().contiguous().clone()
+
+    def touched(self, arrays: Sequence[Array]) -> None:
+        """Tell autograd that the tensors were written to, past its knowledge."""
+        torch.autograd.graph.increment_version(arrays)

@@ -1,0 +1,159 @@
+"""Update rules: what an optimizer computes for one element, written once in array-API code.
+
+This module imports nothing of multiopt. `adadelta` is the only place where Adadelta's arithmetic stands; every
+engine runs this function or a program traced from it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["ADADELTA", "Hyper", "Rule"]
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A hyperparameter: its default and the range in which it makes sense.
+
+    Parameters
+    ----------
+    default : float
+        The value used when the caller gives none.
+    low, high : float
+        The range. A value outside it is refused.
+    open_low, open_high : bool
+        Whether the bound itself is refused too.
+    """
+
+    default: float
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def __str__(self) -> str:
+        """Say the range as a mathematician would, such as ``[0, 1)``."""
+        left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
+        if math.isinf(self.low):
+            left = "("
+        if math.isinf(self.high):
+            right = ")"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+    def check(self, name: str, value: float) -> float:
+        """Return `value` as a Python float, or raise.
+
+        Raises
+        ------
+        TypeError
+            If `value` is not a real number.
+        ValueError
+            If it is NaN or outside the range.
+        """
+        try:
+            if isinstance(value, (str, bytes, bool)):
+                raise TypeError
+            number = float(value)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name}: expected a real number in {self}, got {value!r}") from None
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        # An infinite rate or epsilon is never meant, although it lies within an unbounded range.
+        if not (above and below) or math.isinf(number):
+            raise ValueError(f"{name}: expected a number in {self}, got {number!r}")
+        return number
+
+
+@dataclass(frozen=True, eq=False)
+class Rule:
+    """An elementwise update rule: a name, its state, its hyperparameters and its formula.
+
+    A rule of your own gets every backend and every engine with no further code.
+
+    Parameters
+    ----------
+    name : str
+        For messages, checkpoints and ``repr``.
+    function : callable
+        ``function(xp, x, g, *state, **hypers) -> (x, *state)``: elementwise array-API code. `x` is the parameter,
+        `g` its gradient, the state arrays come in the order of `slots`. Hyperparameters are Python numbers, so that
+        an expression of hyperparameters alone, such as ``1 - rho``, is formed in double precision and rounded once
+        to the computing dtype. A parameter called ``step``, if the function has one, is the 0-based step.
+        Usable on arrays: ``+ - * /``, unary minus, ``**`` by small integers, comparisons, and ``xp.sqrt``, ``abs``,
+        ``square``, ``minimum``, ``maximum``, ``clip``, ``where``, ``sign``, ``exp``, ``log``.
+    slots : sequence of str, or mapping of str to float
+        The state arrays, shaped like the parameter, and the value each is filled with at first (0 by default).
+    hypers : mapping of str to Hyper
+        Every keyword parameter of `function` except ``step``. One of them must be ``lr``.
+
+    Raises
+    ------
+    ValueError
+        If the signature of `function` does not agree with `slots` and `hypers`.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    slots: Mapping[str, float]
+    hypers: Mapping[str, Hyper]
+    uses_step: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        slots = self.slots if isinstance(self.slots, Mapping) else dict.fromkeys(self.slots, 0.0)
+        object.__setattr__(self, "slots", MappingProxyType(dict(slots)))
+        object.__setattr__(self, "hypers", MappingProxyType(dict(self.hypers)))
+        parameters = inspect.signature(self.function).parameters.values()
+        positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+        keywords = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY}
+        expected = ["xp", "x", "g", *self.slots]
+        if len(positional) != len(expected) or positional[3:] != expected[3:]:
+            raise ValueError(
+                f"rule {self.name!r}: its function takes ({', '.join(positional)}), expected ({', '.join(expected)})"
+            )
+        if keywords - {"step"} != set(self.hypers) or "lr" not in self.hypers:
+            raise ValueError(
+                f"rule {self.name!r}: its function takes the keywords {sorted(keywords - {'step'})}, "
+                f"its hypers are {sorted(self.hypers)}; they must agree and contain 'lr'"
+            )
+        object.__setattr__(self, "uses_step", "step" in keywords)
+
+    def __repr__(self) -> str:
+        hypers = ", ".join(f"{name}={hyper.default:g}" for name, hyper in self.hypers.items())
+        return f"Rule({self.name!r}, slots=({', '.join(self.slots)}), {hypers})"
+
+    def __reduce__(self) -> Any:
+        # A mapping proxy does not pickle; the plain mappings do.
+        return type(self), (self.name, self.function, dict(self.slots), dict(self.hypers))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
+        return self  # immutable, and engines cache what they compile by the rule's identity
+
+
+def adadelta(
+    xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: float, rho: float, eps: float
+) -> tuple[Any, Any, Any]:
+    """Adadelta (Zeiler 2012, arXiv 1212.5701, algorithm 1), with a learning rate outside the accumulator.
+
+    The order of operations is fixed, because the bits depend on it.
+    """
+    square_avg = rho * square_avg + (1 - rho) * (g * g)
+    delta = xp.sqrt(acc_delta + eps) / xp.sqrt(square_avg + eps) * g
+    acc_delta = rho * acc_delta + (1 - rho) * (delta * delta)
+    return x - lr * delta, square_avg, acc_delta
+
+
+ADADELTA = Rule(
+    "adadelta",
+    adadelta,
+    slots={"square_avg": 0.0, "acc_delta": 0.0},
+    hypers={
+        "lr": Hyper(1.0, low=0.0),
+        "rho": Hyper(0.9, low=0.0, high=1.0),
+        "eps": Hyper(1e-6, low=0.0, open_low=True),
+    },
+)
