@@ -1,0 +1,116 @@
+"""The command line: ``multiopt demo | info | bench | check | record``.
+
+A command's module is imported only when it is chosen. It offers ``add_arguments(parser)`` and
+``main(args) -> int``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+__all__ = ["main"]
+
+#: Command: its module, and what it does.
+COMMANDS = {
+    "demo": (".demo", "train a digit classifier with Adadelta, on one array library or on all of them"),
+    "info": (".info", "show the array libraries that are installed, and which engine each one gets"),
+    "bench": (".benchmarks", "time a step against other optimizers and against the floor of memory traffic"),
+    "check": (".conformance.check", "check implementations of Adadelta against recorded traces and laws"),
+    "record": (".conformance.record", "record traces of the frameworks' own optimizers"),
+}
+#: Module that may be missing: what to install.
+INSTALL = {
+    "rich": "multiopt[cli]",
+    "sklearn": "multiopt[demo]",
+    "matplotlib": "multiopt[demo]",
+    "numba": "multiopt[numba]",
+    "optree": "multiopt[tree]",
+    "safetensors": "multiopt[checkpoint]",
+    "torch": "multiopt[torch]",
+    "jax": "multiopt[jax]",
+    "dask": "multiopt[dask]",
+    "cupy": "multiopt[cupy]",
+    "hypothesis": "multiopt[conformance]",
+    "mpmath": "multiopt[conformance]",
+    "tensorflow": "multiopt[record]",
+    "tf_keras": "multiopt[record]",
+    "keras": "multiopt[record]",
+    "optax": "multiopt[record]",
+    "array_api_strict": "array-api-strict",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        The words after the program's name; by default this process'.
+
+    Returns
+    -------
+    int
+        The exit status: what the command returned, or 2 for a wrong call or something not installed.
+    """
+    width = max(map(len, COMMANDS))
+    parser = argparse.ArgumentParser(
+        prog="multiopt",
+        usage="multiopt [--version] [--traceback] COMMAND [...]",
+        description="One Adadelta for every array library, with the same bits, at the speed of memory.",
+        epilog="commands:\n"
+        + "".join(f"  {name:{width}}  {text}\n" for name, (_, text) in COMMANDS.items())
+        + "\nmultiopt COMMAND --help shows a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="show the version and end")
+    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"multiopt {version('multiopt')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    if args.command not in COMMANDS:
+        parser.error(f"there is no command {args.command!r}; there are {', '.join(COMMANDS)}")
+    try:
+        return _run(args.command, args.rest)
+    except BrokenPipeError:
+        # Whoever read the output has gone; do not complain again when Python flushes it at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        return 130
+    except (ImportError, OSError, ValueError) as error:
+        if args.traceback:
+            raise
+        print(f"multiopt {args.command}: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(name: str, rest: Sequence[str]) -> int:
+    module_name, text = COMMANDS[name]
+    module = import_module(module_name, __package__)
+    parser = argparse.ArgumentParser(
+        prog=f"multiopt {name}",
+        description=text[0].upper() + text[1:] + ".",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return module.main(parser.parse_args(rest))
+
+
+def _one_line(error: BaseException) -> str:
+    missing = (getattr(error, "name", None) or "").partition(".")[0]
+    if isinstance(error, ModuleNotFoundError) and missing in INSTALL:
+        return f'{missing} is not installed: pip install "{INSTALL[missing]}"'
+    return " ".join(str(error).split()) or type(error).__name__
