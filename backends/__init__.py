@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .base import Backend, Engine
 
-__all__ = ["BACKENDS", "ENGINES", "engine_for", "get", "of"]
+__all__ = ["BACKENDS", "ENGINES", "engine", "engine_for", "get", "of"]
 
 #: Library, as its arrays' types name it: the namespace, the module and the class of its backend.
 BACKENDS = {
@@ -45,7 +45,7 @@ def get(name: str) -> Backend:
     if name not in _backends:
         namespace, module, kind = BACKENDS.get(name, (name, ".base", "Backend"))
         xp = import_module(namespace)
-        _backends[name] = getattr(import_module(module, __name__), kind)(xp)
+        _backends[name] = getattr(import_module(module, __name__), kind)(name, xp)
     return _backends[name]
 
 
@@ -101,7 +101,7 @@ def engine_for(
     device : object
         As `Backend.device` says.
     dtypes : sequence of str
-        The parameters' dtype and their state's.
+        Those of the parameters, their gradients and each state array.
     wanted : str
         ``"auto"``, or the name of the one engine to consider.
 

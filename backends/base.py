@@ -20,7 +20,7 @@ import numpy as np
 
 from .engines.onepass import Pass
 
-__all__ = ["FLOATING", "Array", "Backend", "Bucket", "Engine", "NormTable", "wider"]
+__all__ = ["FLOATING", "Array", "Backend", "Bucket", "Engine", "NormTable", "strides_overlap", "wider"]
 
 Array = Any
 #: The dtypes a parameter may have, and the real dtype of each one's parts.
@@ -42,20 +42,30 @@ def wider(dtypes: Sequence[str]) -> str:
 class Backend:
     """The arrays of one library. This class serves any array API namespace; the others say where they differ."""
 
-    name: ClassVar[str] = "generic"
+    name: str = "generic"
     #: The distribution to install, for `multiopt info`.
     extra: ClassVar[str | None] = None
     #: Whether arrays can be written in place.
-    mutable: ClassVar[bool] = True
+    mutable: bool = True
     #: Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU.
     blocked: ClassVar[bool] = False
 
-    def __init__(self, namespace: Any) -> None:
-        #: The array API namespace of the library, with float64 and int64 where the library has them.
+    def __init__(self, key: str, namespace: Any) -> None:
+        #: What `multiopt.backends.get` finds this backend by.
+        self.key = key
+        #: The array API namespace of the library.
         self.xp = namespace
+        if type(self) is Backend:
+            self.name = key
+            self.mutable = _is_mutable(namespace)
 
     def __repr__(self) -> str:
         return f"<{self.name} backend>"
+
+    def __reduce__(self) -> Any:
+        from . import get
+
+        return get, (self.key,)
 
     # --- what an array is ---
 
@@ -81,13 +91,25 @@ class Backend:
 
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         """What must agree between a parameter and its gradient, one value an array, quick to make and to compare."""
-        return [(a.dtype, a.shape) for a in arrays]
+        return [(a.dtype, a.shape, a.device) for a in arrays]
 
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None
 
+    def share_memory(self, a: Array, b: Array) -> bool:
+        """Whether two arrays whose extents overlap share an element; True where that cannot be known."""
+        return True
+
+    def overlaps_itself(self, array: Array) -> bool:
+        """Whether two of the array's elements may lie at the same address."""
+        return False
+
     # --- making and moving arrays ---
+
+    def table_to_host(self, table: Array) -> np.ndarray:
+        """A NumPy copy of a table that an engine has made; most make them in NumPy."""
+        return table if isinstance(table, np.ndarray) else self.to_host(table)
 
     def native(self, dtype: str) -> Any:
         """The library's dtype object of this name."""
@@ -105,13 +127,24 @@ class Backend:
         """Put the values of `new` into `array`."""
         array[...] = new
 
+    def filled(self, array: Array, value: float) -> Array:
+        """The array with every element set to `value`; itself where it is mutable."""
+        if not self.mutable:
+            return self.full_like(array, value, self.dtype(array))
+        array[...] = value
+        return array
+
     def copy(self, array: Array) -> Array:
-        """A copy that shares no memory."""
+        """A copy that shares no memory; the array itself where it is immutable."""
         return self.xp.asarray(array, copy=True)
 
     def parts(self, array: Array) -> list[Array]:
         """Real arrays that make up the array: itself, or its real and imaginary part."""
-        return [array] if not self.dtype(array).startswith("complex") else [self.xp.real(array), self.xp.imag(array)]
+        return (
+            [array]
+            if not self.dtype(array).startswith("complex")
+            else [self.xp.real(array), self.xp.imag(array)]
+        )
 
     def join(self, parts: list[Array], dtype: str) -> Array:
         """The inverse of `parts`, in `dtype`."""
@@ -149,6 +182,28 @@ class Backend:
         return arrays
 
 
+def strides_overlap(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:
+    """Whether an array of these strides may have two elements at one address."""
+    if 0 in shape:
+        return False
+    reach = itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride < reach:
+            return True
+        reach = stride * (n - 1) + reach
+    return False
+
+
+def _is_mutable(xp: Any) -> bool:
+    """Whether a namespace's arrays can be written to; the standard has no flag for it."""
+    probe = xp.zeros(1)
+    try:
+        probe[...] = 1.0
+    except (TypeError, ValueError, AttributeError, NotImplementedError):
+        return False
+    return True
+
+
 @dataclass
 class Bucket:
     """Arrays of one backend, device and dtype, with their state.
@@ -159,25 +214,59 @@ class Bucket:
     engine : Engine
     device : object
         As `Backend.device` says.
-    dtype, state_dtype : str
+    dtype, grad_dtype, state_dtype : str
+        Of the parameters, of their gradients and of each state array.
     names : list of str
         The parameters' names, for messages.
     params : list of arrays
     state : dict of str to list of arrays
         One list a slot, as long as `params`.
+    wanted : str
+        The engine that was asked for.
     cache : dict
         The engine's own; it holds nothing that cannot be made again.
+    prepared : set of Pass
+        What the engine has compiled.
+    kinds : set of type
+        Types of gradients that have been found good.
     """
 
     backend: Backend
     engine: Engine
     device: Any
     dtype: str
+    grad_dtype: str
     state_dtype: str
     names: list[str]
     params: list[Array]
     state: dict[str, list[Array]]
+    wanted: str = "auto"
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    prepared: set[Pass] = field(default_factory=set, repr=False)
+    kinds: set[type] = field(default_factory=set, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be made again, the engine too: another machine may have another one."""
+        fresh = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
+        return {**self.__dict__, **fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        from . import engine_for
+
+        self.__dict__.update(state)
+        self.engine, _ = engine_for(self.backend, self.device, self.dtypes[:3], self.wanted)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes of x, g and each state array."""
+        return self.dtype, self.grad_dtype, *[self.state_dtype] * len(self.state)
+
+    @property
+    def signatures(self) -> list[Any]:
+        """What the gradients' `Backend.signature` must be; immutable arrays change, but not in this."""
+        if "signatures" not in self.cache:
+            self.cache["signatures"] = self.backend.signature(self.params)
+        return self.cache["signatures"]
 
     def arrays(self) -> list[list[Array]]:
         """The parameters and each slot's arrays, in the rule's order."""
@@ -201,9 +290,9 @@ class Engine(Protocol):
     name: str
 
     def refuses(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Say why this engine cannot serve such arrays, or return None. `dtypes`: parameter, state."""
+        """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""
 
-    def prepare(self, one_pass: Pass, dtypes: Sequence[str]) -> None:
+    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
         """Compile what `update` needs, so that a rule outside the subset is refused before anything is written.
 
         Raises
@@ -226,7 +315,12 @@ class Engine(Protocol):
         """
 
     def norm_table(
-        self, bucket: Bucket, one_pass: Pass, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
+        self,
+        bucket: Bucket,
+        one_pass: Pass,
+        grads: Sequence[Array | None],
+        values: Mapping[str, Any],
+        lowest: int,
     ) -> NormTable:
         """Sum the squares of the gradients, scaled and clipped by value; rows of skipped ones are zero."""
 

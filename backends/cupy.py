@@ -15,7 +15,7 @@ __all__ = ["CupyBackend"]
 class CupyBackend(Backend):
     """Arrays of exact type `cupy.ndarray`, each on the device it was made on."""
 
-    name: ClassVar[str] = "cupy"
+    name: str = "cupy"
     extra: ClassVar[str | None] = "cupy"
 
     def admit(self, array: Array) -> str | None:

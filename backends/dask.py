@@ -31,9 +31,9 @@ def _row(prepare: Any, lowest: int, g: np.ndarray) -> list[int]:
 class DaskBackend(Backend):
     """Arrays whose chunks are NumPy arrays of known shapes."""
 
-    name: ClassVar[str] = "dask"
+    name: str = "dask"
     extra: ClassVar[str | None] = "dask"
-    mutable: ClassVar[bool] = False
+    mutable: bool = False
 
     def admit(self, array: Array) -> str | None:
         if any(n != n for n in array.shape):
@@ -47,6 +47,9 @@ class DaskBackend(Backend):
 
     def device(self, array: Array) -> str:
         return "cpu"
+
+    def signature(self, arrays: Sequence[Array]) -> list[Any]:
+        return [(a.dtype, a.shape) for a in arrays]
 
     def native(self, dtype: str) -> Any:
         return _numpy().native(dtype)
@@ -74,19 +77,15 @@ class DaskBackend(Backend):
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         first = arrays[0]
-        delayed = [a.rechunk(first.chunks).to_delayed().ravel() for a in arrays]
-        shapes = list(np.ndindex(first.numblocks))
-        new: list[np.ndarray] = []
-        for j, old in enumerate((first, *arrays[2:])):
-            grid = np.empty(first.numblocks, dtype=object)
-            new.append(grid)
-            del j, old
-        for position, chunks in zip(shapes, zip(*delayed, strict=True), strict=True):
-            task = dask.delayed(_chunk, pure=False)(function, *chunks)
+        outputs = (first, *arrays[2:])
+        chunks = zip(*(a.rechunk(first.chunks).to_delayed().ravel() for a in arrays), strict=True)
+        grids = [np.empty(first.numblocks, dtype=object) for _ in outputs]
+        for position, chunk in zip(np.ndindex(first.numblocks), chunks, strict=True):
+            task = dask.delayed(_chunk, pure=False)(function, *chunk)
             size = tuple(first.chunks[axis][k] for axis, k in enumerate(position))
-            for j, (grid, old) in enumerate(zip(new, (first, *arrays[2:]), strict=True)):
+            for j, (grid, old) in enumerate(zip(grids, outputs, strict=True)):
                 grid[position] = da.from_delayed(task[j], size, dtype=old.dtype)
-        return tuple(da.block(grid.tolist()) for grid in new)
+        return tuple(da.block(grid.tolist()) for grid in grids)
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         tasks = [dask.delayed(_row)(prepare, lowest, chunk) for chunk in g.to_delayed().ravel()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -16,9 +17,9 @@ __all__ = ["JaxBackend"]
 class JaxBackend(Backend):
     """Concrete arrays, sharded ones too. Under `jax.jit` use `multiopt.functional`."""
 
-    name: ClassVar[str] = "jax"
+    name: str = "jax"
     extra: ClassVar[str | None] = "jax"
-    mutable: ClassVar[bool] = False
+    mutable: bool = False
 
     def admit(self, array: Array) -> str | None:
         if isinstance(array, jax.core.Tracer):
@@ -30,6 +31,9 @@ class JaxBackend(Backend):
 
     def device(self, array: Array) -> str:
         return ", ".join(sorted(map(str, array.devices())))
+
+    def signature(self, arrays: Sequence[Array]) -> list[Any]:
+        return [(a.dtype, a.shape, a.devices()) for a in arrays]
 
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         # The device argument takes a sharding, which the state shares with its parameter.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Backend
+from .base import Array, Backend, strides_overlap
 
 __all__ = ["NumpyBackend"]
 
@@ -15,7 +15,7 @@ __all__ = ["NumpyBackend"]
 class NumpyBackend(Backend):
     """Arrays of exact type `numpy.ndarray` or `numpy.memmap`, of any strides and byte order."""
 
-    name: ClassVar[str] = "numpy"
+    name: str = "numpy"
     blocked: ClassVar[bool] = True
 
     def admit(self, array: Array) -> str | None:
@@ -32,10 +32,22 @@ class NumpyBackend(Backend):
     def device(self, array: Array) -> str:
         return "cpu"
 
+    def signature(self, arrays: Sequence[Array]) -> list[Any]:
+        return [(a.dtype, a.shape) for a in arrays]
+
     def extent(self, array: Array) -> tuple[int, int]:
         from numpy.lib.array_utils import byte_bounds
 
         return byte_bounds(array) if array.size else (0, 0)
+
+    def share_memory(self, a: Array, b: Array) -> bool:
+        try:
+            return np.shares_memory(a, b, max_work=10_000)
+        except np.exceptions.TooHardError:
+            return True
+
+    def overlaps_itself(self, array: Array) -> bool:
+        return strides_overlap(array.shape, array.strides, array.itemsize)
 
     def native(self, dtype: str) -> Any:
         if dtype != "bfloat16":

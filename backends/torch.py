@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .base import Array, Backend
+from . import get
+from .base import Array, Backend, strides_overlap
 
 __all__ = ["TorchBackend"]
 
@@ -16,7 +17,7 @@ __all__ = ["TorchBackend"]
 class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
 
-    name: ClassVar[str] = "torch"
+    name: str = "torch"
     extra: ClassVar[str | None] = "torch"
 
     def admit(self, array: Array) -> str | None:
@@ -41,6 +42,19 @@ class TorchBackend(Backend):
         last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
         start = array.data_ptr()
         return start, start + (last + 1) * array.element_size()
+
+    def share_memory(self, a: Array, b: Array) -> bool:
+        if a.device.type != "cpu":
+            return True
+        # By their bytes, because NumPy has no bfloat16.
+        return get("numpy").share_memory(*(_bytes(tensor) for tensor in (a, b)))
+
+    def overlaps_itself(self, array: Array) -> bool:
+        return strides_overlap(array.shape, array.stride(), 1)
+
+    def filled(self, array: Array, value: float) -> Array:
+        with torch.no_grad():
+            return array.fill_(value)
 
     def native(self, dtype: str) -> Any:
         return getattr(torch, dtype)
@@ -111,3 +125,12 @@ class TorchBackend(Backend):
     def touched(self, arrays: Sequence[Array]) -> None:
         """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
+
+
+def _bytes(tensor: Array) -> np.ndarray:
+    """A NumPy view of a CPU tensor's memory, with one byte for each element's first: for questions of overlap only."""
+    size = tensor.element_size()
+    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    strides = [stride * size for stride in tensor.stride()]
+    first = tensor.storage_offset() * size
+    return torch.as_strided(storage, tensor.shape, strides, first).numpy()

@@ -14,32 +14,24 @@ from importlib import import_module
 
 __all__ = ["main"]
 
-#: Command: its module, and what it does.
+#: Command: its module, the extra that it needs, and what it does.
 COMMANDS = {
-    "demo": (".demo", "train a digit classifier with Adadelta, on one array library or on all of them"),
-    "info": (".info", "show the array libraries that are installed, and which engine each one gets"),
-    "bench": (".benchmarks", "time a step against other optimizers and against the floor of memory traffic"),
-    "check": (".conformance.check", "check implementations of Adadelta against recorded traces and laws"),
-    "record": (".conformance.record", "record traces of the frameworks' own optimizers"),
+    "demo": (
+        ".demo",
+        "demo",
+        "train a digit classifier with Adadelta, on one array library or on all of them",
+    ),
+    "info": (".info", "cli", "show the array libraries that are installed, and which engine each one gets"),
+    "bench": (".benchmarks", "bench", "time a step against other optimizers and the floor of memory traffic"),
+    "check": (".conformance.check", "conformance", "check optimizers against recorded traces and laws"),
+    "record": (".conformance.record", "record", "record traces of the frameworks' own optimizers"),
 }
-#: Module that may be missing: what to install.
-INSTALL = {
-    "rich": "multiopt[cli]",
-    "sklearn": "multiopt[demo]",
-    "matplotlib": "multiopt[demo]",
-    "numba": "multiopt[numba]",
-    "optree": "multiopt[tree]",
-    "safetensors": "multiopt[checkpoint]",
+#: Module of an array library: what to install for it.
+LIBRARIES = {
     "torch": "multiopt[torch]",
     "jax": "multiopt[jax]",
     "dask": "multiopt[dask]",
     "cupy": "multiopt[cupy]",
-    "hypothesis": "multiopt[conformance]",
-    "mpmath": "multiopt[conformance]",
-    "tensorflow": "multiopt[record]",
-    "tf_keras": "multiopt[record]",
-    "keras": "multiopt[record]",
-    "optax": "multiopt[record]",
     "array_api_strict": "array-api-strict",
 }
 
@@ -63,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         usage="multiopt [--version] [--traceback] COMMAND [...]",
         description="One Adadelta for every array library, with the same bits, at the speed of memory.",
         epilog="commands:\n"
-        + "".join(f"  {name:{width}}  {text}\n" for name, (_, text) in COMMANDS.items())
+        + "".join(f"  {name:{width}}  {text}\n" for name, (*_, text) in COMMANDS.items())
         + "\nmultiopt COMMAND --help shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -93,12 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ImportError, OSError, ValueError) as error:
         if args.traceback:
             raise
-        print(f"multiopt {args.command}: {_one_line(error)}", file=sys.stderr)
+        print(f"multiopt {args.command}: {_one_line(args.command, error)}", file=sys.stderr)
         return 2
 
 
 def _run(name: str, rest: Sequence[str]) -> int:
-    module_name, text = COMMANDS[name]
+    module_name, _, text = COMMANDS[name]
     module = import_module(module_name, __package__)
     parser = argparse.ArgumentParser(
         prog=f"multiopt {name}",
@@ -109,8 +101,11 @@ def _run(name: str, rest: Sequence[str]) -> int:
     return module.main(parser.parse_args(rest))
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(command: str, error: BaseException) -> str:
     missing = (getattr(error, "name", None) or "").partition(".")[0]
-    if isinstance(error, ModuleNotFoundError) and missing in INSTALL:
-        return f'{missing} is not installed: pip install "{INSTALL[missing]}"'
-    return " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, ModuleNotFoundError) or missing in ("", "multiopt"):
+        return " ".join(str(error).split()) or type(error).__name__
+    install = f"multiopt[{COMMANDS[command][1]}]"
+    if command != "record":  # which pins its libraries
+        install = LIBRARIES.get(missing, install)
+    return f'{missing} is not installed: pip install "{install}"'

@@ -89,7 +89,7 @@ class Rule:
     slots : sequence of str, or mapping of str to float
         The state arrays, shaped like the parameter, and the value each is filled with at first (0 by default).
     hypers : mapping of str to Hyper
-        Every keyword parameter of `function` except ``step``. One of them must be ``lr``.
+        Every keyword parameter of `function` except ``step``. A rule for `Optimizer` has one called ``lr``.
 
     Raises
     ------
@@ -115,10 +115,10 @@ class Rule:
             raise ValueError(
                 f"rule {self.name!r}: its function takes ({', '.join(positional)}), expected ({', '.join(expected)})"
             )
-        if keywords - {"step"} != set(self.hypers) or "lr" not in self.hypers:
+        if keywords - {"step"} != set(self.hypers):
             raise ValueError(
                 f"rule {self.name!r}: its function takes the keywords {sorted(keywords - {'step'})}, "
-                f"its hypers are {sorted(self.hypers)}; they must agree and contain 'lr'"
+                f"its hypers are {sorted(self.hypers)}; they must agree"
             )
         object.__setattr__(self, "uses_step", "step" in keywords)
 

@@ -7,16 +7,17 @@ elementwise, so the blocking does not change a bit.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..base import FLOATING, Array, Backend, Bucket, NormTable, wider
+from ..base import Array, Backend, Bucket, NormTable, wider
 from . import norms
 from .onepass import Pass
 
-__all__ = ["EagerEngine", "blocks"]
+__all__ = ["EagerEngine", "blocks", "elementwise"]
 
 #: Elements of a block. Measured on two machines: 32 Ki elements of float32 keep a pass' arrays in the L2 cache.
 BLOCK = 32 * 1024
@@ -49,7 +50,7 @@ class EagerEngine:
         """Refuse nothing."""
         return None
 
-    def prepare(self, one_pass: Pass, dtypes: Sequence[str]) -> None:
+    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
         """Have nothing to compile."""
 
     def update(
@@ -63,13 +64,13 @@ class EagerEngine:
         """See `Engine.update`."""
         dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
         scalars = {name: values[name] for name in one_pass.scalars if name != "norm_scale"}
-        for i, g in enumerate(grads):
+        for i, g in enumerate(_apart(bucket, grads)):
             if g is None:
                 continue
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 scalars["norm_scale"] = float(norm_scales[i])
-            self._update_one(bucket, i, g, _function(one_pass, scalars, wider(dtypes)), dtypes)
+            self._update_one(bucket, i, g, elementwise(one_pass, scalars, wider(bucket.dtypes)), dtypes)
 
     def _update_one(self, bucket: Bucket, i: int, g: Array, function: Any, dtypes: list[str]) -> None:
         backend, old = bucket.backend, [arrays[i] for arrays in bucket.arrays()]
@@ -86,17 +87,24 @@ class EagerEngine:
                     arrays[i] = array
 
     def norm_table(
-        self, bucket: Bucket, one_pass: Pass, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
+        self,
+        bucket: Bucket,
+        one_pass: Pass,
+        grads: Sequence[Array | None],
+        values: Mapping[str, Any],
+        lowest: int,
     ) -> NormTable:
         """See `Engine.norm_table`; the table is a NumPy array."""
-        backend, computing = bucket.backend, wider([bucket.dtype])
+        backend, computing = bucket.backend, wider([bucket.grad_dtype])
 
         def prepare(xp: Any, g: Array) -> Array:
             return one_pass.gradient(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
 
         table = np.zeros((len(grads), norms.COLUMNS), np.int64)
         for i, g in enumerate(grads):
-            for box in [None] if g is None or not backend.blocked or g.ndim == 0 else blocks(tuple(g.shape), BLOCK):
+            for box in (
+                [None] if g is None or not backend.blocked or g.ndim == 0 else blocks(tuple(g.shape), BLOCK)
+            ):
                 for part in [] if g is None else backend.parts(g if box is None else g[box]):
                     table[i] += np.asarray(backend.square_sums(prepare, part, lowest))
         return NormTable(np, table)
@@ -106,14 +114,31 @@ class EagerEngine:
         return [g is None or all(map(bucket.backend.finite, bucket.backend.parts(g))) for g in grads]
 
 
-def _function(one_pass: Pass, scalars: Mapping[str, Any], computing: str) -> Any:
+def _apart(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
+    """The gradients, copied where they lie in the memory of parameters: writing those would change them."""
+    backend = bucket.backend
+    extents = sorted(e for p in bucket.params if backend.mutable and (e := backend.extent(p)) and e[0] < e[1])
+    begins, ends = [e[0] for e in extents], [e[1] for e in extents]
+
+    def meets(g: Array) -> bool:
+        extent = backend.extent(g)
+        return extent is not None and bisect_left(begins, extent[1]) > bisect_right(ends, extent[0])
+
+    return [
+        backend.copy(g) if extents and g is not None and g is not p and meets(g) else g
+        for g, p in zip(grads, bucket.params, strict=True)
+    ]
+
+
+def elementwise(one_pass: Pass, scalars: Mapping[str, Any], computing: str) -> Any:
     """The pass on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its old dtype."""
 
     def function(xp: Any, *arrays: Array) -> tuple[Array, ...]:
         wide = [xp.astype(a, getattr(xp, computing), copy=False) for a in arrays]
         old = (arrays[0], *arrays[2:])
         return tuple(
-            xp.astype(new, a.dtype, copy=False) for new, a in zip(one_pass(xp, *wide, **scalars), old, strict=True)
+            xp.astype(new, a.dtype, copy=False)
+            for new, a in zip(one_pass(xp, *wide, **scalars), old, strict=True)
         )
 
     return function

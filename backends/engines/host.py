@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -38,13 +39,14 @@ class HostEngine:
         """Serve NumPy arrays and PyTorch CPU tensors."""
         if backend.name not in ("numpy", "torch") or str(device) != "cpu":
             return f"it serves arrays in this machine's memory, from NumPy or PyTorch, not {backend.name} on {device}"
-        if len(set(map(FLOATING.__getitem__, dtypes))) > 1 and "float64" in dtypes and dtypes[0] in ("float16", "bfloat16"):
-            return f"it does not compute {dtypes[0]} parameters with float64 state"
+        real = _real(dtypes)
+        if "float64" in real and not set(real) <= {"float32", "float64"}:
+            return "it does not mix float64 with half precision"
         return None
 
-    def prepare(self, one_pass: Pass, dtypes: Sequence[str]) -> None:
+    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
         """Compile the pass, about a fifth of a second the first time."""
-        kernels.update_kernel(one_pass, _real(dtypes[0], dtypes[1], len(one_pass.slots)))
+        kernels.update_kernel(one_pass, _real(dtypes))
 
     def update(
         self,
@@ -55,26 +57,33 @@ class HostEngine:
         norm_scales: Array | None,
     ) -> None:
         """See `Engine.update`."""
-        kernel = kernels.update_kernel(one_pass, _real(bucket.dtype, bucket.state_dtype, len(bucket.state)))
+        kernel = kernels.update_kernel(one_pass, _real(bucket.dtypes))
         numbers = np.array(kernels.traced(one_pass).values(values), np.float64)
         walk = _Walk.of(bucket)
         odd = walk.fill(bucket, grads)
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
         walk.run(partial(kernel, walk.table, scales, numbers))
-        for i in odd:
-            for view, table in _boxes(bucket, i, grads[i], bucket.arrays()):
+        for i, g in odd:
+            for back, table in _boxes(bucket, i, g, bucket.arrays()):
                 kernel(table, scales[i : i + 1], numbers, 0, 0, int(table[0, 0]))
-                view()
+                back()
         if bucket.backend.name == "torch":
             live = [p for p, g in zip(bucket.params, grads, strict=True) if g is not None]
             bucket.backend.touched(live)  # type: ignore[attr-defined]
 
     def norm_table(
-        self, bucket: Bucket, one_pass: Pass, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
+        self,
+        bucket: Bucket,
+        one_pass: Pass,
+        grads: Sequence[Array | None],
+        values: Mapping[str, Any],
+        lowest: int,
     ) -> NormTable:
         """See `Engine.norm_table`; the table is a NumPy array."""
-        kernel = kernels.square_kernel(one_pass, FLOATING[bucket.dtype])
-        numbers = np.array(kernels.traced(one_pass).values({**dict.fromkeys(one_pass.scalars, 0.0), **values}))
+        kernel = kernels.square_kernel(one_pass, FLOATING[bucket.grad_dtype])
+        numbers = np.array(
+            kernels.traced(one_pass).values({**dict.fromkeys(one_pass.scalars, 0.0), **values})
+        )
         walk, units = _Walk.of(bucket), np.array(norms.units(lowest))
         out, lock = np.zeros((len(grads), norms.COLUMNS), np.int64), threading.Lock()
 
@@ -87,25 +96,30 @@ class HostEngine:
 
         odd = walk.fill(bucket, grads)
         walk.run(partial(work, walk.table, 0))
-        for i in odd:
-            for _, table in _boxes(bucket, i, grads[i], []):
+        for i, g in odd:
+            for _, table in _boxes(bucket, i, g, []):
                 work(table, i, 0, 0, int(table[0, 0]))
         return NormTable(np, out)
 
     def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
         """See `Engine.finite`."""
-        kernel = kernels.finite_kernel(FLOATING[bucket.dtype])
+        kernel = kernels.finite_kernel(FLOATING[bucket.grad_dtype])
         walk, bad = _Walk.of(bucket), np.zeros(len(grads), np.uint8)
         odd = walk.fill(bucket, grads)
         walk.run(partial(kernel, walk.table, bad))
-        for i in odd:
-            for _, table in _boxes(bucket, i, grads[i], []):
+        for i, g in odd:
+            for _, table in _boxes(bucket, i, g, []):
                 kernel(table, bad[i : i + 1], 0, 0, int(table[0, 0]))
         return [not b for b in bad]
 
 
-def _real(dtype: str, state_dtype: str, slots: int) -> tuple[str, ...]:
-    return (FLOATING[dtype],) * 2 + (FLOATING[state_dtype],) * slots
+def _real(dtypes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(FLOATING[dtype] for dtype in dtypes)
+
+
+def _parts(bucket: Bucket) -> int:
+    """Real numbers that make up an element."""
+    return 2 if bucket.dtype.startswith("complex") else 1
 
 
 class _Walk:
@@ -113,25 +127,22 @@ class _Walk:
 
     def __init__(self, bucket: Bucket) -> None:
         backend: Any = bucket.backend
-        parts = 2 if bucket.dtype.startswith("complex") else 1
-        sizes = [parts * int(np.prod(p.shape, dtype=np.int64)) for p in bucket.params]
         self.layouts = [backend.layout(p) for p in bucket.params]
-        self.table = np.zeros((len(sizes), 3 + len(bucket.state)), np.int64)
-        self.table[:, 0] = sizes
-        self.sizes = self.table[:, 0].copy()
-        self.ones = np.ones(len(sizes))
-        self.grad_addresses = np.zeros(len(sizes), np.int64)
+        self.sizes = np.array([math.prod(p.shape) for p in bucket.params], np.int64) * _parts(bucket)
+        self.ones = np.ones(len(self.sizes))
+        self.table = np.zeros((len(self.sizes), 3 + len(bucket.state)), np.int64)
+        self.table[:, 0] = self.sizes
         # Only PyTorch lets the memory of a tensor be swapped under it.
         self.fixed = backend.name == "numpy"
-        self.odd = self.fill_own(bucket) if self.fixed else set()
+        self.fill_own(bucket)
         ends = np.cumsum(self.sizes)
-        total = int(ends[-1]) if len(ends) else 0
-        starts = np.arange(0, total, PIECE if total > SERIAL else max(total, 1))
+        total = int(ends[-1])
+        length = PIECE if total > SERIAL else max(total, 1)
+        starts = np.arange(0, total, length)
         first = np.searchsorted(ends, starts, side="right")
-        begins = starts - (ends - self.sizes)[first]
         self.pieces = [
-            (int(f), int(b), int(min(starts[1] if len(starts) > 1 else total, total - s)))
-            for f, b, s in zip(first, begins, starts, strict=True)
+            (int(f), int(s - ends[f] + self.sizes[f]), int(min(length, total - s)))
+            for f, s in zip(first, starts, strict=True)
         ]
 
     @classmethod
@@ -141,36 +152,63 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def fill_own(self, bucket: Bucket) -> set[int]:
-        """Write the addresses of the parameters and the state; return the tensors that cannot be walked."""
+    def fill_own(self, bucket: Bucket) -> None:
+        """Write the addresses of the parameters and the state, and note where they lie."""
         backend: Any = bucket.backend
-        odd: set[int] = set()
+        self.odd: set[int] = set()
         for column, arrays in zip([1, *range(3, self.table.shape[1])], bucket.arrays(), strict=True):
             addresses = np.zeros(len(arrays), np.int64)
-            if backend.addresses(arrays, self.layouts, addresses):
-                odd.update(np.flatnonzero(addresses < 0).tolist())
+            backend.addresses(arrays, self.layouts, addresses)
+            self.odd.update(np.flatnonzero(addresses < 0).tolist())
             self.table[:, column] = addresses
-        return odd
+        begins, ends = self._extents(backend, bucket.params, self.table[:, 1], bucket.dtype)
+        order = np.argsort(begins)
+        order = order[self.sizes[order] > 0]
+        self.begins, self.ends = begins[order], ends[order]
 
-    def fill(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[int]:
-        """Write the addresses of the gradients; return the tensors to be done by boxes."""
+    def _extents(
+        self, backend: Backend, arrays: Sequence[Array | None], addresses: np.ndarray, dtype: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        begins, ends = addresses.copy(), addresses + self.sizes * kernels.STORAGE[FLOATING[dtype]][0]
+        for i in np.flatnonzero(addresses < 0).tolist():
+            begins[i], ends[i] = backend.extent(arrays[i]) or (0, 0)
+        return begins, ends
+
+    def fill(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[tuple[int, Array]]:
+        """Write the addresses of the gradients; return the tensors to be done by boxes, with their gradients."""
+        if not self.fixed:
+            self.fill_own(bucket)
+        addresses, grads = self.table[:, 2], list(grads)
+        self._locate(bucket, grads, range(len(grads)), addresses)
+        # A gradient in the memory of parameters would change while it is read, except element upon element.
+        begins, ends = self._extents(bucket.backend, grads, addresses, bucket.grad_dtype)
+        meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
+        upon = addresses == np.where(addresses < 0, 0, self.table[:, 1])
+        aliases = np.flatnonzero((meets > upon) & (addresses != 0) & (self.sizes > 0)).tolist()
+        if aliases:
+            for i in aliases:
+                grads[i] = bucket.backend.copy(grads[i])
+            self._locate(bucket, grads, aliases, addresses)
+        odd = self.odd.union(np.flatnonzero(addresses < 0).tolist())
+        for i in odd:
+            addresses[i] = 0
+        return [(i, grads[i]) for i in sorted(odd) if grads[i] is not None]
+
+    def _locate(
+        self, bucket: Bucket, grads: list[Array | None], which: Sequence[int], addresses: np.ndarray
+    ) -> None:
+        """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
         backend: Any = bucket.backend
-        odd = set(self.odd) if self.fixed else self.fill_own(bucket)
-        live = [i for i, g in enumerate(grads) if g is not None]
-        addresses = self.grad_addresses
+        live = [i for i in which if grads[i] is not None]
         if len(live) == len(grads):
-            bad = backend.addresses(grads, self.layouts, addresses)
-        else:
-            some = np.zeros(len(live), np.int64)
-            bad = backend.addresses([grads[i] for i in live], [self.layouts[i] for i in live], some)
-            addresses[:] = 0
-            addresses[live] = some
-        if bad:
-            odd.update(np.flatnonzero(addresses < 0).tolist())
-        self.table[:, 2] = addresses
-        if odd:
-            self.table[list(odd), 2] = 0
-        return [i for i in sorted(odd) if grads[i] is not None]
+            found = addresses if addresses.flags.c_contiguous else np.empty(len(live), np.int64)
+            backend.addresses(grads, self.layouts, found)
+            addresses[:] = found
+            return
+        found = np.zeros(len(live), np.int64)
+        backend.addresses([grads[i] for i in live], [self.layouts[i] for i in live], found)
+        addresses[list(which)] = 0
+        addresses[live] = found
 
     def run(self, kernel: Callable[..., None]) -> None:
         """Call the kernel on every piece of the table."""
@@ -183,7 +221,6 @@ def _boxes(bucket: Bucket, i: int, g: Array, arrays: list[list[Array]]) -> Any:
     Yields a function that writes the copies back, and a table of one row for them.
     """
     backend: Any = bucket.backend
-    parts = 2 if bucket.dtype.startswith("complex") else 1
     own = [column[i] for column in arrays]
     for box in blocks(tuple(g.shape), BOX):
         views = [a[box] if a.ndim else a for a in own]
@@ -192,7 +229,7 @@ def _boxes(bucket: Bucket, i: int, g: Array, arrays: list[list[Array]]) -> Any:
         row = np.zeros((1, 3 + max(len(own) - 1, 0)), np.int64)
         address = np.zeros(len(own) + 1, np.int64)
         backend.addresses([gradient, *copies], ["C"] * (len(own) + 1), address)
-        row[0, 0] = parts * int(np.prod(gradient.shape, dtype=np.int64))
+        row[0, 0] = math.prod(gradient.shape) * _parts(bucket)
         row[0, 2] = address[0]
         if own:
             row[0, 1], row[0, 3:] = address[1], address[2:]

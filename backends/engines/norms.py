@@ -14,7 +14,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["COLUMNS", "GRID_STEP", "HUGE", "LEVELS", "clip_factors", "lowest_exponent", "square_sums", "units"]
+__all__ = [
+    "COLUMNS",
+    "GRID_STEP",
+    "HUGE",
+    "LEVELS",
+    "clip_factors",
+    "lowest_exponent",
+    "square_sums",
+    "units",
+]
 
 #: Level l counts multiples of 2**(lowest + GRID_STEP * l). A slice is at most 2**31 units, so that 2**32 elements
 #: cannot overflow a 64-bit sum.
@@ -77,7 +86,9 @@ def square_sums(xp: Any, g: Any, lowest: int) -> list[int]:
 
 def square_of_norms(xp: Any, table: Any, lowest: int) -> Any:
     """Turn rows of integers, shape (n, COLUMNS), into n squares of norms, float64; the same bits everywhere."""
-    squares = xp.astype(table[:, :LEVELS], xp.float64) * xp.asarray(units(lowest), dtype=xp.float64, device=table.device)
+    squares = xp.astype(table[:, :LEVELS], xp.float64) * xp.asarray(
+        units(lowest), dtype=xp.float64, device=table.device
+    )
     width = LEVELS
     while width > 1:  # a fixed tree of additions: a library's own sum has an order of its own
         width //= 2
@@ -87,7 +98,7 @@ def square_of_norms(xp: Any, table: Any, lowest: int) -> Any:
     return xp.where(nan, xp.full_like(value, math.nan), value)
 
 
-def factors(xp: Any, squares: Any, threshold: float) -> Any:
+def factors(xp: Any, squares: Any, threshold: Any) -> Any:
     """min(1, threshold / norm), and NaN for a NaN norm."""
     norm = xp.sqrt(squares)
     one = xp.ones_like(norm)
@@ -96,7 +107,7 @@ def factors(xp: Any, squares: Any, threshold: float) -> Any:
 
 
 def clip_factors(
-    xp: Any, table: Any, lowest: int, clip_norm: float | None, clip_global_norm: float | None
+    xp: Any, table: Any, lowest: int, clip_norm: Any | None, clip_global_norm: float | None
 ) -> tuple[Any, Any]:
     """What each tensor's gradient is multiplied by: first its own norm is clipped, then the norm of all.
 
@@ -108,8 +119,10 @@ def clip_factors(
         One row a tensor; all tensors of the step, over which the global norm goes.
     lowest : int
         See `lowest_exponent`.
-    clip_norm, clip_global_norm : float or None
-        The thresholds; None where that clipping is off.
+    clip_norm : array of float64, shape (n,), or float, or None
+        Each tensor's own threshold, infinite where it has none; None where that clipping is off.
+    clip_global_norm : float or None
+        The threshold for all of them together.
 
     Returns
     -------

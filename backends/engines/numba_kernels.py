@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numba
@@ -82,8 +82,12 @@ def _pointer(dtype: Any) -> Any:
 float_bits = _bits(types.float32, types.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
 bits_float = _bits(types.uint32, types.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
 double_bits = _bits(types.float64, types.int64, lambda b, v: b.bitcast(v, ir.IntType(64)))
-half_load = _bits(types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
-half_store = _bits(types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
+half_load = _bits(
+    types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
+)
+half_store = _bits(
+    types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16))
+)
 int_pointer, long_pointer = _pointer(types.int32), _pointer(types.int64)
 
 
@@ -153,7 +157,7 @@ def build(name: str, lines: list[str], signature: Any, **names: Any) -> Callable
     return numba.njit(signature, nogil=True, error_model="numpy")(space[name])
 
 
-@lru_cache(maxsize=None)
+@cache
 def traced(one_pass: Pass) -> Program:
     """Trace a pass, once."""
     return trace(one_pass)
@@ -176,7 +180,7 @@ def opening(program: Program) -> list[str]:
 TABLE, NUMBERS, WALK = types.int64[:, ::1], types.float64[::1], (types.int64, types.int64, types.int64)
 
 
-@lru_cache(maxsize=None)
+@cache
 def update_kernel(one_pass: Pass, dtypes: tuple[str, ...]) -> Callable[..., None]:
     """Compile ``update(table, scales, numbers, first, start, count)``.
 
@@ -188,11 +192,14 @@ def update_kernel(one_pass: Pass, dtypes: tuple[str, ...]) -> Callable[..., None
     arrays = list(zip(program.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
     views = [
-        f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)" for j, (a, d) in enumerate(arrays)
+        f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)"
+        for j, (a, d) in enumerate(arrays)
     ]
     element = [f"{a} = compute({STORAGE[d][2].format(f'{a}_[k]')})" for a, d in arrays]
     element += program.render(OPERATIONS)
-    element += [f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, program.outputs, strict=True)]
+    element += [
+        f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, program.outputs, strict=True)
+    ]
     tensor = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element, 1)]
     loop = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(tensor, 1)]
     loop += ["count -= n", "start = 0", "i += 1"]
@@ -201,7 +208,7 @@ def update_kernel(one_pass: Pass, dtypes: tuple[str, ...]) -> Callable[..., None
     return build("update", lines, types.void(TABLE, NUMBERS, NUMBERS, *WALK), compute=compute)
 
 
-@lru_cache(maxsize=None)
+@cache
 def square_kernel(one_pass: Pass, dtype: str) -> Callable[..., None]:
     """Compile ``squares(table, numbers, units, out, first, start, count)``: see `norms.square_sums`.
 
@@ -273,7 +280,7 @@ def add_slices(buffer: Any, m: int, largest: int, units: Any, row: Any) -> None:
         row[level] += total
 
 
-@lru_cache(maxsize=None)
+@cache
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
     size, _, load, _ = STORAGE[dtype]

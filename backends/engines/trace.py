@@ -10,13 +10,15 @@ from __future__ import annotations
 import linecache
 import operator
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import copysign
 from typing import Any, NoReturn
 
 from .onepass import Pass
 
-__all__ = ["Node", "Program", "TraceError", "trace"]
+__all__ = ["LOGIC", "Node", "Program", "TraceError", "trace"]
 
 SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "add": operator.add,
@@ -28,6 +30,10 @@ SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "abs": abs,
 }
 LARGEST_POWER = 16
+#: Files whose frames are not the rule's.
+OWN = {__file__, sys.modules[Pass.__module__].__file__}
+#: Operations whose outcome is a truth value; the last three also take truth values.
+LOGIC = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
 
 
 class TraceError(TypeError):
@@ -104,11 +110,16 @@ def evaluate(expression: tuple, hypers: Mapping[str, Any]) -> Any:
 class Scalar:
     """A hyperparameter, or arithmetic of hyperparameters and Python numbers."""
 
+    __array_ufunc__ = None
+
     def __init__(self, expression: tuple) -> None:
         self.expression = expression
 
     def __bool__(self) -> bool:
         refuse("a branch on a hyperparameter")
+
+    def __float__(self) -> float:
+        refuse("a hyperparameter turned into a Python number")
 
     def __getattr__(self, name: str) -> NoReturn:
         refuse(f"'.{name}' of a hyperparameter")
@@ -125,6 +136,9 @@ class Symbol:
 
     def __bool__(self) -> bool:
         refuse("a branch on an array's values (use xp.where)")
+
+    def __float__(self) -> float:
+        refuse("an array's value turned into a Python number")
 
     def __getattr__(self, name: str) -> NoReturn:
         refuse(f"'.{name}' of an array")
@@ -144,6 +158,11 @@ class Recorder:
         return self.scalars.setdefault(expression, f"s{len(self.scalars)}")
 
     def record(self, op: str, *values: Any, truth: bool = False) -> Symbol:
+        truths = [isinstance(value, Symbol) and value.truth for value in values]
+        if op in LOGIC[-3:] and not all(truths):
+            refuse(f"{op!r} of something that is not a comparison of arrays")
+        if op not in LOGIC[-3:] and any(truths[op == "where" :]):
+            refuse(f"{op!r} of the outcome of a comparison (use xp.where)")
         key = op, tuple(self.name(value) for value in values)
         node = self.nodes.setdefault(key, Node(f"t{len(self.nodes)}", *key))
         return Symbol(self, node.name, truth)
@@ -153,7 +172,8 @@ def scalar_expression(value: Any) -> tuple:
     if isinstance(value, Scalar):
         return value.expression
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return ("const", float(value))
+        # The sign is part of the key: 0.0 and -0.0 are equal, but not the same number.
+        return ("const", float(value), copysign(1.0, value))
     refuse(f"a value of type {type(value).__name__}")
 
 
@@ -170,19 +190,30 @@ def apply(op: str, *values: Any, truth: bool = False) -> Any:
 def refuse(what: str) -> NoReturn:
     """Raise, naming the line of the rule: the innermost frame outside this module and outside `onepass`."""
     frame = sys._getframe(1)
-    own = {__file__, sys.modules[Pass.__module__].__file__}
-    while frame.f_back is not None and frame.f_code.co_filename in own:
+    while frame.f_back is not None and frame.f_code.co_filename in OWN:
         frame = frame.f_back
     path, line = frame.f_code.co_filename, frame.f_lineno
     source = linecache.getline(path, line).strip()
     raise TraceError(f"{path}:{line}: cannot trace {what}: {source}")
 
 
+def place(one_pass: Pass, error: Exception) -> str:
+    """Where an exception left the rule: the innermost line that is not in this module."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in OWN]
+    if not frames:
+        return f"rule {one_pass.rule.name!r}"
+    return f"{frames[-1].filename}:{frames[-1].lineno}: cannot trace {frames[-1].line}"
+
+
 def power(base: Any, exponent: Any) -> Any:
     """``base ** exponent``: small integer powers of arrays are products."""
-    if isinstance(base, Scalar) and not isinstance(exponent, Symbol):
+    if not isinstance(base, Symbol) and not isinstance(exponent, Symbol):
         return apply("pow", base, exponent)
-    if not isinstance(base, Symbol) or not isinstance(exponent, int) or not 0 < abs(exponent) <= LARGEST_POWER:
+    if (
+        not isinstance(base, Symbol)
+        or not isinstance(exponent, int)
+        or not 0 < abs(exponent) <= LARGEST_POWER
+    ):
         refuse(f"'**' other than an array to an integer from 1 to {LARGEST_POWER} or its negative")
     result: Any = None
     square, n = base, abs(exponent)
@@ -229,7 +260,9 @@ class Namespace:
         for name, op in {"minimum": "min", "maximum": "max"}.items():
             setattr(self, name, binary(op)[0])
         for name in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"):
-            op = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.get(name, name[:2])
+            op = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.get(
+                name, name[:2]
+            )
             setattr(self, name, binary("ne" if name == "not_equal" else op, truth=True)[0])
         self.negative = lambda a: apply("neg", a)
         self.square = lambda a: apply("mul", a, a)
@@ -266,7 +299,12 @@ def trace(one_pass: Pass) -> Program:
         hypers[name] = Symbol(recorder, name)
     xp = Namespace()
     prepared = recorder.name(one_pass.gradient(xp, symbols[1], hypers))
-    outputs = one_pass(xp, *symbols, **hypers)
+    try:
+        outputs = one_pass(xp, *symbols, **hypers)
+    except TraceError:
+        raise
+    except Exception as error:  # whatever else its code tried with symbols
+        raise TraceError(f"{place(one_pass, error)}: {type(error).__name__}: {error}") from error
     if not isinstance(outputs, tuple) or len(outputs) != len(inputs) - 1:
         raise TraceError(
             f"rule {one_pass.rule.name!r}: expected a tuple of the new parameter and {len(inputs) - 2} state arrays, "
@@ -275,9 +313,10 @@ def trace(one_pass: Pass) -> Program:
     names = []
     for output in outputs:
         if not isinstance(output, Symbol) or output.truth:
-            raise TraceError(f"rule {one_pass.rule.name!r}: it returns something that is not an array of numbers")
+            raise TraceError(
+                f"rule {one_pass.rule.name!r}: it returns something that is not an array of numbers"
+            )
         names.append(output.name)
     return Program(
         inputs, per_tensor, tuple(recorder.scalars), tuple(recorder.nodes.values()), tuple(names), prepared
     )
-

@@ -1,0 +1,422 @@
+"""CUDA C for a traced program, and for what else runs on the device beside it.
+
+Every operation is written as a function of the prelude: on the device an intrinsic that rounds correctly and that
+no compiler may contract, whatever its flags. The rest is C++ that a host compiler takes too, so that the tests run
+these very kernels on the CPU.
+
+A block of threads takes one chunk of one tensor at a time. Each thread moves `PACK` neighbouring elements, with
+16-byte accesses for the arrays that are aligned and element by element for those that are not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+from . import norms
+from .cuda_plan import BLOCK, CHUNK, WORDS
+from .onepass import Pass
+from .trace import LOGIC, Program, TraceError, trace
+
+__all__ = ["MOST_NUMBERS", "fill_source", "finite_source", "program_of", "square_source", "update_source"]
+
+#: Each operation of a traced program, in the prelude's functions.
+OPERATIONS = {
+    "add": "add({0}, {1})",
+    "sub": "sub({0}, {1})",
+    "mul": "mul({0}, {1})",
+    "div": "div({0}, {1})",
+    "neg": "-{0}",
+    "sqrt": "root({0})",
+    "exp": "exponential({0})",
+    "log": "logarithm({0})",
+    "abs": "magnitude({0})",
+    # NaN in either argument comes through, as the array API says.
+    "min": "({0} < {1} || {0} != {0}) ? {0} : {1}",
+    "max": "({0} > {1} || {0} != {0}) ? {0} : {1}",
+    "sign": "{0} > 0 ? (real)1 : {0} < 0 ? (real)-1 : {0} == 0 ? (real)0 : {0}",
+    "where": "{0} ? {1} : {2}",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "and": "{0} && {1}",
+    "or": "{0} || {1}",
+    "not": "!{0}",
+}
+#: For each dtype: its size in bytes and its C type. The half types are handled as bits.
+STORAGE = {
+    "float16": (2, "float16"),
+    "bfloat16": (2, "bfloat16"),
+    "float32": (4, "float"),
+    "float64": (8, "double"),
+}
+#: Numbers of a program: which of them live on the device is told by the bits of one word.
+MOST_NUMBERS = 64
+
+#: What the kernels stand on, on the device. The tests have the same functions for a host compiler.
+DEVICE = r"""
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+#define KERNEL(name) extern "C" __global__ void __launch_bounds__(BLOCK) name
+#define BY_VALUE const __grid_constant__
+#define DEVICE __device__ __forceinline__
+#define SHARED __shared__
+struct float16 { u16 bits; };
+struct bfloat16 { u16 bits; };
+
+DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
+DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
+DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
+DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
+DEVICE float root(float a) { return __fsqrt_rn(a); }
+DEVICE float magnitude(float a) { return fabsf(a); }
+DEVICE float exponential(float a) { return expf(a); }
+DEVICE float logarithm(float a) { return logf(a); }
+DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
+DEVICE double sub(double a, double b) { return __dsub_rn(a, b); }
+DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
+DEVICE double div(double a, double b) { return __ddiv_rn(a, b); }
+DEVICE double root(double a) { return __dsqrt_rn(a); }
+DEVICE double magnitude(double a) { return fabs(a); }
+DEVICE double exponential(double a) { return exp(a); }
+DEVICE double logarithm(double a) { return log(a); }
+
+DEVICE u32 bits_of(float a) { return __float_as_uint(a); }
+DEVICE float float_of(u32 a) { return __uint_as_float(a); }
+DEVICE i64 bits_of(double a) { return __double_as_longlong(a); }
+DEVICE double double_of(i64 a) { return __longlong_as_double(a); }
+DEVICE float widen(float16 a) { float r; asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(a.bits)); return r; }
+DEVICE void narrow(float16& a, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(a.bits) : "f"(v)); }
+DEVICE void narrow(float& a, double v) { a = __double2float_rn(v); }
+
+// The arrays' addresses come out of a table, so the compiler cannot see that they are in global memory.
+DEVICE void load(uint4& v, i64 at) {
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
+}
+DEVICE void store(i64 at, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+DEVICE void load(u16& v, i64 at) { asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); }
+DEVICE void load(float& v, i64 at) { asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); }
+DEVICE void load(double& v, i64 at) { asm volatile("ld.global.f64 %0, [%1];" : "=d"(v) : "l"(at) : "memory"); }
+DEVICE void store(i64 at, u16 v) { asm volatile("st.global.u16 [%0], %1;" :: "l"(at), "h"(v) : "memory"); }
+DEVICE void store(i64 at, float v) { asm volatile("st.global.f32 [%0], %1;" :: "l"(at), "f"(v) : "memory"); }
+DEVICE void store(i64 at, double v) { asm volatile("st.global.f64 [%0], %1;" :: "l"(at), "d"(v) : "memory"); }
+
+DEVICE void sync_block() { __syncthreads(); }
+DEVICE bool any_of_warp(bool v) { return __any_sync(0xffffffffu, v); }
+DEVICE i64 of_other_lane(i64 v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+DEVICE void add_atomic(i64* at, i64 v) { atomicAdd((u64*)at, (u64)v); }
+"""
+
+#: What stands on the prelude alone: packs of elements, and the half types' rounding.
+COMMON = r"""
+DEVICE float widen(bfloat16 a) { return float_of((u32)a.bits << 16); }
+DEVICE real widen(real a) { return a; }
+DEVICE void narrow(real& a, real v) { a = v; }
+// To nearest, ties to even, by the carry out of the lower half. A NaN stays a NaN, whatever its payload.
+DEVICE void narrow(bfloat16& a, float v) {
+  const u32 u = bits_of(v);
+  a.bits = v == v ? (u16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (u16)((u >> 16) | 0x40u);
+}
+DEVICE void load(float16& v, i64 at) { load(v.bits, at); }
+DEVICE void load(bfloat16& v, i64 at) { load(v.bits, at); }
+DEVICE void store(i64 at, float16 v) { store(at, v.bits); }
+DEVICE void store(i64 at, bfloat16 v) { store(at, v.bits); }
+
+template <class T> union Pack {
+  uint4 quads[PACK * sizeof(T) / 16];
+  T v[PACK];
+};
+template <class T> DEVICE void load(Pack<T>& pack, i64 at) {
+  if ((at & 15) == 0) {
+    #pragma unroll
+    for (int q = 0; q < (int)(PACK * sizeof(T) / 16); ++q) load(pack.quads[q], at + 16 * q);
+  } else {
+    #pragma unroll
+    for (int k = 0; k < PACK; ++k) load(pack.v[k], at + k * (i64)sizeof(T));
+  }
+}
+template <class T> DEVICE void store(i64 at, const Pack<T>& pack) {
+  if ((at & 15) == 0) {
+    #pragma unroll
+    for (int q = 0; q < (int)(PACK * sizeof(T) / 16); ++q) store(at + 16 * q, pack.quads[q]);
+  } else {
+    #pragma unroll
+    for (int k = 0; k < PACK; ++k) store(at + k * (i64)sizeof(T), pack.v[k]);
+  }
+}
+struct Numbers { double v[NUMBERS]; };
+DEVICE double number(const Numbers& numbers, const double* live, u64 mask, int k) {
+  return (mask >> k) & 1 ? live[k] : numbers.v[k];
+}
+"""
+
+#: The walk over a plan's chunks, common to the kernels; `rows` holds the tensors' sizes and first chunks.
+WALK = r"""
+  for (i64 chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
+    const int tensor = owners[chunk];
+    const i64 g_at = addresses[tensor + tensors];
+    if (g_at == 0) continue;
+    const i64 start = (chunk - rows[tensor + tensors]) * CHUNK;
+    const i64 rest = rows[tensor] - start;
+    const int n = rest < CHUNK ? (int)rest : CHUNK;
+"""
+WALK_PARAMETERS = "const int* owners, const i64* rows, const i64* addresses, i64 chunks, i64 tensors"
+NUMBER_PARAMETERS = "BY_VALUE Numbers numbers, const double* live, u64 mask"
+
+
+@cache
+def program_of(one_pass: Pass) -> Program:
+    """The traced pass.
+
+    Raises
+    ------
+    TraceError
+        If it leaves the traceable subset, or has more than `MOST_NUMBERS` numbers.
+    """
+    program = trace(one_pass)
+    if len(program.scalars) > MOST_NUMBERS:
+        raise TraceError(
+            f"rule {one_pass.rule.name!r}: it has {len(program.scalars)} different numbers, at most {MOST_NUMBERS} can be passed"
+        )
+    return program
+
+
+def pack_of(dtypes: Sequence[str]) -> int:
+    """Elements that a thread moves at once: 16 bytes of the narrowest array."""
+    return 16 // min(STORAGE[dtype][0] for dtype in dtypes)
+
+
+def opening(dtypes: Sequence[str], numbers: int) -> list[str]:
+    """The lines before the kernels."""
+    real = "double" if "float64" in dtypes else "float"
+    constants = {"BLOCK": BLOCK, "CHUNK": CHUNK, "PACK": pack_of(dtypes), "NUMBERS": max(numbers, 1)}
+    lines = [f"#define {name} {value}" for name, value in constants.items()]
+    return [*lines, "#ifndef HOST", DEVICE.strip(), "#endif", f"typedef {real} real;", COMMON.strip()]
+
+
+def numbered(program: Program) -> list[str]:
+    """Declare the program's numbers, each rounded once to the computing dtype."""
+    return [f"const real s{k} = (real)number(numbers, live, mask, {k});" for k in range(len(program.scalars))]
+
+
+def declared(lines: Sequence[str], program: Program) -> list[str]:
+    """Give each line of a rendered program its type."""
+    truths = {node.name for node in program.nodes if node.op in LOGIC}
+    return [f"const {'bool' if line.partition(' ')[0] in truths else 'real'} {line};" for line in lines]
+
+
+def indent(lines: Sequence[str], depth: int) -> str:
+    return "\n".join("  " * depth + line for line in lines)
+
+
+@cache
+def update_source(one_pass: Pass, dtypes: tuple[str, ...]) -> str:
+    """Source of the kernel ``update`` for arrays of these real dtypes, those of x, g and the state.
+
+    A tensor whose gradient has the address 0 is skipped. `scales` holds one number a tensor.
+    """
+    program = program_of(one_pass)
+    arrays = [(name, STORAGE[dtype][1]) for name, dtype in zip(program.inputs, dtypes, strict=True)]
+    columns = {name: j for j, (name, _) in enumerate(arrays)}
+    written = [(name, c_type) for name, c_type in arrays if name != "g"]
+    scalars = [f"s{k}" for k in range(len(program.scalars))]
+    signature = [f"{'const ' if a == 'g' else ''}{t}& {a}_" for a, t in arrays]
+    signature += [f"real {s}" for s in (*program.per_tensor, *scalars)]
+    element = [f"const real {a} = widen({a}_);" for a, _ in arrays]
+    element += declared(program.render(OPERATIONS), program)
+    element += [f"narrow({a}_, {new});" for (a, _), new in zip(written, program.outputs, strict=True)]
+    located = [
+        f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for a, j in columns.items() if a != "g"
+    ]
+    located += ["const real norm_scale = (real)scales[tensor];"] * bool(program.per_tensor)
+    at = {a: f"{a}_at + (start + k) * (i64)sizeof({t})" for a, t in arrays}
+    extra = [*program.per_tensor, *scalars]
+    packs = [f"Pack<{t}> {a};" for a, t in arrays] + [f"load({a}, {at[a]});" for a, _ in arrays]
+    packs += ["#pragma unroll", "for (int j = 0; j < PACK; ++j)"]
+    packs += [f"  element({', '.join([f'{a}.v[j]' for a, _ in arrays] + extra)});"]
+    packs += [f"store({at[a]}, {a});" for a, _ in written]
+    single = [f"{t} {a}; load({a}, {at[a]});" for a, t in arrays]
+    single += [
+        f"element({', '.join([a for a, _ in arrays] + extra)});",
+        *[f"store({at[a]}, {a});" for a, _ in written],
+    ]
+    parameters = f"{WALK_PARAMETERS}, const double* scales, {NUMBER_PARAMETERS}"
+    return "\n".join(
+        [
+            *opening(dtypes, len(scalars)),
+            f"DEVICE void element({', '.join(signature)}) {{",
+            indent(element, 1),
+            "}",
+            f"KERNEL(update)({parameters}) {{",
+            indent(numbered(program), 1),
+            WALK.strip("\n"),
+            indent(located, 2),
+            "    for (int k = (int)threadIdx.x * PACK; k < n; k += BLOCK * PACK) {",
+            "      if (k + PACK <= n) {",
+            indent(packs, 4),
+            "        continue;",
+            "      }",
+            "      for (; k < n; ++k) {",
+            indent(single, 4),
+            "      }",
+            "    }",
+            "  }",
+            "}",
+        ]
+    )
+
+
+@cache
+def square_source(one_pass: Pass, dtype: str) -> str:
+    """Source of the kernel ``squares``: see `norms.square_sums`.
+
+    Adds to one row of `out` a tensor, as integers, so that the order does not matter. The gradient is scaled and
+    clipped by value on the way.
+    """
+    program = program_of(one_pass)
+    element = [
+        "const real g = widen(g_);",
+        *declared(program.render(OPERATIONS, only=(program.prepared,)), program),
+    ]
+    element += [f"const double wide = {program.prepared};", "return mul(wide, wide);"]
+    used = sorted(set(re.findall(r"\bs\d+\b", " ".join(element))), key=lambda s: int(s[1:]))
+    numbers = [line for line in numbered(program) if line.split()[2] in used]
+    c_type, extra = STORAGE[dtype][1], "".join(f", {s}" for s in used)
+    constants = f"""
+#define LEVELS {norms.LEVELS}
+#define COLUMNS {norms.COLUMNS}
+#define EACH (CHUNK / BLOCK)
+DEVICE double unit_of(int lowest, int level) {{
+  const int exponent = lowest + {norms.GRID_STEP} * level;
+  return double_of((i64)((exponent < 960 ? exponent : 960) + 1023) << 52);
+}}
+DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
+{indent(element, 1)}
+}}"""
+    body = f"""
+    double s[EACH];
+    #pragma unroll
+    for (int m = 0; m < EACH / PACK; ++m) {{
+      const int k = (m * BLOCK + (int)threadIdx.x) * PACK;
+      const i64 at = g_at + (start + k) * (i64)sizeof({c_type});
+      if (k + PACK <= n) {{
+        Pack<{c_type}> g;
+        load(g, at);
+        #pragma unroll
+        for (int j = 0; j < PACK; ++j) s[m * PACK + j] = square(g.v[j]{extra});
+      }} else {{
+        #pragma unroll
+        for (int j = 0; j < PACK; ++j) {{
+          s[m * PACK + j] = 0;
+          if (k + j < n) {{
+            {c_type} g;
+            load(g, at + j * (i64)sizeof({c_type}));
+            s[m * PACK + j] = square(g{extra});
+          }}
+        }}
+      }}
+    }}
+    for (int k = threadIdx.x; k < COLUMNS; k += BLOCK) row[k] = 0;
+    sync_block();
+    i64 largest = 0;
+    #pragma unroll
+    for (int j = 0; j < EACH; ++j) {{
+      if (!(s[j] < {norms.HUGE!r})) {{
+        add_atomic(&row[s[j] != s[j] ? LEVELS + 1 : LEVELS], 1);
+        s[j] = 0;
+      }}
+      largest = bits_of(s[j]) > largest ? bits_of(s[j]) : largest;
+    }}
+    for (int mask = 16; mask; mask >>= 1) {{
+      const i64 other = of_other_lane(largest, mask);
+      largest = other > largest ? other : largest;
+    }}
+    // The same for all lanes of a warp: the lowest level that can count the largest square.
+    int level = 0;
+    while (double_of(largest) >= mul(unit_of(lowest, level), {2.0**30!r})) ++level;
+    bool left = largest != 0;
+    for (; left && level >= 0; --level) {{
+      const double anchor = mul({1.5 * 2.0**52!r}, unit_of(lowest, level));
+      const i64 base = bits_of(anchor);
+      i64 total = 0;
+      left = false;
+      #pragma unroll
+      for (int j = 0; j < EACH; ++j) {{
+        // Within the anchor's binade, the bits of a sum count its units.
+        const double whole = add(s[j], anchor);
+        total += bits_of(whole) - base;
+        s[j] = sub(s[j], sub(whole, anchor));
+        left = left || s[j] != 0;
+      }}
+      left = any_of_warp(left);
+      for (int mask = 16; mask; mask >>= 1) total += of_other_lane(total, mask);
+      if (threadIdx.x % 32 == 0 && total != 0) add_atomic(&row[level], total);
+    }}
+    sync_block();
+    for (int k = threadIdx.x; k < COLUMNS; k += BLOCK)
+      if (row[k] != 0) add_atomic(out + (i64)tensor * COLUMNS + k, row[k]);
+    sync_block();
+  }}
+}}"""
+    parameters = f"{WALK_PARAMETERS}, i64* out, int lowest, {NUMBER_PARAMETERS}"
+    return "\n".join(
+        [
+            *opening((dtype,), len(program.scalars)),
+            constants.strip(),
+            f"KERNEL(squares)({parameters}) {{",
+            "  SHARED i64 row[COLUMNS];",
+            indent(numbers, 1),
+            WALK.strip("\n"),
+            body.strip("\n"),
+        ]
+    )
+
+
+@cache
+def finite_source(dtype: str) -> str:
+    """Source of the kernel ``finite``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
+    c_type = STORAGE[dtype][1]
+    body = f"""
+    bool odd = false;
+    for (int k = (int)threadIdx.x * PACK; k < n; k += BLOCK * PACK) {{
+      const i64 at = g_at + (start + k) * (i64)sizeof({c_type});
+      if (k + PACK <= n) {{
+        Pack<{c_type}> g;
+        load(g, at);
+        #pragma unroll
+        for (int j = 0; j < PACK; ++j) odd = odd || sub(widen(g.v[j]), widen(g.v[j])) != 0;
+      }} else {{
+        for (int j = 0; k + j < n; ++j) {{
+          {c_type} g;
+          load(g, at + j * (i64)sizeof({c_type}));
+          odd = odd || sub(widen(g), widen(g)) != 0;
+        }}
+      }}
+    }}
+    if (odd) bad[tensor] = 1;
+  }}
+}}"""
+    head = f"KERNEL(finite)({WALK_PARAMETERS}, i64* bad) {{"
+    return "\n".join([*opening((dtype,), 0), head, WALK.strip("\n"), body.strip("\n")])
+
+
+@cache
+def fill_source() -> str:
+    """Source of the kernel ``fill``: writes words, which travel as its arguments, to a table on the device."""
+    return "\n".join(
+        [
+            *opening(("float64",), 0),
+            f"struct Words {{ i64 v[{WORDS}]; }};",
+            "KERNEL(fill)(i64* out, int n, BY_VALUE Words words) {",
+            "  for (int k = threadIdx.x; k < n; k += BLOCK) out[k] = words.v[k];",
+            "}",
+        ]
+    )

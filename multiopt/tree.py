@@ -1,0 +1,133 @@
+"""Structures of parameters: one array, a flat list, tuple or dict, or anything nested (by optree)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+__all__ = ["Structure"]
+
+Leaf = Any
+
+
+def _is_container(value: Any) -> bool:
+    return isinstance(value, (list, tuple, dict))
+
+
+class Structure:
+    """The shape of a container of arrays, learnt from one example.
+
+    Parameters
+    ----------
+    tree : object
+        An array, a list, tuple or dict of arrays, an iterator of arrays, or containers nested in any way.
+    what : str
+        How to call it in messages.
+
+    Attributes
+    ----------
+    leaves : list
+        The arrays of the example, in order.
+    names : list of str
+        A name for each, such as ``params['encoder'][0]``.
+
+    Raises
+    ------
+    ImportError
+        If containers are nested and optree is not installed.
+    """
+
+    leaves: list[Leaf]
+    names: list[str]
+
+    def __init__(self, tree: Any, what: str = "params") -> None:
+        if isinstance(tree, Iterator):
+            tree = list(tree)
+        self.what = what
+        self.kind: Any = type(tree) if _is_container(tree) else None
+        self.spec: Any = None
+        if not _is_container(tree):
+            self.leaves, self.names = [tree], [what]
+        elif any(map(_is_container, _values(tree))) or type(tree) not in (list, tuple, dict):
+            optree = _optree()
+            self.leaves, self.spec = optree.tree_flatten(tree, none_is_leaf=True)
+            self.names = [what + "".join(f"[{key!r}]" for key in path) for path in self.spec.paths()]
+        else:
+            self.leaves = list(_values(tree))
+            self.keys = list(tree) if self.kind is dict else list(range(len(tree)))
+            self.names = [f"{what}[{key!r}]" for key in self.keys]
+
+    def flatten(self, tree: Any, what: str) -> list[Leaf]:
+        """The leaves of another tree of this structure, None among them.
+
+        Raises
+        ------
+        ValueError
+            If the structure differs; the message says where.
+        """
+        if self.kind is None:
+            if _is_container(tree):
+                raise ValueError(f"{what}: expected one array, as params is, got a {type(tree).__name__}")
+            return [tree]
+        if isinstance(tree, Iterator):
+            tree = list(tree)
+        if self.spec is not None:
+            return self._flatten_nested(tree, what)
+        if self.kind is dict:
+            if not isinstance(tree, dict):
+                raise ValueError(f"{what}: expected a dict, as {self.what} is, got {_describe(tree)}")
+            if tree.keys() != set(self.keys):
+                missing = [key for key in self.keys if key not in tree]
+                unknown = [key for key in tree if key not in self.keys]
+                raise ValueError(
+                    f"{what}: expected the keys of {self.what}; missing {missing}, unexpected {unknown}"
+                )
+            return [tree[key] for key in self.keys]
+        if not isinstance(tree, (list, tuple)):
+            raise ValueError(f"{what}: expected a list or tuple, as {self.what} is, got {_describe(tree)}")
+        if len(tree) != len(self.keys):
+            raise ValueError(
+                f"{what}: expected {len(self.keys)} entries, one for each of {self.what}, got {len(tree)}"
+            )
+        return tree if type(tree) is list else list(tree)
+
+    def _flatten_nested(self, tree: Any, what: str) -> list[Leaf]:
+        leaves, spec = _optree().tree_flatten(tree, none_is_leaf=True)
+        if spec != self.spec:
+            names = {what + name.removeprefix(self.what) for name in self.names}
+            got = {what + "".join(f"[{key!r}]" for key in path) for path in spec.paths()}
+            missing, unknown = sorted(names - got), sorted(got - names)
+            raise ValueError(
+                f"{what}: expected the structure of {self.what}; missing {missing[:5]}, unexpected {unknown[:5]}"
+                if missing or unknown
+                else f"{what}: expected the structure {self.spec}, got {spec}"
+            )
+        return leaves
+
+    def unflatten(self, leaves: Sequence[Leaf]) -> Any:
+        """Put leaves back into the structure."""
+        if self.kind is None:
+            return leaves[0]
+        if self.spec is not None:
+            return _optree().tree_unflatten(self.spec, leaves)
+        return dict(zip(self.keys, leaves, strict=True)) if self.kind is dict else self.kind(leaves)
+
+    def map(self, function: Callable[[Leaf], Any]) -> Any:
+        """The example with `function` applied to each leaf."""
+        return self.unflatten([function(leaf) for leaf in self.leaves])
+
+
+def _values(tree: Any) -> Any:
+    return tree.values() if isinstance(tree, dict) else tree
+
+
+def _describe(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _optree() -> Any:
+    try:
+        import optree
+    except ImportError:
+        raise ImportError('nested params need optree: pip install "multiopt[tree]"') from None
+    return optree
