@@ -1,0 +1,64 @@
+"""The floor: loops that move the bytes of the update and do next to nothing.
+
+They know no tensors: four flat arrays, as long as all tensors together. The threads are the host engine's.
+"""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from multiopt.backends.engines import threads
+
+from .contender import Running, wall
+from .workload import Workload
+
+__all__ = ["build"]
+
+#: Elements that a thread takes at a time.
+PIECE = 1 << 19
+#: Below this many elements a second thread costs more than it saves.
+SERIAL = 1 << 17
+
+
+def compiled() -> tuple[Any, Any]:
+    """Compile the loop that reads four arrays and writes three, and one that only reads."""
+    import numba
+
+    @numba.njit(nogil=True)
+    def move(x: Any, g: Any, v: Any, u: Any) -> None:
+        for k in range(len(x)):
+            t = g[k]
+            x[k] += t
+            v[k] += t
+            u[k] += t
+
+    @numba.njit(nogil=True)
+    def read(g: Any, out: Any) -> None:
+        # As integers, because the order of a floating-point sum would keep it from being vectorised.
+        total = g.dtype.type(0)
+        for k in range(len(g)):
+            total ^= g[k]
+        out[0] ^= total
+
+    return move, read
+
+
+def build(workload: Workload, options: dict[str, Any]) -> Running:
+    """Set the floor up; ``options["more_reads"]`` is how often the gradients are read once more before."""
+    n, more_reads = workload.elements, options.get("more_reads", 0)
+    # Zeros are as quick to read, and nothing grows over millions of steps. np.full touches every page.
+    x, g, v, u = (np.full(n, value, workload.dtype) for value in (1, 0, 0, 0))
+    began = perf_counter()
+    move, read = compiled()
+    bits, sink = g.view(f"i{g.itemsize}"), np.zeros(1, f"i{g.itemsize}")
+    size = PIECE if n > SERIAL else max(n, 1)
+    pieces = [slice(start, start + size) for start in range(0, n, size)]
+
+    def step() -> None:
+        for _ in range(more_reads):
+            threads.run(lambda piece: read(bits[piece], sink), pieces)
+        threads.run(lambda piece: move(x[piece], g[piece], v[piece], u[piece]), pieces)
+
+    return Running(wall(step), step, lambda: [x], began)

@@ -1,0 +1,94 @@
+"""The picture: times against the floor, for the cases that were run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .figures import FLOOR, Point, Result
+from .report import duration, times
+
+__all__ = ["draw"]
+
+OURS, PEER, FLOOR_LINE, INK = "#0b7a5e", "#9aa5b1", "#c2410c", "#1f2933"
+LINES = ["#5b8def", "#8e6bbf", "#d08c2f", "#52606d", "#c75a8b", "#7a9e3b", "#3aa6b9"]
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draw bars for cases of one workload and curves for sweeps, and write a picture to `path`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels: list[tuple[Result, Callable[[Any, Result], None]]] = []
+    for result in results:
+        if result.kind == "race" and any(row.ratio for point in result.points for row in point.rows):
+            many = result.case in ("sweep", "count")
+            panels.append((result, curves if many else bars))
+    columns = 2 if len(panels) > 1 else 1
+    lines = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(7.2 * columns, 4.4 * lines), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for number, (result, panel) in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        axes.set_title(result.title, loc="left", fontsize=11, fontweight="bold", color=INK)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(colors=INK, labelsize=9)
+        panel(axes, result)
+    figure.savefig(path, dpi=150)
+
+
+def bars(axes: Any, result: Result) -> None:
+    """Draw one bar a contender: its time as a multiple of the floor, which is a line at 1."""
+    point = result.points[-1]
+    rows = [row for row in point.rows if row.ratio is not None and row.key != FLOOR]
+    rows.sort(key=lambda row: row.ratio or 0.0)
+    colours = [OURS if row.label.startswith("multiopt") or result.case == "options" else PEER for row in rows]
+    places = range(len(rows))
+    axes.barh(places, [row.ratio for row in rows], color=colours, height=0.7)
+    axes.set_yticks(places, [row.label for row in rows])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    largest = max((row.ratio or 1.0 for row in rows), default=1.0)
+    axes.set_xlim(0.5, max(largest, 2.0) * 3)
+    axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
+    axes.set_xlim(0.5, max(largest, 2.0) * 3)
+    axes.axvline(1, color=FLOOR_LINE, linewidth=1.6)
+    axes.text(1, -0.75, "floor", color=FLOOR_LINE, ha="center", va="bottom", fontsize=9)
+    axes.set_ylim(len(rows) - 0.4, -0.7)
+    for place, row in zip(places, rows, strict=True):
+        text = f" {times(row.ratio)}  {duration(row.time)}"
+        axes.text(max(row.ratio or 0.0, 1.0), place, text, va="center", fontsize=8, color=INK)
+    axes.set_xlabel(f"time ÷ the floor's ({duration(_floor(point))})", fontsize=9, color=INK)
+
+
+def _floor(point: Point) -> float | None:
+    row = point.row(FLOOR)
+    return row.time if row else None
+
+
+def curves(axes: Any, result: Result) -> None:
+    """Draw one curve a contender: its time against the elements or tensors; the floor is the dashed one."""
+    by_count = result.case == "count"
+    colours = iter(LINES * 2)
+    for row in result.points[0].rows:
+        seen = [
+            (p.tensors if by_count else p.elements, r.time) for p in result.points if (r := p.row(row.key)) and r.time
+        ]
+        if not seen:
+            continue
+        x, y = zip(*seen, strict=True)
+        ours, floor = row.label.startswith("multiopt"), row.key == FLOOR
+        colour = FLOOR_LINE if floor else OURS if ours else next(colours)
+        dash = "--" if floor else "-" if row.key in ("multiopt-numpy", "multiopt-cupy") or not ours else ":"
+        axes.plot(x, y, dash, color=colour, label=row.label, marker="" if floor else "o", markersize=3.5,
+                  linewidth=2.2 if ours else 1.5, zorder=3 if ours or floor else 2)  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: duration(value).replace(".00", "").replace(".0", ""))
+    axes.grid(color="#e4e7eb", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("tensors" if by_count else "elements", fontsize=9, color=INK)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
