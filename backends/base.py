@@ -140,11 +140,7 @@ class Backend:
 
     def parts(self, array: Array) -> list[Array]:
         """Real arrays that make up the array: itself, or its real and imaginary part."""
-        return (
-            [array]
-            if not self.dtype(array).startswith("complex")
-            else [self.xp.real(array), self.xp.imag(array)]
-        )
+        return [array] if not self.dtype(array).startswith("complex") else [self.xp.real(array), self.xp.imag(array)]
 
     def join(self, parts: list[Array], dtype: str) -> Array:
         """The inverse of `parts`, in `dtype`."""
@@ -247,7 +243,7 @@ class Bucket:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again, the engine too: another machine may have another one."""
-        fresh = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
+        fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
         return {**self.__dict__, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -42,7 +42,7 @@ class NumpyBackend(Backend):
 
     def share_memory(self, a: Array, b: Array) -> bool:
         try:
-            return np.shares_memory(a, b, max_work=10_000)
+            return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]
         except np.exceptions.TooHardError:
             return True
 

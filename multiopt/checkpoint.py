@@ -87,9 +87,7 @@ def places(opt: Optimizer, params: bool) -> list[Place]:
         if opt._accumulators and opt.micro_steps:
             columns.append(("accumulated", opt._accumulators[k].bucket.params, bucket.state_dtype))
         for kind, arrays, dtype in columns:
-            found += [
-                Place(f"{kind}/{name}", bucket, arrays, j, dtype) for j, name in enumerate(bucket.names)
-            ]
+            found += [Place(f"{kind}/{name}", bucket, arrays, j, dtype) for j, name in enumerate(bucket.names)]
     return found
 
 
@@ -133,9 +131,7 @@ def _take(
     if own != theirs:
         raise ValueError(f"state: expected the parameters {_brief(own)}, got {_brief(theirs)}")
     if bool(told["accumulated"]) != bool(opt._accumulators):
-        raise ValueError(
-            "state: expected accumulation of gradients to be on in both optimizers or in neither"
-        )
+        raise ValueError("state: expected accumulation of gradients to be on in both optimizers or in neither")
     before = opt.micro_steps
     opt.micro_steps = told["micro_steps"]  # decides whether sums are part of the state
     try:
@@ -205,9 +201,7 @@ def decode(value: Any, current: Any) -> Any:
         return getattr(schedules, value["schedule"])(**fields)
     if isinstance(value, dict):
         if not callable(current):
-            raise ValueError(
-                f"state: expected the optimizer that loads to have the callable {value['callable']!r}"
-            )
+            raise ValueError(f"state: expected the optimizer that loads to have the callable {value['callable']!r}")
         return current
     return tuple(value) if isinstance(value, list) else value
 

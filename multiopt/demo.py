@@ -1,215 +1,101 @@
-"""``multiopt demo``: train a digit classifier with Adadelta, on one array library or on all of them.
-
-The network and its gradients are written once, with the array API only, as the update rule is. All libraries start
-from the same numbers and see the same batches. Their losses agree to some roundings, because matrix products and
-sums round differently in each library; fed with the same gradients, the optimizer gives the same bits.
-"""
+"""``multiopt demo``: train a digit classifier with Adadelta, on one array library or on all of them."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from . import info
-from .backends.base import Array, Backend
-from .optimizer import Adadelta
+from .demo_digits import PRESETS, Config, Digits, Run, replay, train
 
-__all__ = ["Config", "Digits", "Run", "add_arguments", "loss_and_gradients", "main", "replay", "train"]
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
-#: Width of the hidden layers: 11,960 parameters, between 64 pixels and 10 digits.
-HIDDEN = (100, 50)
-PRESETS = {"paper": Adadelta.paper, "torch": Adadelta.torch, "keras": Adadelta.keras}
-Params = dict[str, Array]
+__all__ = ["add_arguments", "main"]
 
-
-@dataclass(frozen=True)
-class Config:
-    """What is trained, and how: the same for every library."""
-
-    epochs: int = 20
-    batch: int = 50
-    seed: int = 0
-    dtype: str = "float32"
-    activation: str = "tanh"
-    preset: str = "torch"
-    options: dict[str, float] = field(default_factory=dict)
-
-    def initial(self) -> dict[str, np.ndarray]:
-        """Weights and biases: Glorot and Bengio's uniform weights (2010), zero biases."""
-        rng, params = np.random.default_rng(self.seed), {}
-        sizes = (64, *HIDDEN, 10)
-        for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
-            limit = math.sqrt(6 / (n + m))
-            params[f"W{i}"] = rng.uniform(-limit, limit, (n, m)).astype(self.dtype)
-            params[f"b{i}"] = np.zeros(m, self.dtype)
-        return params
-
-    def optimizer(self, params: Params) -> Adadelta:
-        """The optimizer that was asked for."""
-        return PRESETS[self.preset](params, **self.options)
+#: Steps whose gradients, NumPy's, are fed to every library's optimizer with ``--all``.
+REPLAYED = 50
+#: Okabe and Ito's colours, which colour-blind readers tell apart, black first.
+COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
+MARKERS = "osD^vPX*"
 
 
-@dataclass(frozen=True)
-class Digits:
-    """Scikit-learn's 1,797 digits of 8 × 8 pixels, four fifths of them to train with."""
-
-    train_x: np.ndarray
-    train_y: np.ndarray
-    test_x: np.ndarray
-    test_y: np.ndarray
-
-    @classmethod
-    def load(cls, config: Config) -> Digits:
-        """Shuffle the digits and scale the pixels to [0, 1]; labels become rows of zeros with a one."""
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
-        order = np.random.default_rng(config.seed).permutation(len(pixels))
-        x, y = (pixels[order] / 16).astype(config.dtype), np.eye(10, dtype=config.dtype)[labels[order]]
-        cut = len(x) * 4 // 5
-        return cls(x[:cut], y[:cut], x[cut:], y[cut:])
-
-    def batches(self, config: Config) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """One epoch after another, each in its own order."""
-        rng = np.random.default_rng(config.seed + 1)
-        for _ in range(config.epochs):
-            order = rng.permutation(len(self.train_x))
-            for start in range(0, len(order), config.batch):
-                rows = order[start : start + config.batch]
-                yield self.train_x[rows], self.train_y[rows]
-
-    def steps(self, config: Config) -> int:
-        """How many batches there are in all."""
-        return config.epochs * math.ceil(len(self.train_x) / config.batch)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``multiopt demo``."""
+    which = parser.add_mutually_exclusive_group()
+    known = ", ".join(name.replace("_", "-") for name in info.LIBRARIES)
+    which.add_argument(
+        "--backend", default="numpy", metavar="NAME", help=f"{known}, or the import name of any array API namespace"
+    )
+    which.add_argument("--all", action="store_true", help="train on every installed library, and compare")
+    parser.add_argument("--device", help="a device of the library, such as cuda; by default the library's own choice")
+    parser.add_argument("--epochs", type=_positive, default=Config.epochs, help="passes over the training digits")
+    parser.add_argument("--batch", type=_positive, default=Config.batch, help="digits a step")
+    parser.add_argument("--preset", choices=PRESETS, default=Config.preset, help="whose lr, rho and eps")
+    for name in ("lr", "rho", "eps"):
+        parser.add_argument(f"--{name}", type=float, metavar="X", help=f"{name} instead of the preset's")
+    parser.add_argument("--activation", choices=("tanh", "relu"), default=Config.activation, help="of hidden layers")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default=Config.dtype, help="of all arrays")
+    parser.add_argument("--seed", type=_natural, default=Config.seed, help="of the split, the weights and the batches")
+    parser.add_argument("--out", type=Path, default=Path("loss.png"), help="where to draw the losses")
 
 
-def layers(xp: Any, params: Params, x: Array, activation: str) -> list[Array]:
-    """The input, what each hidden layer makes of it, and the logits."""
-    values, count = [x], len(params) // 2
-    for i in range(1, count + 1):
-        z = values[-1] @ params[f"W{i}"] + params[f"b{i}"]
-        if i < count:
-            z = xp.tanh(z) if activation == "tanh" else xp.where(z > 0, z, 0 * z)
-        values.append(z)
-    return values
+def main(args: argparse.Namespace) -> int:
+    """Train, tell how it went, and draw the losses.
 
-
-def loss_and_gradients(
-    xp: Any, params: Params, x: Array, y: Array, activation: str = "tanh"
-) -> tuple[Array, Params]:
-    """Softmax cross-entropy of a batch, and its gradients by backpropagation, written out.
-
-    Parameters
-    ----------
-    xp : namespace
-        Of the array API.
-    params : dict of arrays
-        ``W1, b1, W2, b2, …``
-    x, y : arrays of shape (batch, 64) and (batch, 10)
-        Pixels, and a one for each label.
-    activation : {"tanh", "relu"}
-
-    Returns
-    -------
-    loss : 0-d array
-        The mean over the batch.
-    gradients : dict of arrays
-        Like `params`.
+    Raises
+    ------
+    ImportError
+        If rich, scikit-learn or matplotlib is not installed.
+    ValueError
+        If the library or the device asked for does not work here, or an option is out of range.
+    OSError
+        If the picture cannot be written.
     """
-    *values, logits = layers(xp, params, x, activation)
-    logits = logits - xp.max(logits, axis=1, keepdims=True)
-    log_p = logits - xp.log(xp.sum(xp.exp(logits), axis=1, keepdims=True))
-    loss = -xp.sum(y * log_p) / x.shape[0]
-    d, grads = (xp.exp(log_p) - y) / x.shape[0], {}
-    for i in range(len(values), 0, -1):
-        value = values[i - 1]
-        grads[f"W{i}"] = xp.matrix_transpose(value) @ d
-        grads[f"b{i}"] = xp.sum(d, axis=0)
-        if i > 1:
-            slope = 1 - value * value if activation == "tanh" else xp.astype(value > 0, value.dtype)
-            d = (d @ xp.matrix_transpose(params[f"W{i}"])) * slope
-    return loss, grads
+    import matplotlib.pyplot  # noqa: F401 - missing ones are told before the work, not after it
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    options = {name: value for name in ("lr", "rho", "eps") if (value := getattr(args, name)) is not None}
+    config = Config(args.epochs, args.batch, args.seed, args.dtype, args.activation, args.preset, options)
+    console = Console()
+    if not args.out.resolve().parent.is_dir():
+        raise ValueError(f"--out: there is no folder {str(args.out.resolve().parent)!r}")
+    digits = Digits.load(config)
+    config.optimizer(config.initial())  # a wrong option is told before the work begins
+    places, left_out = _places(args)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("loss {task.fields[loss]}"))
+    runs: list[Run] = []
+    same: list[str] = []
+    reference = np.empty(0)
+    with Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        for name, library, place in places:
+            runs.append(_train(progress, name, library, place, config, digits, keep=REPLAYED if not runs else 0))
+            if args.all:
+                values = replay(library.backend, place, config, runs[0].gradients)
+                reference = reference if len(runs) > 1 else values
+                same.append(_bits(values, reference))
+    _tell(console, runs, [place.engine for *_, place in places], same)
+    for line in left_out:
+        console.print(f"left out: {line}", markup=False, highlight=False)
+    if args.all:
+        console.print(f"difference: largest of a step's loss from {runs[0].name}'s, relative. It comes from the network: each")
+    draw(runs, config, args.out)
+    console.print(f"The losses are drawn in {args.out}.", markup=False, highlight=False)
+    return 0
 
 
-@dataclass
-class Run:
-    """What a training gave. `gradients` holds the first of them, as NumPy arrays, where they were kept."""
-
-    name: str
-    engine: str
-    losses: np.ndarray
-    accuracy: float
-    seconds: float
-    gradients: list[dict[str, np.ndarray]]
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    return int(text)
 
 
-def train(
-    backend: Backend,
-    place: info.Place,
-    config: Config,
-    digits: Digits,
-    *,
-    keep: int = 0,
-    tick: Callable[[float], None] = lambda loss: None,
-) -> Run:
-    """Train on one library.
-
-    Parameters
-    ----------
-    backend : Backend
-    place : Place
-        The device.
-    config : Config
-    digits : Digits
-    keep : int
-        How many steps' gradients to keep.
-    tick : callable
-        Called with the loss after each step.
-    """
-    xp = backend.xp
-    params = _give(backend, place, config.initial())
-    optimizer = config.optimizer(params)
-    losses, kept = [], []
-    start = time.perf_counter()
-    for x, y in digits.batches(config):
-        batch = _give(backend, place, {"x": x, "y": y})
-        loss, grads = loss_and_gradients(xp, params, **batch, activation=config.activation)
-        # A lazy library computes here; otherwise it would compute once for the loss and once for the step.
-        loss, *settled = backend.settle([loss, *grads.values()])
-        grads = dict(zip(grads, settled, strict=True))
-        if len(kept) < keep:
-            kept.append(_take(backend, grads))
-        params = optimizer.step(grads)
-        losses.append(float(loss))
-        tick(losses[-1])
-    seconds = time.perf_counter() - start
-    test = _give(backend, place, {"x": digits.test_x})["x"]
-    (logits,) = backend.settle([layers(xp, params, test, config.activation)[-1]])
-    right = backend.to_host(logits).argmax(axis=1) == digits.test_y.argmax(axis=1)
-    name = backend.name if place.device is None else f"{backend.name} on {place.name}"
-    return Run(name, place.engine, np.array(losses), float(right.mean()), seconds, kept)
-
-
-def replay(
-    backend: Backend, place: info.Place, config: Config, gradients: list[dict[str, np.ndarray]]
-) -> Any:
-    """Feed kept gradients to a fresh optimizer; return all numbers of its parameters and state, as NumPy has them."""
-    optimizer = config.optimizer(_give(backend, place, config.initial()))
-    for grads in gradients:
-        optimizer.step(_give(backend, place, grads))
-    arrays = [*optimizer.params.values(), *(a for slots in optimizer.state.values() for a in slots.values())]
-    return np.concatenate([backend.to_host(a).ravel() for a in arrays])
-
-
-def _give(backend: Backend, place: info.Place, arrays: dict[str, np.ndarray]) -> Params:
-    # A copy, so that no library writes into an array that another one starts from.
-    return {name: backend.xp.asarray(a.copy(), device=place.device) for name, a in arrays.items()}
-
-
-def _take(backend: Backend, arrays: Params) -> dict[str, np.ndarray]:
-    return {name: backend.to_host(a) for name, a in arrays.items()}
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer that is not negative, got {text!r}")
+    return int(text)

@@ -6,6 +6,7 @@ them itself. In eager use on NumPy arrays `multiopt.Adadelta` is many times as f
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from . import backends
@@ -54,9 +55,7 @@ def init(params: Any, *, rule: Rule = ADADELTA, state_dtype: str | None = None) 
     structure = Structure(params)
     for name, array in zip(structure.names, structure.leaves, strict=True):
         _floating(name, array)
-    slots = {
-        slot: structure.map(lambda p, v=value: _full(p, v, state_dtype)) for slot, value in rule.slots.items()
-    }
+    slots = {slot: structure.map(partial(_full, value=v, dtype=state_dtype)) for slot, v in rule.slots.items()}
     return State(0, slots)
 
 
@@ -108,9 +107,7 @@ def update(
         coupled=_is_on(weight_decay) and not check_switch("decoupled", decoupled),
         decoupled=_is_on(weight_decay) and decoupled,
     )
-    values = {
-        name: _number(name, hypers.get(name, h.default), h, state.step) for name, h in rule.hypers.items()
-    }
+    values = {name: _number(name, hypers.get(name, h.default), h, state.step) for name, h in rule.hypers.items()}
     values |= {"weight_decay": weight_decay, "clip_value": clip_value, "scale": -1.0, "step": state.step}
     scalars = {name: values[name] for name in one_pass.scalars}
     structure = Structure(params)
@@ -130,9 +127,7 @@ def _is_on(value: Any) -> bool:
 def _number(name: str, value: Any, hyper: Any, step: Any) -> Any:
     if callable(value):
         value = value(step)
-    return (
-        hyper.check(name, value) if isinstance(value, (int, float)) or not hasattr(value, "dtype") else value
-    )
+    return hyper.check(name, value) if isinstance(value, (int, float)) or not hasattr(value, "dtype") else value
 
 
 def _floating(name: str, array: Any) -> str:
@@ -156,9 +151,7 @@ def _apply(name: str, one_pass: Pass, scalars: dict[str, Any], x: Any, g: Any, o
     backend, dtype = backends.of(x), _floating(name, x)
     told = name.replace("params", "grads", 1)
     if _floating(told, g) != dtype or backends.of(g) is not backend:
-        raise TypeError(
-            f"{told}: expected a {backend.name} array of dtype {dtype}, as its parameter, got {g.dtype}"
-        )
+        raise TypeError(f"{told}: expected a {backend.name} array of dtype {dtype}, as its parameter, got {g.dtype}")
     if tuple(g.shape) != tuple(x.shape):
         raise ValueError(f"{told}: expected shape {tuple(x.shape)}, as its parameter's, got {tuple(g.shape)}")
     dtypes = [dtype, *(backend.dtype(a) for a in old)]

@@ -68,7 +68,7 @@ def find(name: str) -> Library:
         Its import name.
     """
     if not installed(name):
-        return Library(name, problem=f"not installed: pip install {LIBRARIES.get(name, name)}")
+        return Library(name, problem=f"is not installed: pip install {LIBRARIES.get(name, name)}")
     places: dict[str, Place] = {}
     try:
         with warnings.catch_warnings():
@@ -155,7 +155,7 @@ def main(args: argparse.Namespace) -> int:
 def _helper(name: str) -> tuple[str, str]:
     """Version and problem of a helper."""
     if not installed(name):
-        return "", "not installed"
+        return "", "is not installed"
     try:
         importlib.import_module(name)
     except Exception as error:  # as in `find`

@@ -106,9 +106,7 @@ class Optimizer:
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate: expected a positive integer, got {accumulate!r}")
         if state_dtype not in (None, "float16", "bfloat16", "float32", "float64"):
-            raise ValueError(
-                f"state_dtype: expected None or a real floating dtype's name, got {state_dtype!r}"
-            )
+            raise ValueError(f"state_dtype: expected None or a real floating dtype's name, got {state_dtype!r}")
         self.rule = rule
         self.accumulate = accumulate
         self.clip_global_norm = clip_global_norm
@@ -253,14 +251,10 @@ class Optimizer:
             If a gradient is not finite and ``nonfinite="raise"``. Nothing has been changed then.
         """
         jobs = self._jobs(self._flatten(grads, "grads"))
-        if self._nonfinite != "propagate" and (
-            bad := nonfinite(zip(self._entrance(jobs), jobs, strict=True))
-        ):
+        if self._nonfinite != "propagate" and (bad := nonfinite(zip(self._entrance(jobs), jobs, strict=True))):
             if self._nonfinite == "raise":
                 some = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-                raise FloatingPointError(
-                    f"grads: expected finite gradients; infinite or NaN elements for {some}"
-                )
+                raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
             return self.params
         if self.accumulate > 1 and not self._accumulated(jobs):
@@ -281,9 +275,7 @@ class Optimizer:
             return [self.groups[0].structure.flatten(tree, what)]
         if not isinstance(tree, (list, tuple)) or len(tree) != len(self.groups):
             got = f"{len(tree)} entries" if isinstance(tree, (list, tuple)) else f"a {type(tree).__name__}"
-            raise ValueError(
-                f"{what}: expected a list with one entry for each of {len(self.groups)} groups, got {got}"
-            )
+            raise ValueError(f"{what}: expected a list with one entry for each of {len(self.groups)} groups, got {got}")
         return [
             group.structure.flatten(entry, f"{what}[{i}]")
             for i, (group, entry) in enumerate(zip(self.groups, tree, strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 from .rule import Hyper, Rule
@@ -43,7 +44,7 @@ def checkers(rule: Rule) -> dict[str, Callable[[str, Any], Any]]:
     """For each option of a group, what checks it."""
     table: dict[str, Callable[[str, Any], Any]] = {}
     for name, hyper in {**rule.hypers, "weight_decay": WEIGHT_DECAY}.items():
-        table[name] = lambda where, value, hyper=hyper: check_number(where, value, hyper)
+        table[name] = partial(check_number, hyper=hyper)
     table["decoupled"] = table["maximize"] = check_switch
     table["clip_value"] = table["clip_norm"] = check_threshold
     return table

@@ -91,9 +91,7 @@ class Schedule(ABC):
             from .backends import of
 
             xp = of(step).xp
-            return self._at(
-                xp, xp.astype(step, xp.__array_namespace_info__().default_dtypes()["real floating"])
-            )
+            return self._at(xp, xp.astype(step, xp.__array_namespace_info__().default_dtypes()["real floating"]))
         number = int(step) if isinstance(step, Integral) else float(step)
         if not number >= 0:
             raise ValueError(f"step: expected a number that is not negative, got {step!r}")

@@ -58,16 +58,12 @@ def check_params(params: Sequence[Array], names: Sequence[str]) -> Backend:
         except TypeError as error:
             raise TypeError(f"{name}: {error}") from None
         if found is not None and backend is not found:
-            raise TypeError(
-                f"{name}: expected a {found.name} array, as {names[0]} is, got a {backend.name} array"
-            )
+            raise TypeError(f"{name}: expected a {found.name} array, as {names[0]} is, got a {backend.name} array")
         found = backend
         if refusal := backend.admit(array):
             raise TypeError(f"{name}: {refusal}")
         if backend.dtype(array) not in FLOATING:
-            raise TypeError(
-                f"{name}: expected one of the dtypes {', '.join(FLOATING)}, got {backend.dtype(array)}"
-            )
+            raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATING)}, got {backend.dtype(array)}")
         if backend.mutable and not backend.writable(array):
             raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
     if found is None:
@@ -81,9 +77,7 @@ def _check_overlap(backend: Backend, params: Sequence[Array], names: Sequence[st
     extents = []
     for i, array in enumerate(params):
         if backend.overlaps_itself(array):
-            raise ValueError(
-                f"{names[i]}: expected elements with memory of their own, got a view that repeats some"
-            )
+            raise ValueError(f"{names[i]}: expected elements with memory of their own, got a view that repeats some")
         extent = backend.extent(array)
         # Where memory cannot be seen, at least the same object twice is.
         extents.append((*(extent or (id(array), id(array) + 1)), i))
@@ -92,9 +86,7 @@ def _check_overlap(backend: Backend, params: Sequence[Array], names: Sequence[st
     for start, end, i in extents:
         if start < reach[0] and start < end and backend.share_memory(params[reach[1]], params[i]):
             first, second = sorted((i, reach[1]))
-            raise ValueError(
-                f"{names[second]}: expected memory of its own, got an array that overlaps {names[first]}"
-            )
+            raise ValueError(f"{names[second]}: expected memory of its own, got an array that overlaps {names[first]}")
         reach = max(reach, (end, i))
 
 
@@ -119,27 +111,18 @@ def make_buckets(
     sorted_: dict[tuple[Any, str, str], list[int]] = {}
     for i, array in enumerate(params):
         dtype = backend.dtype(array)
-        held = (
-            backend.dtype(next(iter(state[i].values())))
-            if state and state[i]
-            else _state_dtype(dtype, state_dtype)
-        )
+        held = backend.dtype(next(iter(state[i].values()))) if state and state[i] else _state_dtype(dtype, state_dtype)
         sorted_.setdefault((backend.device(array), dtype, held), []).append(i)
     made = []
     for (device, dtype, held), indices in sorted_.items():
         grad = _state_dtype(dtype, grad_dtype)
         chosen, _ = backends.engine_for(backend, device, (dtype, grad, held), engine)
         arrays = {
-            slot: [
-                state[i][slot] if state and state[i] else backend.full_like(params[i], value, held)
-                for i in indices
-            ]
+            slot: [state[i][slot] if state and state[i] else backend.full_like(params[i], value, held) for i in indices]
             for slot, value in rule.slots.items()
         }
         chosen_names, chosen_params = [names[i] for i in indices], [params[i] for i in indices]
-        bucket = Bucket(
-            backend, chosen, device, dtype, grad, held, chosen_names, chosen_params, arrays, engine
-        )
+        bucket = Bucket(backend, chosen, device, dtype, grad, held, chosen_names, chosen_params, arrays, engine)
         made.append((bucket, indices))
     return made
 
@@ -177,9 +160,7 @@ def prepare(bucket: Bucket, one_pass: Pass) -> None:
 # --- gradients ---
 
 
-def check_gradients(
-    bucket: Bucket, grads: Sequence[Array | None], names: Sequence[str] | None = None
-) -> None:
+def check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Sequence[str] | None = None) -> None:
     """Check that each gradient agrees with its parameter.
 
     Raises
@@ -212,15 +193,11 @@ def _check_gradient(backend: Backend, name: str, g: Array, param: Array, expecte
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
     if found is not backend:
-        raise TypeError(
-            f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array"
-        )
+        raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array")
     if refusal := backend.admit(g):
         raise TypeError(f"{name}: {refusal}")
     if tuple(g.shape) != tuple(param.shape):
-        raise ValueError(
-            f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(g.shape)}"
-        )
+        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(g.shape)}")
     if backend.dtype(g) != expected:
         raise TypeError(f"{name}: expected dtype {expected}, as its parameter's, got {backend.dtype(g)}")
     if backend.device(g) != backend.device(param):
@@ -279,9 +256,7 @@ def _norm_scales(
 ) -> tuple[list[Any], Any]:
     thresholds = [job.clip_norm for job in jobs if job.clip_norm is not None]
     lowest = norms.lowest_exponent(min([*thresholds, *([clip_global_norm] if clip_global_norm else [])]))
-    tables = [
-        job.bucket.engine.norm_table(job.bucket, job.one_pass, job.grads, job.values, lowest) for job in jobs
-    ]
+    tables = [job.bucket.engine.norm_table(job.bucket, job.one_pass, job.grads, job.values, lowest) for job in jobs]
     xp, table = tables[0].xp, tables[0].table
     if len(tables) > 1:
         if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
@@ -297,9 +272,7 @@ def _norm_scales(
         table = reduce(xp, table)
     own = None
     if thresholds:
-        limits = [
-            t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)
-        ]
+        limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
     factors, norm = norms.clip_factors(xp, table, lowest, own, clip_global_norm)
     scales, start = [], 0

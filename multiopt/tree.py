@@ -79,16 +79,12 @@ class Structure:
             if tree.keys() != set(self.keys):
                 missing = [key for key in self.keys if key not in tree]
                 unknown = [key for key in tree if key not in self.keys]
-                raise ValueError(
-                    f"{what}: expected the keys of {self.what}; missing {missing}, unexpected {unknown}"
-                )
+                raise ValueError(f"{what}: expected the keys of {self.what}; missing {missing}, unexpected {unknown}")
             return [tree[key] for key in self.keys]
         if not isinstance(tree, (list, tuple)):
             raise ValueError(f"{what}: expected a list or tuple, as {self.what} is, got {_describe(tree)}")
         if len(tree) != len(self.keys):
-            raise ValueError(
-                f"{what}: expected {len(self.keys)} entries, one for each of {self.what}, got {len(tree)}"
-            )
+            raise ValueError(f"{what}: expected {len(self.keys)} entries, one for each of {self.what}, got {len(tree)}")
         return tree if type(tree) is list else list(tree)
 
     def _flatten_nested(self, tree: Any, what: str) -> list[Leaf]:

@@ -233,9 +233,7 @@ def update_source(one_pass: Pass, dtypes: tuple[str, ...]) -> str:
     element = [f"const real {a} = widen({a}_);" for a, _ in arrays]
     element += declared(program.render(OPERATIONS), program)
     element += [f"narrow({a}_, {new});" for (a, _), new in zip(written, program.outputs, strict=True)]
-    located = [
-        f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for a, j in columns.items() if a != "g"
-    ]
+    located = [f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for a, j in columns.items() if a != "g"]
     located += ["const real norm_scale = (real)scales[tensor];"] * bool(program.per_tensor)
     at = {a: f"{a}_at + (start + k) * (i64)sizeof({t})" for a, t in arrays}
     extra = [*program.per_tensor, *scalars]

@@ -102,9 +102,7 @@ class EagerEngine:
 
         table = np.zeros((len(grads), norms.COLUMNS), np.int64)
         for i, g in enumerate(grads):
-            for box in (
-                [None] if g is None or not backend.blocked or g.ndim == 0 else blocks(tuple(g.shape), BLOCK)
-            ):
+            for box in [None] if g is None or not backend.blocked or g.ndim == 0 else blocks(tuple(g.shape), BLOCK):
                 for part in [] if g is None else backend.parts(g if box is None else g[box]):
                     table[i] += np.asarray(backend.square_sums(prepare, part, lowest))
         return NormTable(np, table)
@@ -131,14 +129,13 @@ def _apart(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
 
 
 def elementwise(one_pass: Pass, scalars: Mapping[str, Any], computing: str) -> Any:
-    """The pass on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its old dtype."""
+    """The pass on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype."""
 
     def function(xp: Any, *arrays: Array) -> tuple[Array, ...]:
         wide = [xp.astype(a, getattr(xp, computing), copy=False) for a in arrays]
         old = (arrays[0], *arrays[2:])
         return tuple(
-            xp.astype(new, a.dtype, copy=False)
-            for new, a in zip(one_pass(xp, *wide, **scalars), old, strict=True)
+            xp.astype(new, a.dtype, copy=False) for new, a in zip(one_pass(xp, *wide, **scalars), old, strict=True)
         )
 
     return function

@@ -81,9 +81,7 @@ class HostEngine:
     ) -> NormTable:
         """See `Engine.norm_table`; the table is a NumPy array."""
         kernel = kernels.square_kernel(one_pass, FLOATING[bucket.grad_dtype])
-        numbers = np.array(
-            kernels.traced(one_pass).values({**dict.fromkeys(one_pass.scalars, 0.0), **values})
-        )
+        numbers = np.array(kernels.traced(one_pass).values({**dict.fromkeys(one_pass.scalars, 0.0), **values}))
         walk, units = _Walk.of(bucket), np.array(norms.units(lowest))
         out, lock = np.zeros((len(grads), norms.COLUMNS), np.int64), threading.Lock()
 
@@ -141,7 +139,7 @@ class _Walk:
         starts = np.arange(0, total, length)
         first = np.searchsorted(ends, starts, side="right")
         self.pieces = [
-            (int(f), int(s - ends[f] + self.sizes[f]), int(min(length, total - s)))
+            (int(f), int(s - ends[f] + self.sizes[f]), min(length, total - int(s)))
             for f, s in zip(first, starts, strict=True)
         ]
 
@@ -194,9 +192,7 @@ class _Walk:
             addresses[i] = 0
         return [(i, grads[i]) for i in sorted(odd) if grads[i] is not None]
 
-    def _locate(
-        self, bucket: Bucket, grads: list[Array | None], which: Sequence[int], addresses: np.ndarray
-    ) -> None:
+    def _locate(self, bucket: Bucket, grads: list[Array | None], which: Sequence[int], addresses: np.ndarray) -> None:
         """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
         backend: Any = bucket.backend
         live = [i for i in which if grads[i] is not None]

@@ -82,22 +82,18 @@ def _pointer(dtype: Any) -> Any:
 float_bits = _bits(types.float32, types.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
 bits_float = _bits(types.uint32, types.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
 double_bits = _bits(types.float64, types.int64, lambda b, v: b.bitcast(v, ir.IntType(64)))
-half_load = _bits(
-    types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
-)
-half_store = _bits(
-    types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16))
-)
+half_load = _bits(types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
+half_store = _bits(types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
 int_pointer, long_pointer = _pointer(types.int32), _pointer(types.int64)
 
 
 @numba.njit(inline="always")
-def bfloat_load(u: int) -> float:
+def bfloat_load(u: Any) -> Any:
     return bits_float(np.uint32(np.uint32(u) << np.uint32(16)))
 
 
 @numba.njit(inline="always")
-def bfloat_store(x: float) -> int:
+def bfloat_store(x: Any) -> Any:
     u = float_bits(x)
     rounded = np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     # A NaN stays a NaN, whatever its payload.
@@ -112,7 +108,7 @@ STORAGE = {
     "float32": (4, _pointer(types.float32), "{}", "{}"),
     "float64": (8, _pointer(types.float64), "{}", "{}"),
 }
-capsule_pointer = types.ExternalFunction("PyCapsule_GetPointer", types.intp(types.intp, types.intp))
+capsule_pointer: Any = types.ExternalFunction("PyCapsule_GetPointer", numba.core.typing.signature(types.intp, types.intp, types.intp))
 
 
 @numba.njit("int64(int64[::1], int64[::1], int64[::1])")
@@ -192,14 +188,11 @@ def update_kernel(one_pass: Pass, dtypes: tuple[str, ...]) -> Callable[..., None
     arrays = list(zip(program.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
     views = [
-        f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)"
-        for j, (a, d) in enumerate(arrays)
+        f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)" for j, (a, d) in enumerate(arrays)
     ]
     element = [f"{a} = compute({STORAGE[d][2].format(f'{a}_[k]')})" for a, d in arrays]
     element += program.render(OPERATIONS)
-    element += [
-        f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, program.outputs, strict=True)
-    ]
+    element += [f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, program.outputs, strict=True)]
     tensor = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element, 1)]
     loop = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(tensor, 1)]
     loop += ["count -= n", "start = 0", "i += 1"]
@@ -255,7 +248,7 @@ HUGE_BITS = np.float64(HUGE).view(np.int64)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def add_slices(buffer: Any, m: int, largest: int, units: Any, row: Any) -> None:
+def add_slices(buffer: Any, m: int, largest: Any, units: Any, row: Any) -> None:
     """Cut `m` squares into slices and add them to a row; `largest` is the bits of the largest square."""
     if largest >= HUGE_BITS:
         largest = np.int64(0)
@@ -282,7 +275,7 @@ def add_slices(buffer: Any, m: int, largest: int, units: Any, row: Any) -> None:
 
 @cache
 def finite_kernel(dtype: str) -> Callable[..., None]:
-    """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
+    """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
     size, _, load, _ = STORAGE[dtype]
     source = f"""
 def finite(table, bad, first, start, count):

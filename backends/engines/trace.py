@@ -209,11 +209,7 @@ def power(base: Any, exponent: Any) -> Any:
     """``base ** exponent``: small integer powers of arrays are products."""
     if not isinstance(base, Symbol) and not isinstance(exponent, Symbol):
         return apply("pow", base, exponent)
-    if (
-        not isinstance(base, Symbol)
-        or not isinstance(exponent, int)
-        or not 0 < abs(exponent) <= LARGEST_POWER
-    ):
+    if not isinstance(base, Symbol) or not isinstance(exponent, int) or not 0 < abs(exponent) <= LARGEST_POWER:
         refuse(f"'**' other than an array to an integer from 1 to {LARGEST_POWER} or its negative")
     result: Any = None
     square, n = base, abs(exponent)
@@ -260,9 +256,7 @@ class Namespace:
         for name, op in {"minimum": "min", "maximum": "max"}.items():
             setattr(self, name, binary(op)[0])
         for name in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"):
-            op = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.get(
-                name, name[:2]
-            )
+            op = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.get(name, name[:2])
             setattr(self, name, binary("ne" if name == "not_equal" else op, truth=True)[0])
         self.negative = lambda a: apply("neg", a)
         self.square = lambda a: apply("mul", a, a)
@@ -313,10 +307,6 @@ def trace(one_pass: Pass) -> Program:
     names = []
     for output in outputs:
         if not isinstance(output, Symbol) or output.truth:
-            raise TraceError(
-                f"rule {one_pass.rule.name!r}: it returns something that is not an array of numbers"
-            )
+            raise TraceError(f"rule {one_pass.rule.name!r}: it returns something that is not an array of numbers")
         names.append(output.name)
-    return Program(
-        inputs, per_tensor, tuple(recorder.scalars), tuple(recorder.nodes.values()), tuple(names), prepared
-    )
+    return Program(inputs, per_tensor, tuple(recorder.scalars), tuple(recorder.nodes.values()), tuple(names), prepared)
