@@ -124,10 +124,11 @@ def lines(points: Sequence[Point]) -> list[str]:
         if len(rows) < 3:
             continue
         n, t = (np.array(column, float) for column in list(zip(*rows, strict=True))[:2])
-        # Weighted so that the short times count as much as the long ones.
+        # Weighted by 1 / t, so that the short times count as much as the long ones.
         slope, start = np.polyfit(n, t, 1, w=1 / t)
         worst = np.max(np.abs(start + slope * n - t) / t)
-        notes.append(f"{rows[0][2]}: {start * 1e6:.1f} µs + {slope * 1e6:.2f} µs a tensor, straight within {worst:.0%}")
+        line = f"{start * 1e6:.1f} µs + {slope * 1e6:.2f} µs a tensor"
+        notes.append(f"{rows[0][2]}: {line}, straight within {worst:.0%}")
     return notes
 
 

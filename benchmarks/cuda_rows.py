@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,14 @@ def cupy_events(step: Callable[[], Any]) -> Callable[[int], float]:
         return cupy.cuda.get_elapsed_time(start, end) / 1e3
 
     return sample
+
+
+def ready_to_begin() -> float:
+    """Wait until everything is on the device, and read the clock."""
+    import cupy
+
+    cupy.cuda.Device().synchronize()
+    return perf_counter()
 
 
 def launches(step: Callable[[], Any]) -> int | None:
@@ -111,11 +120,15 @@ def copy(workload: Workload, options: dict[str, Any]) -> Running:
         def step() -> None:
             target.data.copy_from_device_async(source.data, half, stream)
 
-        return Running(cupy_events(step), step, lambda: [])
+        return Running(cupy_events(step), step, lambda: [], ready_to_begin())
     import torch
 
     old, new = (torch.zeros(half, dtype=torch.uint8, device="cuda") for _ in range(2))
-    return Running(torch_events(lambda: new.copy_(old)), lambda: new.copy_(old), lambda: [])
+
+    def copied() -> None:
+        new.copy_(old)
+
+    return Running(torch_events(copied), copied, lambda: [], perf_counter())
 
 
 def multiopt_cupy(workload: Workload, options: dict[str, Any]) -> Running:
@@ -126,12 +139,13 @@ def multiopt_cupy(workload: Workload, options: dict[str, Any]) -> Running:
 
     params = [cupy.asarray(x) for x in workload.params()]
     grads = [cupy.asarray(g) for g in workload.grads()]
+    began = ready_to_begin()
     optimizer = Adadelta(params, **HYPERS)
 
     def step() -> None:
         optimizer.step(grads)
 
-    return Running(cupy_events(step), step, lambda: [_host(x) for x in params], lambda: cupy_counts(step))
+    return Running(cupy_events(step), step, lambda: [_host(x) for x in params], began, lambda: cupy_counts(step))
 
 
 def plain_cupy(workload: Workload, options: dict[str, Any]) -> Running:
@@ -140,6 +154,7 @@ def plain_cupy(workload: Workload, options: dict[str, Any]) -> Running:
 
     params = [cupy.asarray(x) for x in workload.params()]
     grads = [cupy.asarray(g) for g in workload.grads()]
+    began = ready_to_begin()
     state = [(cupy.zeros_like(x), cupy.zeros_like(x)) for x in params]
 
     def step() -> None:
@@ -147,7 +162,7 @@ def plain_cupy(workload: Workload, options: dict[str, Any]) -> Running:
             params[i], *new = adadelta(cupy, params[i], g, *state[i], **HYPERS)
             state[i] = tuple(new)
 
-    return Running(cupy_events(step), step, lambda: [_host(x) for x in params], lambda: cupy_counts(step))
+    return Running(cupy_events(step), step, lambda: [_host(x) for x in params], began, lambda: cupy_counts(step))
 
 
 def _host(array: Any) -> np.ndarray:

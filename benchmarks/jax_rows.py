@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,13 +21,15 @@ def running(workload: Workload, init: Callable[[Any], Any], update: Callable[...
 
     params = [jax.numpy.asarray(x) for x in workload.params()]
     grads = [jax.numpy.asarray(g) for g in workload.grads()]
+    began = perf_counter()
     step_function = jax.jit(update, donate_argnums=(0, 2))
     now = [params, init(params)]
 
     def step() -> None:
         now[:] = step_function(now[0], grads, now[1])
 
-    return Running(wall(step, lambda: jax.block_until_ready(now)), step, lambda: [np.asarray(x) for x in now[0]])
+    sample = wall(step, lambda: jax.block_until_ready(now))
+    return Running(sample, step, lambda: [np.asarray(x) for x in now[0]], began)
 
 
 def optax_adadelta(workload: Workload, options: dict[str, Any]) -> Running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -19,15 +20,16 @@ def keras_adadelta(workload: Workload, options: dict[str, Any]) -> Running:
 
     keras.config.set_floatx(workload.dtype)
     variables = [keras.Variable(x) for x in workload.params()]
+    grads = [keras.ops.convert_to_tensor(g) for g in workload.grads()]
+    began = perf_counter()
     optimizer = keras.optimizers.Adadelta(learning_rate=HYPERS["lr"], rho=HYPERS["rho"], epsilon=HYPERS["eps"])
     optimizer.build(variables)
-    grads = [keras.ops.convert_to_tensor(g) for g in workload.grads()]
     if keras.backend.backend() == "torch":
 
         def apply() -> None:
             optimizer.apply(grads, variables)
 
-        return Running(wall(apply), apply, lambda: [np.asarray(v.numpy()) for v in variables])
+        return Running(wall(apply), apply, lambda: [np.asarray(v.numpy()) for v in variables], began)
     import jax
 
     step_function = jax.jit(optimizer.stateless_apply, donate_argnums=(0, 2))
@@ -36,4 +38,5 @@ def keras_adadelta(workload: Workload, options: dict[str, Any]) -> Running:
     def step() -> None:
         now[:] = step_function(now[1], grads, now[0])
 
-    return Running(wall(step, lambda: jax.block_until_ready(now)), step, lambda: [np.asarray(x) for x in now[0]])
+    sample = wall(step, lambda: jax.block_until_ready(now))
+    return Running(sample, step, lambda: [np.asarray(x) for x in now[0]], began)

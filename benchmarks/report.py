@@ -12,7 +12,9 @@ from .figures import Point, Result, Row
 __all__ = ["as_json", "as_markdown", "show", "table"]
 
 MIB = 1 << 20
-NOTHING = "–"
+NOTHING, ABSENT = "–", "absent"
+#: Characters a line where the output is no terminal.
+WIDTH = 160
 
 
 def duration(seconds: float | None) -> str:
@@ -38,7 +40,7 @@ def times(ratio: float | None) -> str:
 def table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Turn a result into a header and lines of text."""
     if result.kind == "import":
-        return ["", "time"], [[r.label, r.absent or duration(r.time)] for r in result.points[0].rows]
+        return ["", "time"], [[r.label, ABSENT if r.absent else duration(r.time)] for r in result.points[0].rows]
     if result.kind == "memory":
         return _by_point(result.points, lambda _, row: _memory(row))
     if len(result.points) > 1:
@@ -50,9 +52,17 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
     return header + extra, lines
 
 
+def notes(result: Result) -> list[str]:
+    """List what is said below a table: the case's own notes, and why which contender is absent."""
+    reasons: dict[str, str] = {}
+    for point in result.points:
+        reasons |= {row.label: row.absent for row in point.rows if row.absent is not None}
+    return [*result.notes, *(f"{label}: {reason}" for label, reason in reasons.items())]
+
+
 def _cells(point: Point, row: Row) -> list[str]:
     if row.absent is not None:
-        return [row.absent, *[NOTHING] * 4]
+        return [ABSENT, *[NOTHING] * 4]
     bandwidth = point.bandwidth(row)
     return [
         duration(row.time),
@@ -73,14 +83,11 @@ def _memory(row: Row) -> str:
 
 
 def _by_point(points: Sequence[Point], cell: Any) -> tuple[list[str], list[list[str]]]:
-    """One column a point; a contender that is absent everywhere says why once."""
+    """Make one column a point."""
     lines = []
     for row in points[0].rows:
         found = [(point, point.row(row.key)) for point in points]
-        reasons = [other.absent for _, other in found if other is not None]
-        cells = [other.absent or cell(point, other) if other else NOTHING for point, other in found]
-        if row.absent is not None and reasons == [row.absent] * len(points):
-            cells = [row.absent, *[NOTHING] * (len(points) - 1)]
+        cells = [NOTHING if r is None else ABSENT if r.absent else cell(p, r) for p, r in found]
         lines.append([row.label, *cells])
     return ["", *(point.name for point in points)], lines
 
@@ -92,17 +99,19 @@ def show(facts: Mapping[str, str], results: Sequence[Result]) -> None:
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
     console.print(", ".join(f"{name} {value}" for name, value in facts.items()), style="dim", highlight=False)
     for result in results:
         header, lines = table(result)
         drawn = Table(title=result.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         for i, name in enumerate(header):
-            drawn.add_column(name, justify="right" if i else "left")
+            drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
         for line in lines:
             ours, floor = line[0].startswith("multiopt"), line[0].startswith(("floor", "device-to-device"))
             drawn.add_row(*line, style="bold green" if ours else "dim" if floor else "")
         console.print(drawn)
-        for note in result.notes:
+        for note in notes(result):
             console.print(f"  {note}", highlight=False)
 
 
@@ -116,7 +125,7 @@ def as_markdown(facts: Mapping[str, str], results: Sequence[Result], command: st
         for name, *cells in lines:
             bold = "**" if name.startswith("multiopt") else ""
             text.append(f"| {bold}{name}{bold} | " + " | ".join(cells) + " |")
-        text += ["", *(f"{note}.  " for note in result.notes)] if result.notes else []
+        text += ["", *(f"{note}.  " for note in notes(result))] if notes(result) else []
     return "\n".join(text) + "\n"
 
 

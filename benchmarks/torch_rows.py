@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from .workload import Workload
 __all__ = ["compiled", "multiopt_face", "multiopt_tensors", "torch_adam", "torch_optim"]
 
 
-def tensors(workload: Workload, device: str, grad: bool = True) -> tuple[list[Any], list[Any]]:
-    """Parameters and gradients in PyTorch's own memory; the gradients are the parameters' ``.grad`` too."""
+def tensors(workload: Workload, device: str, grad: bool = True) -> tuple[list[Any], list[Any], float]:
+    """Make parameters, with their ``.grad`` unless told otherwise, and gradients; say when they were there."""
     import torch
 
     params = [torch.tensor(x, device=device, requires_grad=grad) for x in workload.params()]
@@ -23,20 +24,22 @@ def tensors(workload: Workload, device: str, grad: bool = True) -> tuple[list[An
     for p, g in zip(params, grads, strict=True):
         if grad:
             p.grad = g
-    return params, grads
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return params, grads, perf_counter()
 
 
-def running(step: Callable[[], Any], params: list[Any], device: str) -> Running:
+def running(step: Callable[[], Any], params: list[Any], device: str, began: float) -> Running:
     """Time a step by the clock, or by CUDA events."""
 
     def host() -> list[np.ndarray]:
         return [p.detach().cpu().numpy() for p in params]
 
     if device == "cpu":
-        return Running(wall(step), step, host)
+        return Running(wall(step), step, host, began)
     from .cuda_rows import torch_counts, torch_events
 
-    return Running(torch_events(step), step, host, lambda: torch_counts(step))
+    return Running(torch_events(step), step, host, began, lambda: torch_counts(step))
 
 
 def multiopt_tensors(workload: Workload, options: dict[str, Any]) -> Running:
@@ -44,9 +47,9 @@ def multiopt_tensors(workload: Workload, options: dict[str, Any]) -> Running:
     from multiopt import Adadelta
 
     device = options.get("device", "cpu")
-    params, grads = tensors(workload, device, grad=False)
+    params, grads, began = tensors(workload, device, grad=False)
     optimizer = Adadelta(params, **HYPERS)
-    return running(lambda: optimizer.step(grads), params, device)
+    return running(lambda: optimizer.step(grads), params, device, began)
 
 
 def multiopt_face(workload: Workload, options: dict[str, Any]) -> Running:
@@ -54,8 +57,8 @@ def multiopt_face(workload: Workload, options: dict[str, Any]) -> Running:
     from multiopt.torch import Adadelta
 
     device = options.get("device", "cpu")
-    params, _ = tensors(workload, device)
-    return running(Adadelta(params, **HYPERS).step, params, device)
+    params, _, began = tensors(workload, device)
+    return running(Adadelta(params, **HYPERS).step, params, device, began)
 
 
 def torch_optim(workload: Workload, options: dict[str, Any]) -> Running:
@@ -63,8 +66,8 @@ def torch_optim(workload: Workload, options: dict[str, Any]) -> Running:
     import torch
 
     device = options.get("device", "cpu")
-    params, _ = tensors(workload, device)
-    return running(torch.optim.Adadelta(params, **HYPERS, foreach=options.get("foreach")).step, params, device)
+    params, _, began = tensors(workload, device)
+    return running(torch.optim.Adadelta(params, **HYPERS, foreach=options.get("foreach")).step, params, device, began)
 
 
 def compiled(workload: Workload, options: dict[str, Any]) -> Running:
@@ -74,9 +77,9 @@ def compiled(workload: Workload, options: dict[str, Any]) -> Running:
 
     torch._inductor.config.force_disable_caches = True  # an earlier run must not make it look ready sooner
     device = options.get("device", "cpu")
-    params, _ = tensors(workload, device)
+    params, _, began = tensors(workload, device)
     optimizer = torch.optim.Adadelta(params, **HYPERS)
-    return running(torch.compile(optimizer.step), params, device)
+    return running(torch.compile(optimizer.step), params, device, began)
 
 
 def torch_adam(workload: Workload, options: dict[str, Any]) -> Running:
@@ -84,5 +87,5 @@ def torch_adam(workload: Workload, options: dict[str, Any]) -> Running:
     import torch
 
     device = options.get("device", "cpu")
-    params, _ = tensors(workload, device)
-    return running(torch.optim.Adam(params, lr=1e-3, fused=True).step, params, device)
+    params, _, began = tensors(workload, device)
+    return running(torch.optim.Adam(params, lr=1e-3, fused=True).step, params, device, began)

@@ -67,7 +67,8 @@ def serve(read: Any, write: Any) -> None:
                 case "peak":
                     answer = dict(peak(running.sample))  # type: ignore[union-attr]
                 case "counts":
-                    answer = running.counts() if running.counts else {}  # type: ignore[union-attr, assignment]
+                    counts = running.counts  # type: ignore[union-attr]
+                    answer = dict(counts()) if counts is not None else {}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         write.write(json.dumps(answer) + "\n")
