@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ class Config:
         """Weights and biases: Glorot and Bengio's uniform weights (2010), zero biases."""
         rng, params = np.random.default_rng(self.seed), {}
         sizes = (64, *HIDDEN, 10)
-        for i, (n, m) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+        for i, (n, m) in enumerate(pairwise(sizes), 1):
             limit = math.sqrt(6 / (n + m))
             params[f"W{i}"] = rng.uniform(-limit, limit, (n, m)).astype(self.dtype)
             params[f"b{i}"] = np.zeros(m, self.dtype)
@@ -194,9 +195,7 @@ def train(
     return Run(name, np.array(losses), float(right.mean()), seconds, kept)
 
 
-def replay(
-    backend: Backend, place: Place, config: Config, gradients: list[dict[str, np.ndarray]]
-) -> np.ndarray:
+def replay(backend: Backend, place: Place, config: Config, gradients: list[dict[str, np.ndarray]]) -> np.ndarray:
     """Feed kept gradients to a fresh optimizer; return all its parameters and state, in one row of numbers."""
     optimizer = config.optimizer(_give(backend, place, config.initial()))
     for grads in gradients:
