@@ -5,11 +5,13 @@ A file is safetensors: numbers and one JSON text, nothing that can run. Tensors 
 
 - ``x``, ``square_avg``, ``acc_delta``, ``average`` — parameters, accumulators and moving average: ``steps + 1``
   entries, the first one before any step. Accumulators that do not exist yet count as zeros.
-- ``gradient`` — ``steps`` entries; of a sparse gradient, ``gradient.rows``, ``gradient.values`` and ``gradient.starts``.
+- ``gradient`` — ``steps`` entries; of a sparse gradient, ``gradient.rows``, ``gradient.values`` and
+  ``gradient.starts``.
 - ``lr`` — the learning rate each step used; ``iterations`` — the framework's own counters, after each step.
 - ``finalized`` — parameters after Keras' ``finalize_variable_values``.
 
-bfloat16 is stored as its 16 bits (uint16) and complex numbers as pairs of reals; the data type in the metadata says which.
+bfloat16 is stored as its 16 bits (uint16) and complex numbers as pairs of reals; the data type in the metadata
+says which.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Trace:
     config : Config
         With lr, rho and eps as the framework had them where the scenario left them to it.
     quirks : tuple of str
-        Names of `systems.QUIRKS` that show here.
+        Names of `quirks.QUIRKS` that show here.
     missing : tuple of (step, tensor)
         Where the gradient was None (zeros are stored there).
     refusal : str or None

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..inputs import Gradient, inputs_of
+from ..quirks import quirks_of
 from ..specification import HOLDERS, Scenario
-from ..systems import quirks_of
 from ..tracefile import Trace, gradient_arrays, without_nan_payload
 
 

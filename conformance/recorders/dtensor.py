@@ -26,9 +26,9 @@ MESH = dtensor.create_mesh([("x", 2), ("y", 2)], devices=[f"CPU:{i}" for i in ra
 
 
 def _layout(shape: Sequence[int]) -> Any:
-    free = ["x", "y"]
-    # An empty dimension stays whole: there is nothing to split.
-    axes = [free.pop(0) if free and n > 0 and n % 2 == 0 else dtensor.UNSHARDED for n in shape]
+    # An empty tensor stays whole: there is nothing to split, and DTensor aborts when gathering it.
+    free = ["x", "y"] if 0 not in shape else []
+    axes = [free.pop(0) if free and n % 2 == 0 else dtensor.UNSHARDED for n in shape]
     return dtensor.Layout(axes, MESH)
 
 
@@ -59,9 +59,7 @@ class DTensorDriver:
         self.optimizer.build(self.variables)
         if c.first_iteration:
             self.optimizer.iterations.assign(
-                dtensor.copy_to_mesh(
-                    tf.constant(c.first_iteration, tf.int64), dtensor.Layout.replicated(MESH, rank=0)
-                )
+                dtensor.copy_to_mesh(tf.constant(c.first_iteration, tf.int64), dtensor.Layout.replicated(MESH, rank=0))
             )
 
     def hyperparameters(self) -> dict[str, float | None]:

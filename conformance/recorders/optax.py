@@ -66,7 +66,8 @@ class OptaxDriver:
     def step(self, step: int, gradients: Sequence[Gradient]) -> float | None:
         """Update, then apply."""
         given = [None if g is None else jnp.asarray(g, dtype=self.dtype) for g in gradients]
-        count = step // self.config.accumulate
+        # The type of the counter decides in which precision a schedule computes.
+        count = jnp.asarray(step // self.config.accumulate, dtype=jnp.int32)
         used = float(self.rate(count)) if callable(self.rate) else self.rate
         updates, self.state = self.optimizer.update(given, self.state, self.params)
         self.params = optax.apply_updates(self.params, updates)

@@ -1,4 +1,4 @@
-"""Recorder of tf_keras.optimizers.Adadelta and of its legacy form, which is the OptimizerV2 of TensorFlow 2.1 to 2.10."""
+"""Recorder of tf_keras.optimizers.Adadelta and of its legacy form, TensorFlow's own up to 2.10."""
 
 from __future__ import annotations
 
@@ -102,9 +102,7 @@ class NewDriver:
             for i, x in enumerate(start)
         ]
         tf_keras.backend.set_floatx(c.floatx or "float32")
-        self.optimizer = tf_keras.optimizers.Adadelta(
-            **arguments(c, tf_keras.optimizers.schedules, self.clock)
-        )
+        self.optimizer = tf_keras.optimizers.Adadelta(**arguments(c, tf_keras.optimizers.schedules, self.clock))
         self.optimizer.build(self.variables)
         if c.first_iteration:
             self.optimizer.iterations.assign(c.first_iteration)

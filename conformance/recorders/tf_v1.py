@@ -70,9 +70,7 @@ class RawDriver:
 
     def step(self, step: int, gradients: Sequence[Gradient]) -> float:
         """Run the operation once for each variable."""
-        for var, square, delta, gradient in zip(
-            self.variables, self.squares, self.deltas, gradients, strict=True
-        ):
+        for var, square, delta, gradient in zip(self.variables, self.squares, self.deltas, gradients, strict=True):
             given = to_gradient(gradient, var.shape, self.dtype)
             common = {
                 "var": var.handle, "accum": square.handle, "accum_update": delta.handle,
