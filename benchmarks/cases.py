@@ -215,7 +215,8 @@ IMPORT = "import numpy, sys, time; start = time.perf_counter(); import {}; print
 
 def imports(run: Run) -> Result:
     """Time of imports, beyond NumPy's, each in a fresh process."""
-    rows = [Row(f"import-{name}", f"import {name}") for name in ("multiopt", "torch", "optax", "keras")]
+    wanted = ["multiopt"] + [name for name in ("torch", "optax", "keras") if any(name in key for key in run.contenders)]
+    rows = [Row(f"import-{name}", f"import {name}") for name in wanted]
     for row in rows:
         row.absent = Contender(row.key, row.label, "", (row.key.removeprefix("import-"),)).absent()
     for number in range(min(run.pace.rounds, 9)):

@@ -31,7 +31,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     FigureCanvasAgg(figure)
     for number, (result, panel) in enumerate(panels, start=1):
         axes = figure.add_subplot(lines, columns, number)
-        axes.set_title(result.title, loc="left", fontsize=11, fontweight="bold", color=INK)
+        axes.set_title(result.title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(colors=INK, labelsize=9)
         panel(axes, result)
@@ -50,14 +50,13 @@ def bars(axes: Any, result: Result) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     largest = max((row.ratio or 1.0 for row in rows), default=1.0)
-    axes.set_xlim(0.5, max(largest, 2.0) * 3)
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000], minor=False)
+    axes.set_xticks([1, 2, 5, 10, 20, 50] if largest < 50 else [1, 10, 100, 1000, 10_000], minor=False)
     axes.set_xticks([], minor=True)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ×")
-    axes.set_xlim(0.5, max(largest, 2.0) * 3)
+    axes.set_xlim(0.5, max(largest, 2.0) ** 1.3 * 1.5)
     axes.axvline(1, color=FLOOR_LINE, linewidth=1.6)
-    axes.text(1, -0.75, "floor", color=FLOOR_LINE, ha="center", va="bottom", fontsize=9)
-    axes.set_ylim(len(rows) - 0.4, -0.7)
+    axes.text(1.04, len(rows) - 0.3, "floor", color=FLOOR_LINE, va="center", fontsize=9)
+    axes.set_ylim(len(rows), -0.7)
     for place, row in zip(places, rows, strict=True):
         text = f" {times(row.ratio)}  {duration(row.time)}"
         axes.text(max(row.ratio or 0.0, 1.0), place, text, va="center", fontsize=8, color=INK)
