@@ -75,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command not in COMMANDS:
         parser.error(f"there is no command {args.command!r}; there are {', '.join(COMMANDS)}")
     try:
-        return _run(args.command, args.rest)
+        status = _run(args.command, args.rest)
+        sys.stdout.flush()  # here, where a reader that has gone is handled
+        return status
     except BrokenPipeError:
         # Whoever read the output has gone; do not complain again when Python flushes it at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,39 @@
+"""The examples run, in a fresh process each, and do what they say."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name, folder):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(EXAMPLES / name)], capture_output=True, text=True, timeout=120, cwd=folder
+    )
+    assert done.stderr == ""
+    assert done.returncode == 0
+    assert list(folder.iterdir()) == []  # it leaves nothing behind
+    return done.stdout
+
+
+def test_numpy_training(tmp_path):
+    rates = [float(text) for text in re.findall(r"([\d.]+)% of the test points", run("numpy_training.py", tmp_path))]
+    assert len(rates) == 5
+    assert rates[-1] > 95
+
+
+def test_custom_rule(tmp_path):
+    rows = [line.rsplit(maxsplit=4) for line in run("custom_rule.py", tmp_path).splitlines()[1:]]
+    assert [row[0] for row in rows] == ["rmsprop"] * 2 + ["sgd with momentum"] * 2 + ["adagrad"] * 2
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert first[1] == "numpy"
+        assert second[1] in ("torch", "array_api_strict")
+        assert first[2:] == second[2:]
+    for _, _, loss, slope, offset in rows:
+        assert float(loss) < 0.011  # the noise has a variance of 0.01
+        assert float(slope) == pytest.approx(3, abs=0.1)
+        assert float(offset) == pytest.approx(-2, abs=0.1)
