@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import cupy
 import numpy as np
 
-from .base import Array, Backend
+from .base import Array, Backend, strides_overlap
 
 __all__ = ["CupyBackend"]
 
@@ -35,6 +36,9 @@ class CupyBackend(Backend):
     def extent(self, array: Array) -> tuple[int, int]:
         return cupy.byte_bounds(array) if array.size else (0, 0)
 
+    def overlaps_itself(self, array: Array) -> bool:
+        return strides_overlap(array.shape, array.strides, array.itemsize)
+
     def native(self, dtype: str) -> Any:
         if dtype != "bfloat16":
             return np.dtype(dtype)
@@ -45,6 +49,15 @@ class CupyBackend(Backend):
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         with array.device:
             return cupy.full_like(array, value, dtype=self.native(dtype))
+
+    def write(self, array: Array, new: Array) -> None:
+        with array.device:
+            array[...] = new
+
+    def filled(self, array: Array, value: float) -> Array:
+        with array.device:
+            array.fill(value)
+        return array
 
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype), copy=False)
@@ -72,3 +85,57 @@ class CupyBackend(Backend):
     def elementwise(self, function: Any, arrays: Any) -> tuple[Array, ...]:
         with arrays[0].device:
             return tuple(function(self.xp, *arrays))
+
+    def finite(self, array: Array) -> bool:
+        with array.device:
+            return super().finite(array)
+
+    # --- for the CUDA engine ---
+
+    def layout(self, array: Array) -> Any:
+        """``"C"`` for a contiguous array, its strides for another dense one (Fortran's order, say), else None."""
+        if array.flags.c_contiguous:
+            return "C"
+        # Dense: sorted by stride, each axis steps over all that the smaller ones hold.
+        step, strides = 1, _strides(array)
+        for stride, n in sorted(zip(strides, array.shape, strict=True)):
+            if n != 1 and stride != step:
+                return None
+            step *= n
+        return strides
+
+    def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
+        """Write each array's address to `out`, or −1 where its layout is another; return the number of those."""
+        odd = 0
+        for i, (array, layout) in enumerate(zip(arrays, layouts, strict=True)):
+            if array.flags.c_contiguous if layout == "C" else _strides(array) == layout:
+                out[i] = array.data.ptr
+            else:
+                out[i], odd = -1, odd + 1
+        return odd
+
+    def contiguous(self, array: Array) -> Array:
+        """A copy in C order."""
+        with array.device:
+            return array.copy(order="C")
+
+    def on(self, device: str) -> Any:
+        """A context manager that makes a device the current one."""
+        return cupy.cuda.Device(_ordinal(device))
+
+    def is_current(self, device: str) -> bool:
+        """Whether CuPy, left to itself, works on this device."""
+        return cupy.cuda.runtime.getDevice() == _ordinal(device)
+
+    def stream(self, device: str) -> int:
+        """The handle of the current stream on a device."""
+        return cupy.cuda.get_current_stream(_ordinal(device)).ptr
+
+
+def _ordinal(device: str) -> int:
+    return int(device.partition(":")[2])
+
+
+def _strides(array: Array) -> tuple[float, ...]:
+    """Strides in elements (whole or not), so that arrays of different dtypes can be compared."""
+    return tuple(stride / array.itemsize for stride in array.strides)

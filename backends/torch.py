@@ -110,13 +110,18 @@ class TorchBackend(Backend):
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
-        odd = 0
-        for i, (array, layout) in enumerate(zip(arrays, layouts, strict=True)):
-            if (array.is_contiguous() if layout == "C" else array.stride() == layout) and not array.is_neg():
-                out[i] = array.data_ptr()
-            else:
-                out[i], odd = -1, odd + 1
-        return odd
+        out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
+        if all(map("C".__eq__, layouts)) and all(map(torch.Tensor.is_contiguous, arrays)):
+            strange: set[int] = set()
+        else:
+            pairs = enumerate(zip(arrays, layouts, strict=True))
+            strange = {i for i, (a, to) in pairs if not (a.is_contiguous() if to == "C" else a.stride() == to)}
+        # Views that stand for the conjugate or the negative of what is in memory.
+        for lazily in (torch.Tensor.is_neg, torch.Tensor.is_conj):
+            if any(map(lazily, arrays)):
+                strange.update(i for i, array in enumerate(arrays) if lazily(array))
+        out[list(strange)] = -1
+        return len(strange)
 
     def contiguous(self, array: Array) -> Array:
         """A copy in C order."""
@@ -125,6 +130,20 @@ class TorchBackend(Backend):
     def touched(self, arrays: Sequence[Array]) -> None:
         """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
+
+    # --- for the CUDA engine ---
+
+    def on(self, device: str) -> Any:
+        """A context manager that makes a device the current one."""
+        return torch.cuda.device(device)
+
+    def is_current(self, device: str) -> bool:
+        """Whether PyTorch, left to itself, works on this device: it follows the tensors."""
+        return True
+
+    def stream(self, device: str) -> int:
+        """The handle of the current stream on a device."""
+        return torch.cuda.current_stream(device).cuda_stream
 
 
 def _bytes(tensor: Array) -> np.ndarray:

@@ -97,10 +97,12 @@ DEVICE void narrow(float& a, double v) { a = __double2float_rn(v); }
 
 // The arrays' addresses come out of a table, so the compiler cannot see that they are in global memory.
 DEVICE void load(uint4& v, i64 at) {
-  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
+  asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(at) : "memory");
 }
 DEVICE void store(i64 at, uint4 v) {
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" :: "l"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+               :: "l"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
 DEVICE void load(u16& v, i64 at) { asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); }
 DEVICE void load(float& v, i64 at) { asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); }
@@ -184,7 +186,8 @@ def program_of(one_pass: Pass) -> Program:
     program = trace(one_pass)
     if len(program.scalars) > MOST_NUMBERS:
         raise TraceError(
-            f"rule {one_pass.rule.name!r}: it has {len(program.scalars)} different numbers, at most {MOST_NUMBERS} can be passed"
+            f"rule {one_pass.rule.name!r}: it has {len(program.scalars)} different numbers, "
+            f"expected at most {MOST_NUMBERS}"
         )
     return program
 

@@ -171,10 +171,10 @@ class Recorder:
 def scalar_expression(value: Any) -> tuple:
     if isinstance(value, Scalar):
         return value.expression
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        # The sign is part of the key: 0.0 and -0.0 are equal, but not the same number.
-        return ("const", float(value), copysign(1.0, value))
-    refuse(f"a value of type {type(value).__name__}")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        refuse(f"a value of type {type(value).__name__}")
+    # The sign is part of the key: 0.0 and -0.0 are equal, but not the same number.
+    return ("const", float(value), copysign(1.0, value))
 
 
 def apply(op: str, *values: Any, truth: bool = False) -> Any:

@@ -1,0 +1,348 @@
+"""The CUDA engine: one launch over the memory of many tensors, CuPy's or PyTorch's, without copies.
+
+Nothing here waits for the device or, in a step like the one before, allocates. Tables of addresses stay on the
+device and are rewritten only where something moved, by a kernel whose arguments are the new words: they need no
+memory of the host's that would have to stay alive, are ordered with everything else on the stream, and go into a
+CUDA graph as they are.
+
+Numbers (the rate, the decay, ...) are arguments of the kernel too. Those that depend on a hyperparameter held in a
+tensor on the device are computed there, in float64, and read by the kernel from the device, so that a CUDA graph
+sees the tensor's value at each replay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..base import FLOATING, Array, Backend, Bucket, NormTable
+from . import cuda_source as source
+from . import norms
+from .cuda_driver import Driver
+from .cuda_plan import WORDS, Plan, aliases, changes, make_plan
+from .onepass import Pass
+
+__all__ = ["CudaEngine"]
+
+WARM_UP = "do one step with the same options before it"
+
+
+class CudaEngine:
+    """Runs passes compiled by NVRTC.
+
+    Parameters
+    ----------
+    driver : Driver, optional
+        What compiles and launches kernels.
+    """
+
+    name = "cuda"
+
+    def __init__(self, driver: Driver | None = None) -> None:
+        self.driver = driver or Driver()
+
+    def refuses(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
+        """Serve CuPy arrays and PyTorch CUDA tensors."""
+        if backend.name not in ("cupy", "torch") or not str(device).startswith("cuda"):
+            return f"it serves arrays on CUDA devices, from CuPy or PyTorch, not {backend.name} on {device}"
+        real = _real(dtypes)
+        if "float64" in real and not set(real) <= {"float32", "float64"}:
+            return "it does not mix float64 with half precision"
+        return self.driver.refuses(_ordinal(device))
+
+    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
+        """Compile the pass, about a tenth of a second the first time."""
+        self.driver.compile(source.update_source(one_pass, _real(dtypes)))
+
+    def update(
+        self,
+        bucket: Bucket,
+        one_pass: Pass,
+        grads: Sequence[Array | None],
+        values: Mapping[str, Any],
+        norm_scales: Array | None,
+    ) -> None:
+        """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
+        tables = self._tables(bucket)
+        numbers = tables.numbers(source.program_of(one_pass), values)
+        scales = 0 if norm_scales is None else tables.scales(norm_scales)
+        addresses, back = tables.locate(grads)
+        kernel = source.update_source(one_pass, _real(bucket.dtypes))
+        tables.launch(kernel, "update", [*tables.walk(addresses), scales, *numbers])
+        if back:
+            with tables.backend.on(bucket.device):
+                for array, copy in back:
+                    bucket.backend.write(array, copy)
+        if bucket.backend.name == "torch":
+            live = [p for p, g in zip(bucket.params, grads, strict=True) if g is not None]
+            bucket.backend.touched(live)  # type: ignore[attr-defined]
+
+    def norm_table(
+        self, bucket: Bucket, one_pass: Pass, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
+    ) -> NormTable:
+        """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
+        tables = self._tables(bucket)
+        numbers = tables.numbers(source.program_of(one_pass), {**dict.fromkeys(one_pass.scalars, 0.0), **values})
+        addresses, _ = tables.locate(grads, own=False)
+        sums = tables.zeros("sums", norms.COLUMNS)
+        kernel = source.square_source(one_pass, FLOATING[bucket.grad_dtype])
+        tables.launch(kernel, "squares", [*tables.walk(addresses), tables.address(sums), lowest, *numbers])
+        backend: Any = bucket.backend
+        table = sums.reshape((len(grads), norms.COLUMNS))
+        if not backend.is_current(bucket.device):
+            # The library would do what follows on the current device's stream.
+            return NormTable(np, backend.to_host(table))
+        return NormTable(_namespace(bucket.backend), table)
+
+    def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
+        """See `Engine.finite`: the one question whose answer the host must wait for.
+
+        Raises
+        ------
+        RuntimeError
+            Under graph capture, where there is no answer.
+        """
+        tables = self._tables(bucket)
+        if tables.capturing():
+            raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")
+        addresses, _ = tables.locate(grads, own=False)
+        bad = tables.zeros("bad", 1)
+        kernel = source.finite_source(FLOATING[bucket.grad_dtype])
+        tables.launch(kernel, "finite", [*tables.walk(addresses), tables.address(bad)])
+        return [not b for b in bucket.backend.to_host(bad)]
+
+    def _tables(self, bucket: Bucket) -> _Tables:
+        if "tables" not in bucket.cache:
+            bucket.cache["tables"] = _Tables(bucket, self.driver)
+        return bucket.cache["tables"]
+
+
+def _real(dtypes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(FLOATING[dtype] for dtype in dtypes)
+
+
+def _ordinal(device: Any) -> int:
+    return int(str(device).partition(":")[2] or 0)
+
+
+class _Tables:
+    """What a bucket keeps on its device: the plan, addresses, and room for numbers and sums."""
+
+    def __init__(self, bucket: Bucket, driver: Driver) -> None:
+        self.bucket, self.driver = bucket, driver
+        self.backend: Any = bucket.backend
+        self.ordinal = _ordinal(bucket.device)
+        if self.capturing():
+            raise RuntimeError(f"cannot make an optimizer's tables during CUDA graph capture: {WARM_UP}")
+        parts = 2 if bucket.dtype.startswith("complex") else 1
+        self.layouts = [self.backend.layout(p) for p in bucket.params]
+        self.plan: Plan = make_plan(np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts)
+        itemsizes = [source.STORAGE[FLOATING[dtype]][0] for dtype in (bucket.dtype, bucket.grad_dtype)]
+        self.param_bytes, self.grad_bytes = (self.plan.sizes * itemsize for itemsize in itemsizes)
+        self.rooms: dict[str, Array] = {}
+        self.fixed = [
+            self.address(self.room("owners", self.plan.owners)),
+            self.address(self.room("rows", self.plan.rows)),
+        ]
+        #: The addresses of x, g and the state, a row each: what the table on the device holds, and what it shall hold.
+        self.held = np.full((2 + len(bucket.state), len(bucket.params)), -1, np.int64)
+        self.now = np.zeros_like(self.held)
+        self.room("addresses", self.held.ravel())
+        #: What launches that went into CUDA graphs read, each its own: a later step must not change it.
+        self.captured: list[Any] = []
+
+    # --- memory on the device ---
+
+    def room(self, name: str, initial: np.ndarray) -> Array:
+        """An array on the device, kept under a name."""
+        if name not in self.rooms:
+            # Its size is at least 1, so that it has an address.
+            padded = initial if initial.size else np.zeros(1, initial.dtype)
+            self.rooms[name] = self.backend.from_host(padded, self.bucket.params[0], padded.dtype.name)
+        return self.rooms[name]
+
+    def address(self, array: Array) -> int:
+        """The address of a contiguous array."""
+        out = np.zeros(1, np.int64)
+        if self.backend.addresses([array], ["C"], out):
+            raise ValueError("expected a contiguous array")
+        return int(out[0])
+
+    def zeros(self, name: str, width: int) -> Array:
+        """A kept array of `width` int64 a tensor, set to zero."""
+        array = self.room(name, np.zeros(width * len(self.bucket.params), np.int64))
+        self.driver.zero(self.address(array), 8 * width * len(self.bucket.params), self.ordinal, self.stream())
+        return array
+
+    def fill(self, address: int, words: np.ndarray) -> None:
+        """Write at most `WORDS` words to the device."""
+        carried = np.zeros(WORDS, np.int64)
+        carried[: len(words)] = words
+        self.launch(source.fill_source(), "fill", [address, len(words), carried], grid=1)
+
+    # --- launching ---
+
+    def stream(self) -> int:
+        """The library's current stream on the bucket's device."""
+        return self.backend.stream(self.bucket.device)
+
+    def capturing(self) -> bool:
+        """Whether the current stream is being captured."""
+        return self.driver.capturing(self.ordinal, self.stream())
+
+    def launch(self, text: str, name: str, arguments: Sequence[Any], grid: int | None = None) -> None:
+        """Launch a kernel of a source on the current stream."""
+        grid = self.plan.grid if grid is None else grid
+        if not grid:
+            return
+        if (text, name, self.ordinal) not in self.driver.functions and self.capturing():
+            raise RuntimeError(f"cannot load the kernel {name!r} during CUDA graph capture: {WARM_UP}")
+        kernel = self.driver.kernel(text, name, self.ordinal)
+        self.driver.launch(kernel, self.ordinal, self.stream(), grid, arguments)
+
+    def walk(self, addresses: int) -> list[int]:
+        """The arguments that every walk over the plan begins with."""
+        return [*self.fixed, addresses, len(self.plan.owners), len(self.plan.sizes)]
+
+    def numbers(self, program: Any, values: Mapping[str, Any]) -> list[Any]:
+        """The arguments that carry the program's numbers: those at hand, and where on the device the others are."""
+        live, mask = self.room("live", np.zeros(source.MOST_NUMBERS)), 0
+        carried = np.zeros(max(len(program.scalars), 1))
+        with self.backend.on(self.bucket.device):
+            wide = {
+                name: self.backend.cast(value, "float64").reshape(()) if _on_device(value) else _plain(value)
+                for name, value in values.items()
+            }
+            for k, number in enumerate(program.values(wide)):
+                if _on_device(number):
+                    mask |= 1 << k
+                    self.backend.write(live[k : k + 1], number.reshape((1,)))
+                else:
+                    carried[k] = number
+        return [carried, self.address(live), mask]
+
+    def scales(self, scales: Array) -> int:
+        """The address of one float64 a tensor, which may come from the host."""
+        if not isinstance(scales, np.ndarray):
+            return self.address(scales)
+        address = self.address(self.room("scales", np.ones(len(scales))))
+        words = np.ascontiguousarray(scales, np.float64).view(np.int64)
+        for start in range(0, len(words), WORDS):
+            self.fill(address + 8 * start, words[start : start + WORDS])
+        return address
+
+    # --- where the arrays are ---
+
+    def locate(self, grads: Sequence[Array | None], own: bool = True) -> tuple[int, list[tuple[Array, Array]]]:
+        """Bring the table of addresses up to date.
+
+        Tensors whose memory cannot be walked as one run are copied, and their copies walked.
+
+        Parameters
+        ----------
+        grads : sequence of arrays or None
+        own : bool
+            Whether the parameters and the state are to be walked too.
+
+        Returns
+        -------
+        int
+            The table's address on the device.
+        list of (array, array)
+            What is to be written back afterwards: an array, and its copy.
+        """
+        grads, columns = list(grads), self.bucket.arrays()
+        live = [i for i, g in enumerate(grads) if g is not None]
+        rows = [0, *range(2, len(self.now))]
+        for row, arrays in zip(rows, columns, strict=True):
+            self.backend.addresses(arrays, self.layouts, self.now[row])
+        self.now[1] = 0
+        self._locate_gradients(grads, live)
+        begins = np.where(self.now[0] < 0, 0, self.now[0])
+        for i in aliases(begins, self.param_bytes * (begins != 0), np.maximum(self.now[1], 0), self.grad_bytes):
+            grads[i] = self.backend.copy(grads[i])
+            self._locate_gradients(grads, [int(i)])
+        back: list[tuple[Array, Array]] = []
+        copies: list[Array] = list(grads)
+        for i in np.flatnonzero((self.now < 0).any(axis=0)).tolist():
+            if grads[i] is not None:
+                copies += self._copy(i, grads[i], columns if own else [], back)
+        return self._upload(copies), back
+
+    def _locate_gradients(self, grads: Sequence[Array | None], which: list[int]) -> None:
+        found = np.zeros(len(which), np.int64)
+        self.backend.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
+        self.now[1, which] = found
+
+    def _copy(self, i: int, g: Array, columns: list[list[Array]], back: list[tuple[Array, Array]]) -> list[Array]:
+        """Walk copies of one tensor's arrays in C order; the caller writes those in `back` back."""
+        arrays = [g, *(column[i] for column in columns)]
+        copies = [self.backend.contiguous(array) for array in arrays]
+        found = np.zeros(len(copies), np.int64)
+        self.backend.addresses(copies, ["C"] * len(copies), found)
+        self.now[:, i] = 0
+        self.now[[1, 0, *range(2, len(self.now))][: len(found)], i] = found
+        back += zip(arrays[1:], copies[1:], strict=True)
+        return copies
+
+    def _upload(self, used: list[Array]) -> int:
+        """Write what has changed to the table on the device, or all to one of its own under graph capture."""
+        if not self.capturing():
+            table, held = self.rooms["addresses"], self.held
+        else:
+            xp = self.backend.xp
+            with self.backend.on(self.bucket.device):
+                table = xp.empty(self.now.size, dtype=xp.int64, device=self.bucket.params[0].device)
+            held = np.full_like(self.now, -1)
+            self.captured.append((table, used))
+        address = self.address(table)
+        for start, words in changes(held, self.now):
+            self.fill(address + 8 * start, words)
+        held[:] = self.now
+        return address
+
+
+def _on_device(value: Any) -> bool:
+    """Whether a number is an array on a device, and not Python's or NumPy's or in the host's memory."""
+    return not isinstance(value, (int, float, np.generic, np.ndarray)) and "cpu" not in str(
+        getattr(value, "device", "cpu")
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A number at hand as Python's own, so that arithmetic with it is done in double."""
+    return value if value is None or type(value) is int else float(value)
+
+
+class _Namespace:
+    """A library's namespace that uploads a constant list once: no later step copies it, nor waits for that."""
+
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+        self._constants: dict[tuple[Any, ...], Array] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._xp, name)
+
+    def asarray(self, values: Any, *, dtype: Any = None, device: Any = None) -> Array:
+        """As in the array API; a list of numbers gives the same array each time."""
+        make: Callable[..., Array] = self._xp.asarray
+        if not isinstance(values, list):
+            return make(values, dtype=dtype, device=device)
+        key = tuple(values), str(dtype), str(device)
+        if key not in self._constants:
+            if len(self._constants) >= 32:  # thresholds that change with every step must not pile up
+                self._constants.clear()
+            self._constants[key] = make(values, dtype=dtype, device=device)
+        return self._constants[key]
+
+
+_namespaces: dict[int, _Namespace] = {}
+
+
+def _namespace(backend: Backend) -> _Namespace:
+    """The same object each time, by which tables of one library are known."""
+    return _namespaces.setdefault(id(backend), _Namespace(backend.xp))

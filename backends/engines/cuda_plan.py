@@ -1,0 +1,105 @@
+"""The plan of a launch: which block of threads works on which part of which tensor. Plain data, made without a GPU.
+
+Tensors are cut into chunks of one size, so that a block's share does not depend on the tensors' sizes: a thousand
+small tensors and one of three thousand million elements are the same launch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["BLOCK", "CHUNK", "MOST_BLOCKS", "WORDS", "Plan", "aliases", "changes", "make_plan"]
+
+#: Threads of a block.
+BLOCK = 256
+#: Elements of a chunk: 16 a thread. A multiple of every pack, so that a chunk of an aligned array is aligned.
+CHUNK = 4096
+#: Blocks of a grid; beyond 2**32 elements a block takes several chunks.
+MOST_BLOCKS = 1 << 20
+#: Words of 8 bytes that fit into the arguments of one launch (4 KiB on every device) beside an address and a count.
+WORDS = 500
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the elements of some tensors are shared out.
+
+    Attributes
+    ----------
+    sizes : array of int64, shape (tensors,)
+        Real elements of each tensor.
+    firsts : array of int64, shape (tensors,)
+        The chunk with which each begins.
+    owners : array of int32, shape (chunks,)
+        The tensor to which each chunk belongs.
+    grid : int
+        Blocks to launch; 0 where there is nothing to do. Block b takes the chunks b, b + grid, b + 2 grid, ...
+    """
+
+    sizes: np.ndarray
+    firsts: np.ndarray
+    owners: np.ndarray
+    grid: int
+
+    @property
+    def rows(self) -> np.ndarray:
+        """`sizes` and `firsts` one after the other, as the kernels read them."""
+        return np.concatenate([self.sizes, self.firsts])
+
+
+def make_plan(sizes: np.ndarray) -> Plan:
+    """Cut tensors of these sizes into chunks."""
+    sizes = np.asarray(sizes, np.int64)
+    counts = -(-sizes // CHUNK)
+    ends = np.cumsum(counts)
+    owners = np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
+    return Plan(sizes, ends - counts, owners, min(len(owners), MOST_BLOCKS))
+
+
+def changes(held: np.ndarray, now: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Say what to write so that a table holding `held` holds `now`: its rows' changed spans, in pieces of `WORDS`.
+
+    Parameters
+    ----------
+    held, now : array of int64, shape (columns, tensors)
+
+    Yields
+    ------
+    int, array of int64
+        Place in the flat table, and the words to write there.
+    """
+    width = now.shape[1]
+    for column in range(now.shape[0]):
+        different = np.flatnonzero(held[column] != now[column])
+        if len(different):
+            for start in range(int(different[0]), int(different[-1]) + 1, WORDS):
+                stop = min(start + WORDS, int(different[-1]) + 1)
+                yield column * width + start, now[column, start:stop]
+
+
+def aliases(params: np.ndarray, param_bytes: np.ndarray, grads: np.ndarray, grad_bytes: np.ndarray) -> np.ndarray:
+    """Find gradients in the memory of parameters, which would change while they are read.
+
+    A gradient that is its own parameter, element upon element, is none: every element is read before it is written.
+
+    Parameters
+    ----------
+    params, grads : array of int64, shape (tensors,)
+        Addresses of the first bytes; a gradient at 0 is absent.
+    param_bytes, grad_bytes : array of int64, shape (tensors,)
+        Lengths of the ranges of memory. Those of the parameters do not overlap.
+
+    Returns
+    -------
+    array of int64
+        Indices of such gradients.
+    """
+    some = param_bytes > 0
+    begins = np.sort(params[some])
+    ends = np.sort(params[some] + param_bytes[some])
+    meets = np.searchsorted(begins, grads + grad_bytes) - np.searchsorted(ends, grads, side="right")
+    upon = (grads == params) & (grad_bytes == param_bytes)
+    return np.flatnonzero((meets > upon) & (grads != 0) & (grad_bytes > 0))
