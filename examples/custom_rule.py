@@ -67,10 +67,12 @@ def fit(rule: Rule, library: str, steps: int = 400) -> tuple[float, list[float]]
 
 
 def main() -> None:
-    second = "torch" if importlib.util.find_spec("torch") else "array_api_strict"
+    others = [name for name in ("torch", "array_api_strict") if importlib.util.find_spec(name)]
+    if not others:
+        print("for a second array library: pip install torch, or array-api-strict")
     print(f"{'rule':<18} {'library':<17} {'loss':>8}  {'slope':>8}  {'offset':>8}")
     for rule in (RMSPROP, MOMENTUM, ADAGRAD):
-        for library in ("numpy", second):
+        for library in ("numpy", *others[:1]):
             loss, (slope, offset) = fit(rule, library)
             print(f"{rule.name:<18} {library:<17} {loss:8.5f}  {slope:8.5f}  {offset:8.5f}")
 
