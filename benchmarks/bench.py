@@ -47,11 +47,11 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, ImportError) as error:
         print(f"multiopt bench: {error}", file=sys.stderr)
         return 2
-    results: list[Result] = []
+    facts, results = describe(args.device), list[Result]()
     with _told() as told:
         for name in names:
             results.append(CASES[name](run(told)))
-    facts, command = describe(args.device), _command(args)
+    command = _command(args)
     if args.markdown:
         print(as_markdown(facts, results, command), end="")
     else:

@@ -102,6 +102,8 @@ def describe(device: str) -> dict[str, str]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
     }
+    if hasattr(os, "getloadavg"):
+        facts["load before"] = f"{os.getloadavg()[0]:.1f}"  # figures taken beside other work are worth little
     if device == "cuda":
         facts["gpu"] = f"{gpus()[0]}, driver for CUDA {newest_cuda()}"
     found = {name: _version(name) for name in DISTRIBUTIONS}
