@@ -9,13 +9,12 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
-
 from multiopt.backends.base import Bucket
 from multiopt.backends.engines.cuda import CudaEngine
 from multiopt.backends.engines.cuda_plan import BLOCK
@@ -26,12 +25,12 @@ GXX = shutil.which("g++")
 WITHOUT_GXX = "there is no g++ to compile the kernels with"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _folder() -> Any:
     return tempfile.TemporaryDirectory(prefix="kernels")
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(source: str, name: str) -> Any:
     """The function ``run(arguments, grid, block, counts)`` for a kernel of a source."""
     folder = Path(_folder().name)
@@ -39,7 +38,7 @@ def compiled(source: str, name: str) -> Any:
     text = f'#define HOST\n#include "{HEADER}"\n{source}\nEXPORT({name}, {str("sync_block();" in source).lower()})\n'
     (folder / f"{stem}.cpp").write_text(text)
     options = ["-O2", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
-    command = [GXX, *options, "-o", f"{stem}.so", f"{stem}.cpp"]
+    command = [str(GXX), *options, "-o", f"{stem}.so", f"{stem}.cpp"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return ctypes.CDLL(str(folder / f"{stem}.so")).run

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from multiopt.backends.engines import cuda_plan
 from multiopt.backends.engines.cuda_plan import CHUNK, WORDS, aliases, changes, make_plan
 

@@ -133,7 +133,8 @@ class _Tables:
 
     def __init__(self, bucket: Bucket, driver: Driver) -> None:
         self.bucket, self.driver = bucket, driver
-        self.backend: Any = bucket.backend
+        backend: Any = bucket.backend
+        self.backend = backend
         self.ordinal = _ordinal(bucket.device)
         if self.capturing():
             raise RuntimeError(f"cannot make an optimizer's tables during CUDA graph capture: {WARM_UP}")

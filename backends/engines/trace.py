@@ -125,6 +125,16 @@ class Scalar:
         refuse(f"'.{name}' of a hyperparameter")
 
 
+class Question:
+    """A comparison of hyperparameters alone: a condition for ``xp.where``, and nothing else."""
+
+    def __init__(self, op: str, values: tuple[Any, ...]) -> None:
+        self.op, self.values = op, values
+
+    def __bool__(self) -> bool:
+        refuse("a branch on a hyperparameter")
+
+
 class Symbol:
     """An array element, or (``truth``) the outcome of a comparison of elements."""
 
@@ -182,6 +192,8 @@ def apply(op: str, *values: Any, truth: bool = False) -> Any:
     symbols = [value for value in values if isinstance(value, Symbol)]
     if symbols:
         return symbols[0].recorder.record(op, *values, truth=truth)
+    if truth and op not in LOGIC[-3:]:
+        return Question(op, values)
     if op not in SCALAR_OPERATORS:
         refuse(f"{op!r} of hyperparameters alone")
     return Scalar((op, *map(scalar_expression, values)))
@@ -234,15 +246,23 @@ for _name, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div"}.i
 for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Symbol, f"__{_name}__", binary(_name, truth=True)[0])
     setattr(Scalar, f"__{_name}__", binary(_name, truth=True)[0])
-for _name in ("and", "or"):
-    setattr(Symbol, f"__{_name}__", binary(_name, truth=True)[0])
-Symbol.__invert__ = lambda a: apply("not", a, truth=True)  # type: ignore[attr-defined]
-for _kind in (Symbol, Scalar):
-    _kind.__neg__ = lambda a: apply("neg", a)  # type: ignore[attr-defined]
-    _kind.__pos__ = lambda a: a  # type: ignore[attr-defined]
-    _kind.__abs__ = lambda a: apply("abs", a)  # type: ignore[attr-defined]
-    _kind.__pow__ = power  # type: ignore[attr-defined]
-    _kind.__rpow__ = lambda a, b: power(b, a)  # type: ignore[attr-defined]
+LOGICAL: dict[str, Callable[..., Any]] = {
+    "and": binary("and", truth=True)[0],
+    "or": binary("or", truth=True)[0],
+    "invert": lambda a: apply("not", a, truth=True),
+}
+OTHERS: dict[str, Callable[..., Any]] = {
+    "neg": lambda a: apply("neg", a),
+    "pos": lambda a: a,
+    "abs": lambda a: apply("abs", a),
+    "pow": power,
+    "rpow": lambda a, b: power(b, a),
+}
+for _name, _method in LOGICAL.items():
+    setattr(Symbol, f"__{_name}__", _method)
+for _name, _method in OTHERS.items():
+    for _kind in (Symbol, Scalar):
+        setattr(_kind, f"__{_name}__", _method)
 
 
 class Namespace:
@@ -264,6 +284,9 @@ class Namespace:
         self.isnan = lambda a: apply("ne", a, a, truth=True)
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if isinstance(condition, Question):
+            recorder = next(value.recorder for value in (a, b) if isinstance(value, Symbol))
+            condition = recorder.record(condition.op, *condition.values, truth=True)
         if not isinstance(condition, Symbol) or not condition.truth:
             refuse("xp.where on something that is not a comparison of arrays")
         return apply("where", condition, a, b)
