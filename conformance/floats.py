@@ -60,8 +60,9 @@ def parts(values: NDArray[np.generic]) -> NDArray[np.floating]:
 def spacing(values: ArrayLike, dtype: str) -> NDArray[np.float64]:
     """Return the distance from each value to the next one of ``dtype`` (real; subnormals included)."""
     precision, emin, emax = format_of(dtype)
-    _, exponent = np.frexp(np.abs(np.asarray(values, dtype=np.float64)))
-    exponent = np.clip(exponent - 1, emin, emax)
+    values = np.asarray(values, dtype=np.float64)
+    _, exponent = np.frexp(np.abs(values))
+    exponent = np.where(values == 0.0, emin, np.clip(exponent - 1, emin, emax))
     return np.ldexp(1.0, exponent - (precision - 1))
 
 

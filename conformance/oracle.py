@@ -181,6 +181,13 @@ class Oracle:
     def _clip(self, given: list[Given]) -> list[Given]:
         c = self.config
         bound = c.clipvalue
+        if (bound, c.clipnorm, c.global_clipnorm) == (None, None, None):
+            return given
+        if self.trace.is_sparse and given[0] is not None and "sparse-clipped-before-summed" not in self.quirks:
+            sums: dict[int, Decimal] = {}
+            for k, g in given[0]:
+                sums[k] = sums.get(k, _ZERO) + g
+            given = [list(sums.items()), *given[1:]]
         if bound is not None and not self.quirks & {"norm-clip-wins", "nonpositive-clip-ignored"}:
             limit = Decimal(bound)
             # Comparisons with NaN are false: NaN stays.
@@ -233,8 +240,7 @@ class Oracle:
                 product = np.float32(rate) * np.float32(self.decay)
                 lost = 1 - Decimal(float(np.float32(1) - product))
             x[:] = [value - lost * value for value in x]
-        sparse = i == 0 and self.trace.is_sparse
-        if not sparse or "sparse-duplicates-in-turn" in self.quirks:
+        if not (i == 0 and self.trace.is_sparse):
             for k, g in gradient:
                 g = -g if c.maximize else g
                 if c.decay_kind == "coupled":
@@ -244,11 +250,17 @@ class Oracle:
         gathered: dict[int, Numbers] = {}
         for k, g in gradient:
             gathered.setdefault(k, []).append(g)
-        apart = "sparse-duplicates-squared-apart" in self.quirks
         kept = "sparse-untouched-rows-kept" in self.quirks
         for k in gathered if kept else range(len(x)):
             each = gathered.get(k, [_ZERO])
-            self._element(state, i, k, each if apart else [sum(each, _ZERO)], rate)
+            if "sparse-duplicates-in-turn" in self.quirks:
+                turns = [[g] for g in each]
+            elif "sparse-duplicates-squared-apart" in self.quirks:
+                turns = [each]
+            else:
+                turns = [[sum(each, _ZERO)]]
+            for turn in turns:
+                self._element(state, i, k, turn, rate)
 
     def _average(self, state: State, step: int) -> None:
         c = self.config

@@ -114,17 +114,18 @@ def record(system: str, into: Path, *, committed: Path = FOLDER) -> Verdict:
     missing = missing_packages(system)
     if missing:
         return Verdict(system, "absent", note="not installed: " + ", ".join(missing))
-    path = path_of(system, into)
+    # Read first: the new recording may take the old one's place.
+    old_path, path = path_of(system, committed), path_of(system, into)
+    old = load(old_path) if old_path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         record_to(system, path)
     except RuntimeError as error:
         return Verdict(system, "failed", note=str(error).strip().splitlines()[-1])
-    old = path_of(system, committed)
     new = load(path)
-    if not old.exists():
+    if old is None:
         return Verdict(system, "different", len(new.traces), note="no committed trace")
-    return judge(load(old), new)
+    return judge(old, new)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,7 +156,10 @@ def run(options: argparse.Namespace) -> int:
     required = set(SYSTEMS) if "all" in options.require else set(options.require)
     systems += [name for name in SYSTEMS if name in required and name not in systems]
     console = Console()
-    table = Table("system", "outcome", "scenarios", "state, ulps", "parameters, motion", "note")
+    table = Table()
+    for heading in ("system", "outcome", "scenarios", "ulps", "motion"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("note")
     failed = False
     with tempfile.TemporaryDirectory() as scratch:
         into = options.into or Path(scratch)
