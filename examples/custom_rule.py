@@ -20,7 +20,7 @@ def rmsprop(xp, x, g, square_avg, *, lr, rho, eps):
 RMSPROP = Rule(
     "rmsprop",
     rmsprop,
-    slots=["square_avg"],
+    slots={"square_avg": 0.0},
     hypers={"lr": Hyper(0.01, low=0), "rho": Hyper(0.99, low=0, high=1), "eps": Hyper(1e-8, low=0, open_low=True)},
 )
 
@@ -33,7 +33,7 @@ def momentum(xp, x, g, velocity, *, lr, mu):
 MOMENTUM = Rule(
     "sgd with momentum",
     momentum,
-    slots=["velocity"],
+    slots={"velocity": 0.0},
     hypers={"lr": Hyper(0.01, low=0), "mu": Hyper(0.9, low=0, high=1)},
 )
 
@@ -46,7 +46,7 @@ def adagrad(xp, x, g, square_sum, *, lr, eps):
 ADAGRAD = Rule(
     "adagrad",
     adagrad,
-    slots={"square_sum": 0.1},  # what it is filled with at first
+    slots={"square_sum": 0.1},  # 0.1 is what it is filled with at first
     hypers={"lr": Hyper(0.5, low=0), "eps": Hyper(1e-10, low=0, open_low=True)},
 )
 

@@ -36,6 +36,14 @@ LIBRARIES = {
 }
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells defaults, where there is something to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default is None or action.default is False or action.default == ""
+        return action.help if empty else super()._get_help_string(action)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -97,7 +105,7 @@ def _run(name: str, rest: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog=f"multiopt {name}",
         description=text[0].upper() + text[1:] + ".",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Formatter,
     )
     module.add_arguments(parser)
     return module.main(parser.parse_args(rest))

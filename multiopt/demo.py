@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="its own choice", help="the library's device, such as cuda")
     parser.add_argument("--epochs", type=_positive, default=Config.epochs, help="passes over the digits")
     parser.add_argument("--batch", type=_positive, default=Config.batch, help="digits a step")
-    parser.add_argument("--preset", choices=PRESETS, default=Config.preset, help="whose lr, rho and eps")
+    preset_help = "whose lr, rho and eps; keras' lr of 0.001 is too small to learn anything here"
+    parser.add_argument("--preset", choices=PRESETS, default=Config.preset, help=preset_help)
     for name in ("lr", "rho", "eps"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="instead of the preset's")
     parser.add_argument("--activation", choices=("tanh", "relu"), default=Config.activation, help="of two layers")
@@ -155,10 +156,12 @@ def _compare(console: Console, targets: list[Target], runs: list[Run], replayed:
         curve = "same bits" if far == 0 else f"{far:.1e}"
         table.add_row(name, place.engine, f"{run.seconds:.2f}", f"{run.accuracy:.2%}", curve, bits)
     console.print(table)
+    kept = len(runs[0].gradients)
     console.print(
+        "Seconds: the whole training, network and all.\n"
         f"Loss curve: the largest relative difference of a step's loss from {runs[0].name}'s. Matrix products, sums, "
         "exp and tanh round differently in each library, and training carries that on.\n"
-        f"Optimizer: every optimizer was fed the same gradients, {runs[0].name}'s of the first {REPLAYED} steps; "
+        f"Optimizer: every optimizer was fed the same gradients, {runs[0].name}'s of the first {kept} steps; "
         f"how many of the {replayed[0].size:,} numbers in its parameters and state then differ.",
     )
 

@@ -129,9 +129,7 @@ def test_as_optax_computes_it(case):
 
 def test_legacy_decay_of_keras():
     # lr/(1+.5t), as TensorFlow 2.x's Keras with decay=.5 was seen to do: 1, .667, .5, .4
-    assert [s.InverseTime(1.0, 1, 0.5)(t) for t in range(4)] == pytest.approx(
-        [1, 2 / 3, 1 / 2, 2 / 5], rel=1e-15
-    )
+    assert [s.InverseTime(1.0, 1, 0.5)(t) for t in range(4)] == pytest.approx([1, 2 / 3, 1 / 2, 2 / 5], rel=1e-15)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=str)
