@@ -17,7 +17,7 @@ from .workload import Workload
 __all__ = ["build"]
 
 #: Elements that a thread takes at a time.
-PIECE = 1 << 19
+PIECE = 1 << 20
 #: Below this many elements a second thread costs more than it saves.
 SERIAL = 1 << 17
 
@@ -52,13 +52,14 @@ def build(workload: Workload, options: dict[str, Any]) -> Running:
     x, g, v, u = (np.full(n, value, workload.dtype) for value in (0, 1, 0, 0))
     began = perf_counter()
     move, read = compiled()
-    bits, sink = g.view(f"i{g.itemsize}"), np.zeros(1, f"i{g.itemsize}")
     size = PIECE if n > SERIAL else max(n, 1)
-    pieces = [slice(start, start + size) for start in range(0, n, size)]
+    pieces = [[a[start : start + size] for a in (x, g, v, u)] for start in range(0, n, size)]
+    sink = np.zeros(1, f"i{g.itemsize}")
+    reads = [piece[1].view(sink.dtype) for piece in pieces]
 
     def step() -> None:
         for _ in range(more_reads):
-            threads.run(lambda piece: read(bits[piece], sink), pieces)
-        threads.run(lambda piece: move(x[piece], g[piece], v[piece], u[piece]), pieces)
+            threads.run(lambda bits: read(bits, sink), reads)
+        threads.run(lambda piece: move(*piece), pieces)
 
     return Running(wall(step), step, lambda: [x, v, u], began)
