@@ -101,7 +101,7 @@ FEATURES: dict[str, dict[str, str]] = {
         "global_clipnorm": "`global_clipnorm` clips by the norm of all gradients",
         "use_ema": "`use_ema`: an exponential moving average of the variables",
         "ema_momentum": "`ema_momentum`, 0.99 by default",
-        "ema_overwrite_frequency": "`ema_overwrite_frequency`: the average overwrites the variables every so many steps",
+        "ema_overwrite_frequency": "`ema_overwrite_frequency`: variables are overwritten every so many steps",
         "jit_compile": "`jit_compile`, ignored where there is no GPU",
         "kwargs": "keyword arguments for backward compatibility",
         "iterations": "`iterations`, increased by one by `apply_gradients`",

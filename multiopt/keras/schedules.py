@@ -1,0 +1,254 @@
+"""TensorFlow's learning-rate schedules by their names there. The formulas are those of `multiopt.schedules`."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import schedules as core
+from .serialization import restore, store
+
+__all__ = [
+    "CosineDecay",
+    "CosineDecayRestarts",
+    "ExponentialDecay",
+    "InverseTimeDecay",
+    "LearningRateSchedule",
+    "PiecewiseConstantDecay",
+    "PolynomialDecay",
+    "deserialize",
+    "named",
+    "serialize",
+]
+
+
+class LearningRateSchedule(ABC):
+    """A learning rate that depends on the step: subclass it and give ``__call__`` and ``get_config``.
+
+    An optimizer calls it with the number of updates done before, a Python int. TensorFlow's legacy optimizer converts
+    that number to the variables' dtype first, so that float16 cannot count beyond 2048; here it is exact.
+    """
+
+    @abstractmethod
+    def __call__(self, step: Any) -> Any:
+        """The learning rate of the 0-based `step`."""
+
+    @abstractmethod
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make an equal schedule."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LearningRateSchedule:
+        """A schedule from what `get_config` returned."""
+        return cls(**config)
+
+
+class _Core(LearningRateSchedule):
+    """A schedule that the core computes."""
+
+    def __init__(self, schedule: core.Schedule, config: dict[str, Any]) -> None:
+        self._schedule, self._config = schedule, config
+
+    def __call__(self, step: Any) -> Any:
+        """The learning rate of the 0-based `step`: a float for a number, an array for an array."""
+        return self._schedule(step)
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make an equal schedule."""
+        return dict(self._config)
+
+    def __getattr__(self, name: str) -> Any:
+        config = self.__dict__.get("_config", {})
+        if name in config:
+            return config[name]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._config.items())})"
+
+
+def _config(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor, from its ``locals()``."""
+    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+
+
+class ExponentialDecay(_Core):
+    """``initial_learning_rate * decay_rate ** (step / decay_steps)``; with `staircase` the exponent is rounded down."""
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: float,
+        decay_rate: float,
+        staircase: bool = False,
+        name: str | None = "ExponentialDecay",
+    ) -> None:
+        config = _config(locals())
+        super().__init__(core.Exponential(initial_learning_rate, decay_steps, decay_rate, staircase), config)
+
+
+class InverseTimeDecay(_Core):
+    """``initial_learning_rate / (1 + decay_rate * step / decay_steps)``; `staircase` rounds the quotient down."""
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: float,
+        decay_rate: float,
+        staircase: bool = False,
+        name: str | None = "InverseTimeDecay",
+    ) -> None:
+        config = _config(locals())
+        super().__init__(core.InverseTime(initial_learning_rate, decay_steps, decay_rate, staircase), config)
+
+
+class PolynomialDecay(_Core):
+    """From `initial_learning_rate` to `end_learning_rate` in `decay_steps`, along a polynomial of degree `power`.
+
+    With `cycle`, the decay is stretched to a multiple of `decay_steps` each time that it has come to its end.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: float,
+        end_learning_rate: float = 0.0001,
+        power: float = 1.0,
+        cycle: bool = False,
+        name: str | None = "PolynomialDecay",
+    ) -> None:
+        config = _config(locals())
+        schedule = core.Polynomial(
+            initial_learning_rate, decay_steps=decay_steps, final=end_learning_rate, power=power, cycle=cycle
+        )
+        super().__init__(schedule, config)
+
+
+class PiecewiseConstantDecay(_Core):
+    """``values[i]`` up to and including step ``boundaries[i]``, and the last value after that."""
+
+    def __init__(
+        self, boundaries: Sequence[float], values: Sequence[float], name: str | None = "PiecewiseConstant"
+    ) -> None:
+        schedule = core.Piecewise(boundaries, values)
+        super().__init__(schedule, {"boundaries": list(boundaries), "values": list(values), "name": name})
+
+
+class CosineDecay(_Core):
+    """Half a cosine wave from the top to ``alpha`` times the top in `decay_steps`.
+
+    With `warmup_target`, first a straight line from `initial_learning_rate` to `warmup_target`, which then is the top,
+    in `warmup_steps`.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        decay_steps: float,
+        alpha: float = 0.0,
+        name: str | None = "CosineDecay",
+        warmup_target: float | None = None,
+        warmup_steps: float = 0,
+    ) -> None:
+        config = _config(locals())
+        schedule: core.Schedule
+        if warmup_target is None:
+            schedule = core.Cosine(initial_learning_rate, decay_steps, alpha)
+        else:
+            top = core.Cosine(warmup_target, decay_steps, alpha)
+            schedule = core.WarmUp(top, steps=warmup_steps, initial=initial_learning_rate)
+        super().__init__(schedule, config)
+
+
+class CosineDecayRestarts(_Core):
+    """Half cosine waves one after another, each `t_mul` times as long and `m_mul` times as high as the one before."""
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        first_decay_steps: float,
+        t_mul: float = 2.0,
+        m_mul: float = 1.0,
+        alpha: float = 0.0,
+        name: str | None = "SGDRDecay",
+    ) -> None:
+        config = _config(locals())
+        super().__init__(core.CosineRestarts(initial_learning_rate, first_decay_steps, t_mul, m_mul, alpha), config)
+
+
+_BUILT_IN: dict[str, type[LearningRateSchedule]] = {
+    kind.__name__: kind
+    for kind in (
+        ExponentialDecay,
+        InverseTimeDecay,
+        PolynomialDecay,
+        PiecewiseConstantDecay,
+        CosineDecay,
+        CosineDecayRestarts,
+    )
+}
+
+
+def named(schedule: core.Schedule) -> LearningRateSchedule:
+    """TensorFlow's schedule that equals one of `multiopt.schedules`.
+
+    Raises
+    ------
+    TypeError
+        If TensorFlow has none.
+    """
+    s: Any = schedule
+    if isinstance(s, core.WarmUp) and isinstance(s.schedule, core.Cosine):
+        top = s.schedule
+        steps = int(s.steps) if s.steps == int(s.steps) else s.steps
+        return CosineDecay(s.initial, top.decay_steps, top.alpha, warmup_target=top.initial, warmup_steps=steps)
+    match s:
+        case core.Constant():
+            return PiecewiseConstantDecay([], [s.value])
+        case core.Exponential():
+            return ExponentialDecay(s.initial, s.decay_steps, s.rate, s.staircase)
+        case core.InverseTime():
+            return InverseTimeDecay(s.initial, s.decay_steps, s.rate, s.staircase)
+        case core.Polynomial():
+            return PolynomialDecay(s.initial, s.decay_steps, s.final, s.power, s.cycle)
+        case core.Piecewise():
+            return PiecewiseConstantDecay(s.boundaries, s.values)
+        case core.Cosine():
+            return CosineDecay(s.initial, s.decay_steps, s.alpha)
+        case core.CosineRestarts():
+            return CosineDecayRestarts(s.initial, s.decay_steps, s.t_mul, s.m_mul, s.alpha)
+    raise TypeError(f"schedule: expected one that TensorFlow has too, got {schedule!r}")
+
+
+def serialize(schedule: LearningRateSchedule | core.Schedule) -> dict[str, Any]:
+    """A schedule as the dictionary that Keras writes, and that Keras reads.
+
+    Raises
+    ------
+    TypeError
+        If it is no schedule.
+    """
+    if isinstance(schedule, core.Schedule):
+        schedule = named(schedule)
+    if not isinstance(schedule, LearningRateSchedule):
+        raise TypeError(f"schedule: expected a LearningRateSchedule, got {schedule!r}")
+    return store(schedule, "keras.optimizers.schedules", _BUILT_IN)
+
+
+def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> LearningRateSchedule:
+    """A schedule from such a dictionary, ours or one of Keras 3, tf_keras or TensorFlow.
+
+    Parameters
+    ----------
+    config : mapping
+        With ``"class_name"`` and ``"config"``.
+    custom_objects : mapping or None
+        Classes of your own, by name.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no such dictionary, or names a class that is not known.
+    """
+    return restore(config, _BUILT_IN, custom_objects, "schedule")
