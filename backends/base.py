@@ -151,7 +151,7 @@ class Backend:
 
     def to_host(self, array: Array) -> np.ndarray:
         """A NumPy array of the values, in C order and native bytes; bfloat16 as its bits, in uint16."""
-        return np.ascontiguousarray(np.asarray(array))
+        return np.asarray(array, order="C")
 
     def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
         """The inverse of `to_host`: an array of `dtype`, on the device of `like`, shaped as `array`."""

@@ -85,7 +85,7 @@ class TorchBackend(Backend):
         return tensor.numpy().copy()
 
     def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         if dtype == "bfloat16":
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(like.device)
         return torch.from_numpy(array).to(like.device)
@@ -111,7 +111,7 @@ class TorchBackend(Backend):
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
         out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
-        if all(map("C".__eq__, layouts)) and all(map(torch.Tensor.is_contiguous, arrays)):
+        if all(layout == "C" for layout in layouts) and all(map(torch.Tensor.is_contiguous, arrays)):
             strange: set[int] = set()
         else:
             pairs = enumerate(zip(arrays, layouts, strict=True))

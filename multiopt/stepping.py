@@ -82,12 +82,16 @@ def _check_overlap(backend: Backend, params: Sequence[Array], names: Sequence[st
         # Where memory cannot be seen, at least the same object twice is.
         extents.append((*(extent or (id(array), id(array) + 1)), i))
     extents.sort()
-    reach = -1, -1
+    open_: list[tuple[int, int]] = []  # those that may reach beyond the start of the next
     for start, end, i in extents:
-        if start < reach[0] and start < end and backend.share_memory(params[reach[1]], params[i]):
-            first, second = sorted((i, reach[1]))
-            raise ValueError(f"{names[second]}: expected memory of its own, got an array that overlaps {names[first]}")
-        reach = max(reach, (end, i))
+        open_ = [(until, j) for until, j in open_ if until > start]
+        for _, j in open_ if start < end else []:
+            if backend.share_memory(params[j], params[i]):
+                first, second = sorted((i, j))
+                raise ValueError(
+                    f"{names[second]}: expected memory of its own, got an array that overlaps {names[first]}"
+                )
+        open_.append((end, i))
 
 
 def make_buckets(
@@ -274,7 +278,8 @@ def _norm_scales(
     if thresholds:
         limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
-    factors, norm = norms.clip_factors(xp, table, lowest, own, clip_global_norm)
+    with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
+        factors, norm = norms.clip_factors(xp, table, lowest, own, clip_global_norm)
     scales, start = [], 0
     for job, held in zip(jobs, tables, strict=True):
         part = factors[start : start + len(job.grads)]

@@ -67,10 +67,11 @@ class EagerEngine:
         for i, g in enumerate(_apart(bucket, grads)):
             if g is None:
                 continue
+            own = dict(scalars)  # each tensor's own: a lazy library reads them later
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
-                scalars["norm_scale"] = float(norm_scales[i])
-            self._update_one(bucket, i, g, elementwise(one_pass, scalars, wider(bucket.dtypes)), dtypes)
+                own["norm_scale"] = float(norm_scales[i])
+            self._update_one(bucket, i, g, elementwise(one_pass, own, wider(bucket.dtypes)), dtypes)
 
     def _update_one(self, bucket: Bucket, i: int, g: Array, function: Any, dtypes: list[str]) -> None:
         backend, old = bucket.backend, [arrays[i] for arrays in bucket.arrays()]
@@ -116,7 +117,7 @@ def _apart(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
     """The gradients, copied where they lie in the memory of parameters: writing those would change them."""
     backend = bucket.backend
     extents = sorted(e for p in bucket.params if backend.mutable and (e := backend.extent(p)) and e[0] < e[1])
-    begins, ends = [e[0] for e in extents], [e[1] for e in extents]
+    begins, ends = [e[0] for e in extents], sorted(e[1] for e in extents)
 
     def meets(g: Array) -> bool:
         extent = backend.extent(g)

@@ -160,9 +160,8 @@ class _Walk:
             self.odd.update(np.flatnonzero(addresses < 0).tolist())
             self.table[:, column] = addresses
         begins, ends = self._extents(backend, bucket.params, self.table[:, 1], bucket.dtype)
-        order = np.argsort(begins)
-        order = order[self.sizes[order] > 0]
-        self.begins, self.ends = begins[order], ends[order]
+        # Each sorted for itself: one view may lie within the gaps of another.
+        self.begins, self.ends = np.sort(begins[self.sizes > 0]), np.sort(ends[self.sizes > 0])
 
     def _extents(
         self, backend: Backend, arrays: Sequence[Array | None], addresses: np.ndarray, dtype: str
