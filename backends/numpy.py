@@ -19,6 +19,8 @@ class NumpyBackend(Backend):
     blocked: ClassVar[bool] = True
 
     def admit(self, array: Array) -> str | None:
+        if isinstance(array, np.generic):
+            return f"expected a numpy.ndarray, got a NumPy scalar of {array.dtype}; pass numpy.asarray(...) of it"
         if type(array) not in (np.ndarray, np.memmap):
             return f"expected a numpy.ndarray, got its subclass {type(array).__name__}; pass numpy.asarray(...) of it"
         return None

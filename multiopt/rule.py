@@ -86,8 +86,8 @@ class Rule:
         to the computing dtype. A parameter called ``step``, if the function has one, is the 0-based step.
         Usable on arrays: ``+ - * /``, unary minus, ``**`` by small integers, comparisons, and ``xp.sqrt``, ``abs``,
         ``square``, ``minimum``, ``maximum``, ``clip``, ``where``, ``sign``, ``exp``, ``log``.
-    slots : sequence of str, or mapping of str to float
-        The state arrays, shaped like the parameter, and the value each is filled with at first (0 by default).
+    slots : mapping of str to float
+        The state arrays, shaped like the parameter, and the value each is filled with at first.
     hypers : mapping of str to Hyper
         Every keyword parameter of `function` except ``step``. A rule for `Optimizer` has one called ``lr``.
 
@@ -104,8 +104,7 @@ class Rule:
     uses_step: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        slots = self.slots if isinstance(self.slots, Mapping) else dict.fromkeys(self.slots, 0.0)
-        object.__setattr__(self, "slots", MappingProxyType(dict(slots)))
+        object.__setattr__(self, "slots", MappingProxyType(dict(self.slots)))
         object.__setattr__(self, "hypers", MappingProxyType(dict(self.hypers)))
         parameters = inspect.signature(self.function).parameters.values()
         positional = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
