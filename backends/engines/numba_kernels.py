@@ -277,6 +277,7 @@ def add_slices(buffer: Any, m: int, largest: Any, units: Any, row: Any) -> None:
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
     size, _, load, _ = STORAGE[dtype]
+    double = dtype == "float64"
     source = f"""
 def finite(table, bad, first, start, count):
     i = first
@@ -284,9 +285,9 @@ def finite(table, bad, first, start, count):
         n = min(table[i, 0] - start, count)
         if n > 0 and table[i, 2] != 0:
             g_ = carray({dtype}_at(table[i, 2] + start * {size}), n)
-            largest = np.int64(0)
+            largest = kind(0)
             for k in range(n):
-                largest = max(largest, double_bits(np.float64({load.format("g_[k]")})) & MAGNITUDE)
+                largest = max(largest, kind(bits({load.format("g_[k]")})) & MAGNITUDE)
             if largest >= INFINITE:
                 bad[i] = 1
         count -= n
@@ -296,6 +297,8 @@ def finite(table, bad, first, start, count):
         "finite",
         source.strip().splitlines(),
         types.void(TABLE, types.uint8[::1], *WALK),
-        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF),
-        INFINITE=np.float64(np.inf).view(np.int64),
+        kind=np.int64 if double else np.uint32,
+        bits=double_bits if double else float_bits,
+        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF) if double else np.uint32(0x7FFFFFFF),
+        INFINITE=np.float64(np.inf).view(np.int64) if double else np.float32(np.inf).view(np.uint32),
     )
