@@ -1,0 +1,190 @@
+"""Arrays that are spread over a mesh: PyTorch's DTensors, and JAX's arrays with a `NamedSharding`.
+
+A DTensor's shard is stepped in place by the same engines as any tensor; JAX sees the whole array and spreads the work
+itself. Neither library is imported here unless one of its arrays or meshes is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..backends.base import Array
+from .variable import Variable
+
+__all__ = [
+    "aligned",
+    "assign",
+    "check_mesh",
+    "check_on_mesh",
+    "is_dtensor",
+    "local",
+    "mesh_of",
+    "numpy",
+    "reducer",
+    "replicated",
+]
+
+
+def is_dtensor(array: Array) -> bool:
+    """Whether the array is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(array, module.DTensor)
+
+
+def mesh_of(array: Array) -> Any:
+    """The mesh over which an array is spread: a `DeviceMesh`, a JAX `Mesh`, or None."""
+    if is_dtensor(array):
+        return array.device_mesh
+    return getattr(getattr(array, "sharding", None), "mesh", None)
+
+
+def local(array: Array) -> Array:
+    """What this process computes on: a DTensor's shard, which shares its memory; any other array itself."""
+    if not is_dtensor(array):
+        return array
+    import torch
+
+    with torch.no_grad():  # otherwise the shard would be a view that autograd follows
+        return array.to_local()
+
+
+def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Check that all arrays lie on one mesh: `mesh`, if it is not None; else all DTensors on the same, or none at all.
+
+    Raises
+    ------
+    ValueError
+        If one does not, or is a sum that is still to be made (`Partial`), or this process is not on the mesh.
+    """
+    wanted, because = mesh, "as the optimizer's mesh is"
+    for array, name in zip(arrays, names, strict=True):
+        found = mesh_of(array)
+        if wanted is None and array is arrays[0] and is_dtensor(array):
+            wanted, because = found, f"as {names[0]} is"
+        if wanted is None and is_dtensor(array):
+            raise ValueError(f"{name}: expected a plain tensor, as {names[0]} is, got a DTensor on {found}")
+        if wanted is not None and found != wanted:
+            raise ValueError(f"{name}: expected an array spread over {wanted}, {because}, got one on {found}")
+        if is_dtensor(array):
+            if any(placement.is_partial() for placement in array.placements):
+                raise ValueError(f"{name}: expected shards or replicas, got {array.placements}")
+            if found.get_coordinate() is None:
+                raise ValueError(f"{name}: expected a mesh that this process belongs to, got {found}")
+
+
+def aligned(gradient: Array, like: Array, name: str) -> Array:
+    """The gradient in the layout of its variable: sums that are still to be made are made, shards are moved.
+
+    Raises
+    ------
+    TypeError
+        If one of the two is a DTensor and the other is not.
+    ValueError
+        If shapes or meshes differ.
+    """
+    if is_dtensor(gradient) != is_dtensor(like):
+        expected, got = (type(a).__name__ for a in (like, gradient))
+        raise TypeError(f"{name}: expected a {expected}, as its variable holds, got a {got}")
+    if is_dtensor(like):
+        if tuple(gradient.shape) != tuple(like.shape):
+            raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(gradient.shape)}")
+        if gradient.device_mesh != like.device_mesh:
+            raise ValueError(f"{name}: expected it on {like.device_mesh}, got it on {gradient.device_mesh}")
+        if gradient.placements != like.placements:
+            return gradient.detach().redistribute(placements=like.placements)
+        return gradient
+    if mesh_of(like) is not None and tuple(gradient.shape) == tuple(like.shape):
+        sharding = getattr(gradient, "sharding", None)
+        if sharding is not None and not sharding.is_equivalent_to(like.sharding, like.ndim):
+            import jax
+
+            return jax.device_put(gradient, like.sharding)
+    return gradient
+
+
+def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
+    """What adds up tables of exact sums over the processes of a mesh; None where every process sees all.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays
+        One for each row of the table. Of a replica, one process' row counts.
+    """
+    if not arrays or not is_dtensor(arrays[0]):
+        return None
+    import torch
+    import torch.distributed
+
+    mesh = arrays[0].device_mesh
+    here = mesh.get_coordinate()
+    counts = np.array(
+        [
+            all(here[axis] == 0 for axis, placement in enumerate(array.placements) if placement.is_replicate())
+            for array in arrays
+        ],
+        np.int64,
+    )[:, np.newaxis]
+
+    def reduce(xp: Any, table: Any) -> Any:
+        on_host = isinstance(table, np.ndarray)
+        tensor = torch.from_numpy(table * counts) if on_host else table * torch.from_numpy(counts).to(table.device)
+        tensor = tensor.to(mesh.device_type)
+        for axis in range(mesh.ndim):
+            torch.distributed.all_reduce(tensor, group=mesh.get_group(axis))
+        return tensor.cpu().numpy() if on_host else tensor
+
+    return reduce
+
+
+def replicated(array: np.ndarray, mesh: Any) -> Array:
+    """A NumPy array with a copy on every device of a mesh."""
+    if type(mesh).__module__.startswith("jax"):
+        import jax
+
+        return jax.device_put(array, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
+    import torch
+    from torch.distributed.tensor import Replicate, distribute_tensor
+
+    tensor = torch.from_numpy(array).to(mesh.device_type)
+    return distribute_tensor(tensor, mesh, [Replicate()] * mesh.ndim)
+
+
+def numpy(variable: Variable) -> np.ndarray:
+    """A NumPy copy of a variable's value, gathered from the mesh; every process must call it."""
+    if not is_dtensor(variable.value):
+        return variable.numpy()
+    return Variable(variable.value.full_tensor(), trainable=False).numpy()
+
+
+def assign(variable: Variable, value: Any) -> None:
+    """Assign to a variable that may be sharded: a whole array is cut into shards; see `Variable.assign`."""
+    array = variable.value
+    if not is_dtensor(array) or is_dtensor(value):
+        variable.assign(value)
+        return
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = Variable(variable.backend.xp.empty(array.shape, dtype=array.dtype, device=array.device), trainable=False)
+    whole.assign(value)
+    variable.assign(distribute_tensor(whole.value, array.device_mesh, array.placements))
+
+
+def check_mesh(mesh: Any) -> Any:
+    """Check the option ``mesh``: None, a JAX `Mesh` or a PyTorch `DeviceMesh`.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    kinds = [
+        getattr(sys.modules.get(module), name, None)
+        for module, name in (("jax.sharding", "Mesh"), ("torch.distributed.device_mesh", "DeviceMesh"))
+    ]
+    if mesh is not None and not isinstance(mesh, tuple(kind for kind in kinds if kind is not None)):
+        raise TypeError(f"mesh: expected a jax.sharding.Mesh or a torch DeviceMesh, got {mesh!r}")
+    return mesh
