@@ -161,3 +161,26 @@ def _apart(exact: Decimal, recorded: Decimal, unit: Decimal) -> float:
     if exact.is_nan() or recorded.is_nan():
         return float("inf")
     return float(abs(exact - recorded) / unit)
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How accurate one trace is, over all its steps.
+
+    ``followed``: from the rule with the trace's own quirks and hyperparameters as the framework held them, which is
+    the error of its arithmetic. ``published``: from the published rule with the hyperparameters that were asked for,
+    which is how far a user of that framework is from the paper.
+    """
+
+    system: str
+    scenario: str
+    quirks: tuple[str, ...]
+    followed: Mapping[str, Distance]
+    published: Mapping[str, Distance]
+
+
+def accuracy_of(trace: Trace) -> Accuracy:
+    """Return both distances of ``trace`` from the oracle."""
+    followed = distances(trace, stepwise=False)
+    published = distances(trace, stepwise=False, quirks=(), as_held=False)
+    return Accuracy(trace.system, trace.scenario, trace.quirks, followed, published)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,7 +50,7 @@ def rounded(values: NDArray[np.generic], dtype: str) -> NDArray[np.generic]:
     return values
 
 
-def parts(values: NDArray[np.generic]) -> NDArray[np.floating]:
+def parts(values: NDArray[Any]) -> NDArray[Any]:
     """Return complex values as pairs of real ones along a new last axis; real values as they are."""
     if values.dtype.kind != "c":
         return values
@@ -81,10 +81,10 @@ def ulps(a: NDArray[np.generic], b: NDArray[np.generic], dtype: str) -> NDArray[
     return np.where(both_nan, 0.0, np.where(odd, np.inf, distance))
 
 
-def _ordered(values: NDArray[np.floating], dtype: str) -> NDArray[np.unsignedinteger]:
+def _ordered(values: NDArray[Any], dtype: str) -> NDArray[Any]:
     """Map floats to unsigned integers that are ordered as the floats are, neighbours one apart."""
     if dtype == "bfloat16":
-        bits: NDArray[np.unsignedinteger] = to_bfloat16_bits(values.astype(np.float32))
+        bits: NDArray[Any] = to_bfloat16_bits(values.astype(np.float32))
     else:
         bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}").reshape(values.shape)
     sign = bits.dtype.type(1 << (8 * bits.dtype.itemsize - 1))

@@ -78,7 +78,7 @@ class Trace:
     quirks: tuple[str, ...]
     missing: tuple[tuple[int, int], ...] = ()
     refusal: str | None = None
-    arrays: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -90,11 +90,11 @@ class Trace:
         """Whether the first tensor's gradients are sparse."""
         return "gradient.rows/p0" in self.arrays
 
-    def series(self, kind: str) -> list[NDArray[np.generic]]:
+    def series(self, kind: str) -> list[NDArray[Any]]:
         """Return ``kind`` for every tensor, each with time as its first axis."""
         return [self.arrays[f"{kind}/{name}"] for name in self.names]
 
-    def at(self, kind: str, step: int) -> list[NDArray[np.generic]]:
+    def at(self, kind: str, step: int) -> list[NDArray[Any]]:
         """Return ``kind`` of every tensor after ``step`` steps."""
         return [values[step] for values in self.series(kind)]
 
@@ -172,7 +172,7 @@ def gradient_arrays(gradients: Sequence[Sequence[Gradient]], start: Sequence[NDA
             arrays[f"gradient.values/p{i}"] = np.concatenate([g.values for g in sparse])
             arrays[f"gradient.starts/p{i}"] = np.cumsum([0, *(len(g.indices) for g in sparse)], dtype=np.int64)
         else:
-            dense = [np.zeros_like(initial) if g is None else g for g in column]
+            dense = [g if isinstance(g, np.ndarray) else np.zeros_like(initial) for g in column]
             arrays[f"gradient/p{i}"] = np.stack(dense)
     return arrays
 

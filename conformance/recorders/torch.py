@@ -102,7 +102,7 @@ class TorchDriver:
                           for s, p in zip(states, self.params, strict=True)],
         }  # fmt: skip
         if self.average is not None:
-            shot["average"] = [_to_numpy(p) for p in self.average.module]
+            shot["average"] = [_to_numpy(p) for p in self.average.module.parameters()]
         return shot
 
     def iterations(self) -> list[int]:
