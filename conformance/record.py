@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,7 +130,6 @@ def record(system: str, into: Path, *, committed: Path = FOLDER) -> Verdict:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``multiopt record`` to ``parser``."""
-    parser.description = "Record the real optimizers again and compare with the committed traces."
     parser.add_argument(
         "--system", action="append", choices=list(SYSTEMS), help="record only this one (may be repeated)"
     )
@@ -145,7 +144,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--exact", action="store_true", help="demand the same bits")
 
 
-def run(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Record as ``options`` say, print a table, and return the exit code: 0 if every trace was confirmed."""
     try:
         from rich.console import Console
@@ -181,10 +180,3 @@ def run(options: argparse.Namespace) -> int:
             )
     console.print(table)
     return 1 if failed else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``multiopt record`` with the arguments ``argv``."""
-    parser = argparse.ArgumentParser(prog="multiopt record")
-    add_arguments(parser)
-    return run(parser.parse_args(argv))

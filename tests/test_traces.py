@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("safetensors")
 
+from multiopt.cli import main
 from multiopt.conformance.accuracy import accuracy_of, distances
 from multiopt.conformance.compare import differences, inputs_agree, same_bits
 from multiopt.conformance.floats import from_bfloat16_bits, spacing, to_bfloat16_bits, ulps
@@ -16,7 +17,7 @@ from multiopt.conformance.inputs import inputs_of
 from multiopt.conformance.oracle import NOT_FOLLOWED, Oracle
 from multiopt.conformance.quirks import QUIRKS, quirks_of
 from multiopt.conformance.rates import rates_of
-from multiopt.conformance.record import judge, main, record
+from multiopt.conformance.record import judge, record
 from multiopt.conformance.scenarios import SCENARIOS, scenarios_of
 from multiopt.conformance.systems import KERAS, SYSTEMS
 from multiopt.conformance.tracefile import (
@@ -346,8 +347,8 @@ def test_a_system_that_is_not_installed_is_passed_over(monkeypatch, tmp_path, ca
     pytest.importorskip("rich")
     monkeypatch.setattr("multiopt.conformance.record.missing_packages", lambda system: ["tensorflow"])
     assert record("tf-raw", tmp_path).outcome == "absent"
-    assert main(["--system", "tf-raw"]) == 0
-    assert main(["--system", "tf-raw", "--require", "tf-raw"]) == 1
+    assert main(["record", "--system", "tf-raw"]) == 0
+    assert main(["record", "--system", "tf-raw", "--require", "tf-raw"]) == 1
     assert "tensorflow" in capsys.readouterr().out
 
 
