@@ -9,7 +9,6 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from multiopt.cli import main
 from multiopt.conformance.accuracy import accuracy_of, distances
 from multiopt.conformance.compare import differences, inputs_agree, same_bits
 from multiopt.conformance.floats import from_bfloat16_bits, spacing, to_bfloat16_bits, ulps
@@ -30,6 +29,8 @@ from multiopt.conformance.tracefile import (
     path_of,
     save,
 )
+
+from multiopt.cli import main
 
 FILES = load_all()
 STATED = [
