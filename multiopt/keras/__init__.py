@@ -1,5 +1,24 @@
-"""The optimizer API of TensorFlow and Keras, on NumPy, CuPy, PyTorch and JAX arrays, without TensorFlow."""
+"""The optimizer API of TensorFlow and Keras, on NumPy, CuPy, PyTorch and JAX arrays, without TensorFlow.
 
+`Adadelta` and `Optimizer` are those of Keras 3, of tf_keras and of DTensor; `legacy` has those of TensorFlow 2.1 to 2.4.
+"""
+
+from . import distribute, legacy, schedules
+from .differentiate import GradientTape
+from .optimizer import Adadelta, Optimizer
+from .serialization import deserialize, get, serialize
 from .variable import IndexedSlices, Variable
 
-__all__ = ["IndexedSlices", "Variable"]
+__all__ = [
+    "Adadelta",
+    "GradientTape",
+    "IndexedSlices",
+    "Optimizer",
+    "Variable",
+    "deserialize",
+    "distribute",
+    "get",
+    "legacy",
+    "schedules",
+    "serialize",
+]
