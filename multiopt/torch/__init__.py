@@ -1,0 +1,13 @@
+"""PyTorch: `torch.optim.Adadelta`'s face on multiopt's engines.
+
+>>> import torch
+>>> from multiopt.torch import Adadelta  # instead of torch.optim
+>>> weights = torch.nn.Parameter(torch.ones(3))
+>>> weights.sum().backward()
+>>> Adadelta([weights]).step()
+"""
+
+from .adadelta import Adadelta
+from .clipping import clip_grad_norm_
+
+__all__ = ["Adadelta", "clip_grad_norm_"]

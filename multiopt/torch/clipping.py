@@ -1,0 +1,100 @@
+"""Clipping by the global norm, exact and in any order, so that it does not depend on how tensors are sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..rule import Rule
+from ..stepping import Job, Pass, check_params, make_buckets, prepare, run
+from .part import is_readable
+from .shards import is_sharded, is_whole, local, with_layout_of
+
+__all__ = ["clip_grad_norm_"]
+
+
+def shrink(xp: Any, x: Any, g: Any) -> tuple[Any]:
+    """Put the gradient, which the pass has multiplied by its factor, in its own place."""
+    return (g,)
+
+
+PASS = Pass(Rule("shrink", shrink, slots={}, hypers={}), normed=True)
+
+
+@torch.no_grad()
+def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
+    """Multiply all gradients by ``min(1, max_norm / norm)``, in place, where `norm` is that of all together.
+
+    Beside `torch.nn.utils.clip_grad_norm_` it is exact: squares are added as integers, so that one process and any
+    number of them, holding DTensors on a mesh, give the same bits. PyTorch divides by ``norm + 1e-6``.
+
+    Parameters
+    ----------
+    parameters : Tensor or iterable of Tensor
+        Those whose gradients are clipped; None gradients are left out. With DTensors every rank of the mesh calls.
+    max_norm : float
+        The threshold, above 0.
+    error_if_nonfinite : bool
+        Whether to raise if the norm is infinite or NaN. Else infinite gradients become 0 or NaN, NaN stays.
+
+    Returns
+    -------
+    Tensor
+        The norm before, 0-d, float64.
+
+    Raises
+    ------
+    ValueError
+        If `max_norm` is not above 0.
+    RuntimeError
+        If the norm is not finite and that is an error. No gradient has been changed then.
+    """
+    max_norm = float(max_norm)
+    if not max_norm > 0 or max_norm == float("inf"):
+        raise ValueError(f"max_norm: expected a finite number above 0, got {max_norm!r}")
+    params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+    owners = [p for p in params if p.grad is not None]
+    if not owners:
+        return torch.zeros((), dtype=torch.float64)
+    names = [f"parameters[{i}].grad" for i, p in enumerate(params) if p.grad is not None]
+    for p in owners:
+        if is_sharded(p) and is_sharded(p.grad):
+            p.grad = with_layout_of(p, p.grad)
+    grads = [local(p.grad) if is_sharded(p.grad) else p.grad for p in owners]
+    for name, p, g in zip(names, owners, grads, strict=True):
+        if not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
+            raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(p.grad)}")
+    check_params(grads, names)
+    jobs = []
+    for bucket, indices in make_buckets(PASS.rule, grads, names):
+        prepare(bucket, PASS)
+        jobs.append(Job(bucket, indices, PASS, [grads[i] for i in indices], {}))
+    rows = [owners[i].grad for job in jobs for i in job.indices]
+
+    def reduce(xp: Any, table: Any) -> Any:
+        whole = _sum_over_shards(torch.as_tensor(table), rows)
+        if error_if_nonfinite and bool((whole[:, -2:] != 0).any()):
+            raise RuntimeError("the norm of the gradients is not finite, so they cannot be clipped")
+        return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
+
+    return torch.as_tensor(run(jobs, max_norm, reduce))[0].clone()
+
+
+def _sum_over_shards(table: Tensor, rows: list[Any]) -> Tensor:
+    """Add up the rows of tensors that are sharded, over the dimensions of the mesh that shard them."""
+    groups: dict[Any, list[int]] = {}
+    for i, grad in enumerate(rows):
+        if is_sharded(grad):
+            for dim, placement in enumerate(grad.placements):
+                if not placement.is_replicate():
+                    groups.setdefault((grad.device_mesh, dim), []).append(i)
+    for (mesh, dim), which in groups.items():
+        if mesh.get_coordinate() is not None:
+            part = table[which].to(mesh.device_type)
+            torch.distributed.all_reduce(part, group=mesh.get_group(dim))
+            table[which] = part.to(table.device)
+    return table

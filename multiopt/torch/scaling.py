@@ -1,0 +1,55 @@
+"""The numbers of a step: hyperparameters held in tensors, and what a `GradScaler` hands over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Scaling", "number"]
+
+
+def number(value: Any, device: torch.device | None) -> Any:
+    """A number as a pass over tensors on `device` wants it.
+
+    A tensor that lives on an accelerator stays there: the host does not wait for its value, and a CUDA graph sees
+    it anew at each replay. For None, where operations are seen by autograd or by whoever traces, it stays a tensor.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    if device is None:
+        return value.reshape(())
+    if device.type == "cpu" or value.device.type == "cpu":
+        return value.item()
+    return value.detach().reshape(()).to(device, non_blocking=True)
+
+
+@dataclass
+class Scaling:
+    """What `GradScaler` leaves on the optimizer for the time of a step.
+
+    Attributes
+    ----------
+    scale : Tensor, float or None
+        What the loss was multiplied by, where the gradients still are.
+    found_inf : Tensor or None
+        On an accelerator: above 0 where a gradient was not finite, and the step is to change nothing.
+    found_on_host : bool
+        The same, where the host can say so without waiting.
+    """
+
+    scale: Any
+    found_inf: Tensor | None
+    found_on_host: bool
+
+    @classmethod
+    def of(cls, optimizer: Any) -> Scaling:
+        """Read it off the optimizer."""
+        scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        if hasattr(found, "full_tensor"):
+            found = found.full_tensor()  # of gradients that are DTensors
+        if found is None or found.device.type != "cpu":
+            return cls(scale, found, False)
+        return cls(scale, None, bool(found.item()))

@@ -1,0 +1,58 @@
+"""DTensors: a rank's own shard of a parameter, of its gradient and of its state.
+
+A shard is updated where it lies; the rule is elementwise, so no rank needs another's. `torch.distributed` is not
+imported before a DTensor is seen.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["is_sharded", "is_whole", "local", "local_gradient", "local_gradients", "with_layout_of"]
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_whole(tensor: Any) -> bool:
+    """Whether a DTensor's shards are values, and not terms of a sum that is still to be taken."""
+    return not any(placement.is_partial() for placement in tensor.placements)
+
+
+def local(tensor: Any) -> Tensor:
+    """The shard of this rank, for reading and writing; autograd does not follow."""
+    shard = tensor._local_tensor
+    # The result of a collective that may still be under way.
+    return shard.wait() if hasattr(shard, "wait") else shard
+
+
+def with_layout_of(param: Any, tensor: Any) -> Any:
+    """A DTensor with the mesh and the placements of `param`; itself if it has them.
+
+    Raises
+    ------
+    RuntimeError
+        If it is not a DTensor.
+    """
+    if not is_sharded(tensor):
+        raise RuntimeError(f"expected a DTensor, as its parameter is, got a {type(tensor).__name__}")
+    if tensor.placements == param.placements and tensor.device_mesh == param.device_mesh:
+        return tensor
+    return tensor.redistribute(param.device_mesh, param.placements)
+
+
+def local_gradient(param: Any, grad: Any) -> Tensor:
+    """The shard, of this rank, of a gradient, laid out as its parameter."""
+    return local(with_layout_of(param, grad))
+
+
+def local_gradients(params: Sequence[Any], grads: Sequence[Any]) -> list[Tensor | None]:
+    """The same for many; None stays None."""
+    return [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
