@@ -69,9 +69,10 @@ class CudaEngine:
         tables = self._tables(bucket)
         numbers = tables.numbers(source.program_of(one_pass), values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
-        addresses, back = tables.locate(grads)
+        addresses, used, back = tables.locate(grads)
         kernel = source.update_source(one_pass, _real(bucket.dtypes))
         tables.launch(kernel, "update", [*tables.walk(addresses), scales, *numbers])
+        del used  # copies of gradients live until the kernel is on the stream
         if back:
             with tables.backend.on(bucket.device):
                 for array, copy in back:
@@ -86,10 +87,11 @@ class CudaEngine:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         tables = self._tables(bucket)
         numbers = tables.numbers(source.program_of(one_pass), {**dict.fromkeys(one_pass.scalars, 0.0), **values})
-        addresses, _ = tables.locate(grads, own=False)
+        addresses, used, _ = tables.locate(grads, own=False)
         sums = tables.zeros("sums", norms.COLUMNS)
         kernel = source.square_source(one_pass, FLOATING[bucket.grad_dtype])
         tables.launch(kernel, "squares", [*tables.walk(addresses), tables.address(sums), lowest, *numbers])
+        del used
         backend: Any = bucket.backend
         table = sums.reshape((len(grads), norms.COLUMNS))
         if not backend.is_current(bucket.device):
@@ -108,10 +110,11 @@ class CudaEngine:
         tables = self._tables(bucket)
         if tables.capturing():
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")
-        addresses, _ = tables.locate(grads, own=False)
+        addresses, used, _ = tables.locate(grads, own=False)
         bad = tables.zeros("bad", 1)
         kernel = source.finite_source(FLOATING[bucket.grad_dtype])
-        tables.launch(kernel, "finite", [*tables.walk(addresses), tables.address(bad)])
+        tables.launch(kernel, "nonfinite", [*tables.walk(addresses), tables.address(bad)])
+        del used
         return [not b for b in bucket.backend.to_host(bad)]
 
     def _tables(self, bucket: Bucket) -> _Tables:
@@ -237,7 +240,9 @@ class _Tables:
 
     # --- where the arrays are ---
 
-    def locate(self, grads: Sequence[Array | None], own: bool = True) -> tuple[int, list[tuple[Array, Array]]]:
+    def locate(
+        self, grads: Sequence[Array | None], own: bool = True
+    ) -> tuple[int, list[Array | None], list[tuple[Array, Array]]]:
         """Bring the table of addresses up to date.
 
         Tensors whose memory cannot be walked as one run are copied, and their copies walked.
@@ -252,10 +257,13 @@ class _Tables:
         -------
         int
             The table's address on the device.
+        list of arrays or None
+            The gradients and copies that it points at, to be held until the kernel is on the stream.
         list of (array, array)
             What is to be written back afterwards: an array, and its copy.
         """
         grads, columns = list(grads), self.bucket.arrays()
+        used, back = grads.copy(), list[tuple[Array, Array]]()
         live = [i for i, g in enumerate(grads) if g is not None]
         rows = [0, *range(2, len(self.now))]
         for row, arrays in zip(rows, columns, strict=True):
@@ -265,18 +273,28 @@ class _Tables:
         begins = np.where(self.now[0] < 0, 0, self.now[0])
         for i in aliases(begins, self.param_bytes * (begins != 0), np.maximum(self.now[1], 0), self.grad_bytes):
             grads[i] = self.backend.copy(grads[i])
+            used.append(grads[i])
             self._locate_gradients(grads, [int(i)])
-        back: list[tuple[Array, Array]] = []
-        copies: list[Array] = list(grads)
         for i in np.flatnonzero((self.now < 0).any(axis=0)).tolist():
-            if grads[i] is not None:
-                copies += self._copy(i, grads[i], columns if own else [], back)
-        return self._upload(copies), back
+            if grads[i] is None:
+                continue
+            if own and (self.now[rows, i] >= 0).all():
+                used.append(self._laid_out(i, grads[i]))
+                self._locate_gradients({i: used[-1]}, [i])
+            if self.now[1, i] < 0 or not (self.now[rows, i] >= 0).all():
+                used += self._copy(i, grads[i], columns if own else [], back)
+        return self._upload(used), used, back
 
-    def _locate_gradients(self, grads: Sequence[Array | None], which: list[int]) -> None:
+    def _locate_gradients(self, grads: Mapping[int, Array] | Sequence[Array], which: list[int]) -> None:
         found = np.zeros(len(which), np.int64)
         self.backend.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
         self.now[1, which] = found
+
+    def _laid_out(self, i: int, g: Array) -> Array:
+        """A copy of a gradient that lies as its parameter does."""
+        new = self.backend.full_like(self.bucket.params[i], 0.0, self.bucket.grad_dtype)
+        self.backend.write(new, g)
+        return new
 
     def _copy(self, i: int, g: Array, columns: list[list[Array]], back: list[tuple[Array, Array]]) -> list[Array]:
         """Walk copies of one tensor's arrays in C order; the caller writes those in `back` back."""
@@ -289,7 +307,7 @@ class _Tables:
         back += zip(arrays[1:], copies[1:], strict=True)
         return copies
 
-    def _upload(self, used: list[Array]) -> int:
+    def _upload(self, used: list[Array | None]) -> int:
         """Write what has changed to the table on the device, or all to one of its own under graph capture."""
         if not self.capturing():
             table, held = self.rooms["addresses"], self.held

@@ -383,7 +383,7 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
 
 @cache
 def finite_source(dtype: str) -> str:
-    """Source of the kernel ``finite``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
+    """Source of the kernel ``nonfinite``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
     c_type = STORAGE[dtype][1]
     body = f"""
     bool odd = false;
@@ -405,7 +405,7 @@ def finite_source(dtype: str) -> str:
     if (odd) bad[tensor] = 1;
   }}
 }}"""
-    head = f"KERNEL(finite)({WALK_PARAMETERS}, i64* bad) {{"
+    head = f"KERNEL(nonfinite)({WALK_PARAMETERS}, i64* bad) {{"
     return "\n".join([*opening((dtype,), 0), head, WALK.strip("\n"), body.strip("\n")])
 
 

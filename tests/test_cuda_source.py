@@ -1,0 +1,531 @@
+"""The CUDA engine without a GPU: its kernels run on the CPU, against the host engine, and what they compile to."""
+
+import contextlib
+import re
+import subprocess
+
+import array_api_compat.numpy as xp
+import cuda_host
+import ml_dtypes
+import numpy as np
+import pytest
+from multiopt.backends.base import Bucket
+from multiopt.backends.engines import cuda_plan, cuda_source, norms
+from multiopt.backends.engines.cuda import CudaEngine
+from multiopt.backends.engines.cuda_driver import Driver, nvrtc
+from multiopt.backends.engines.onepass import Pass
+from test_bits import OPTIONS
+
+from multiopt import ADADELTA, Adadelta, backends
+
+needs_gxx = pytest.mark.skipif(cuda_host.GXX is None, reason=cuda_host.WITHOUT_GXX)
+DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": ml_dtypes.bfloat16}
+#: On both sides of a pack, of a block's share and of a chunk.
+SHAPES = [(), (0,), (1,), (7,), (64, 65), (3, 5, 7), (2 * cuda_plan.CHUNK + 3,)]
+FULL = Pass(ADADELTA, scaled=True, clipped=True, normed=False, coupled=True)
+VALUES = {"lr": 0.7, "rho": 0.9, "eps": 1e-6, "scale": -0.5, "clip_value": 2.0, "weight_decay": 0.1}
+
+
+@contextlib.contextmanager
+def on_cuda():
+    """NumPy's arrays are taken for CuPy's, and the CUDA engine's kernels run on the CPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        driver = cuda_host.HostDriver()
+        patch.setitem(backends._by_type, np.ndarray, cuda_host.FakeBackend("numpy", xp))
+        patch.setitem(backends._engines, "cuda", CudaEngine(driver))
+        yield driver
+
+
+def arrays(rng, dtype, shapes=SHAPES, decades=(-12, 12)):
+    made = []
+    for shape in shapes:
+        values = rng.standard_normal(shape) * 10.0 ** rng.integers(*decades, shape)
+        if np.dtype(dtype).kind == "c":
+            values = values + 1j * rng.standard_normal(shape)
+        with np.errstate(over="ignore"):
+            made.append(np.asarray(values).astype(dtype))
+    return made
+
+
+def pair(dtype, state_dtype=None, change=lambda a, j: a.copy(), shapes=SHAPES, decades=(-12, 12)):
+    """The same arrays in a bucket for the CUDA engine and in one for the host engine, and gradients.
+
+    `change` gives the CUDA engine's arrays another place or order; it gets the number of the column too.
+    """
+    rng = np.random.default_rng(1)
+    state_dtype = state_dtype or dtype
+    params, grads = arrays(rng, dtype, shapes, decades), arrays(rng, dtype, shapes, decades)
+    state = {
+        slot: [np.asarray(np.abs(a)).astype(a.dtype) for a in arrays(rng, state_dtype, shapes, decades)]
+        for slot in ADADELTA.slots
+    }
+    changed = {slot: [change(a, j) for a in own] for j, (slot, own) in enumerate(state.items(), 2)}
+    cuda = cuda_host.bucket([change(a, 0) for a in params], changed)
+    names = [np.dtype(d).name for d in (dtype, dtype, state_dtype)]
+    numpy = backends.get("numpy")
+    host = Bucket(numpy, backends.engine("host"), "cpu", *names, cuda.names, [a.copy() for a in params], state)
+    return cuda, host, [change(g, 1) for g in grads], grads
+
+
+def same(cuda, host):
+    for ours, theirs in zip(cuda.arrays(), host.arrays(), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            numbers = ~np.isnan(b)
+            assert np.array_equal(np.isnan(a), np.isnan(b))
+            assert np.ascontiguousarray(a[numbers]).tobytes() == np.ascontiguousarray(b[numbers]).tobytes()
+
+
+def step(cuda, host, cuda_grads, grads, one_pass=FULL, times=2, scales=None):
+    for _ in range(times):
+        cuda.engine.update(cuda, one_pass, cuda_grads, VALUES, scales)
+        host.engine.update(host, one_pass, grads, VALUES, scales)
+    same(cuda, host)
+    assert cuda.engine.driver.misaligned == 0
+
+
+# --- bits ---
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_the_bits_of_the_host_engine(numba, name, dtype):
+    rng = np.random.default_rng(2)
+    start, steps = arrays(rng, dtype), [arrays(rng, dtype) for _ in range(6)]
+    host = Adadelta([a.copy() for a in start], engine="host", **OPTIONS[name])
+    for grads in steps:
+        host.step(grads)
+    with on_cuda() as driver:
+        cuda = Adadelta([a.copy() for a in start], engine="cuda", **OPTIONS[name])
+        for grads in steps:
+            cuda.step(grads)
+        pairs = list(zip(host.params, cuda.params, strict=True))
+        pairs += [(a[slot], b[slot]) for a, b in zip(host.state, cuda.state, strict=True) for slot in ADADELTA.slots]
+        pairs += list(zip(host.ema_params, cuda.ema_params, strict=True)) if host.ema is not None else []
+    assert all(a.tobytes() == b.tobytes() for a, b in pairs)
+    assert driver.misaligned == 0
+
+
+@needs_gxx
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    [
+        ("float32", None), ("float64", None), ("float16", None), ("bfloat16", None), ("float16", "float32"),
+        ("bfloat16", "float32"), ("float32", "float64"), ("float64", "float32"), ("complex64", None),
+        ("complex128", None),
+    ],
+)  # fmt: skip
+def test_every_dtype_has_the_bits_of_the_host_engine(numba, dtype, state_dtype):
+    one_pass = Pass(ADADELTA, coupled=True) if dtype.startswith("complex") else FULL
+    decades = (-3, 3) if dtype == "float16" else (-12, 12)
+    dtype = DTYPES.get(dtype, dtype)
+    step(*pair(dtype, state_dtype, decades=decades), one_pass)
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_edges(numba, dtype):
+    info = np.finfo(dtype)
+    numbers = np.array([0, 1, info.max, info.tiny, info.smallest_subnormal, np.inf, np.nan, 1e-20, 3e9], dtype)
+    numbers = np.concatenate([numbers, -numbers])
+    cuda, host, _, _ = pair(dtype, shapes=[(18, 18)])
+    x, g = np.meshgrid(numbers, numbers)
+    for bucket in (cuda, host):
+        bucket.params[0][...] = x
+    step(cuda, host, [g], [g])
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_rounded_once_and_right(dtype):
+    # Every number and every midpoint between two, and what lies just beside them.
+    kind = np.dtype(DTYPES[dtype])
+    every = np.arange(1 << 16, dtype=np.uint16).view(kind).astype(np.float32)
+    every = np.sort(every[np.isfinite(every)])
+    middle = ((every[1:].astype(np.float64) + every[:-1]) / 2).astype(np.float32)
+    values = np.concatenate([every, middle, np.nextafter(middle, np.float32(0)), np.nextafter(middle, np.float32(9e9))])
+    values = np.concatenate([values, np.array([np.inf, -np.inf, np.nan, 65520.0, 3.4e38], np.float32)])
+
+    def copy(xp, x, g, *, lr):
+        return (g,)
+
+    from multiopt.rule import Hyper, Rule
+
+    rule = Rule("copy", copy, slots=(), hypers={"lr": Hyper(1.0)})
+    bucket = cuda_host.bucket([np.zeros(values.shape, kind)], {}, "float32")
+    bucket.engine.update(bucket, Pass(rule), [values], {"lr": 1.0}, None)
+    with np.errstate(over="ignore"):
+        expected, found = values.astype(kind), bucket.params[0]
+    numbers = ~np.isnan(values)
+    assert np.array_equal(expected[numbers].view(np.uint16), found[numbers].view(np.uint16))
+    assert np.isnan(found[~numbers].astype(np.float32)).all()
+
+
+# --- where the arrays lie ---
+
+
+def shifted(by):
+    """Put an array of column j `by[j]` elements beyond a 16-byte boundary."""
+
+    def change(array, j):
+        room = np.zeros(array.size + 64, array.dtype)
+        first = (-room.ctypes.data % 16) // array.itemsize + by[j]
+        view = room[first : first + array.size].reshape(array.shape)
+        view[...] = array
+        return view
+
+    return change
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+@pytest.mark.parametrize("by", [(0, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1), (1, 0, 0, 1), (0, 0, 1, 0)])
+def test_16_byte_accesses_where_alignment_allows_and_right_results_where_not(numba, dtype, by):
+    shapes = [(cuda_plan.CHUNK + 5,), (64,)]
+    cuda, host, cuda_grads, grads = pair(DTYPES[dtype], change=shifted(by), shapes=shapes)
+    step(cuda, host, cuda_grads, grads, times=1)
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    packs = sum(int(np.prod(shape)) * itemsize // 16 for shape in shapes)
+    # Three arrays are read and written, the gradient is read.
+    accesses = sum((1 if j == 1 else 2) for j, offset in enumerate(by) if offset == 0)
+    assert cuda.engine.driver.wide_accesses == accesses * packs
+
+
+def every_other(array):
+    wide = np.zeros((*array.shape, 2), array.dtype)
+    wide[..., 0] = array
+    return wide[..., 0]
+
+
+@needs_gxx
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a, j: every_other(a),
+        lambda a, j: every_other(a) if j == 1 else a.copy(),
+        lambda a, j: every_other(a) if j == 0 else a.copy(),
+        lambda a, j: every_other(a) if j == 3 else a.copy(),
+        lambda a, j: np.array(a, order="F"),
+        lambda a, j: np.array(a, order="F") if j == 1 else a.copy(),
+        lambda a, j: np.array(a, order="F") if j == 0 else a.copy(),
+    ],
+    ids=["all", "gradient", "parameter", "state", "fortran", "fortran gradient", "fortran parameter"],
+)
+def test_arrays_in_other_orders_and_with_gaps_lose_no_update(numba, change):
+    cuda, host, cuda_grads, grads = pair("float32", change=change)
+    kept = [array for column in cuda.arrays() for array in column]
+    step(cuda, host, cuda_grads, grads)
+    assert all(a is b for a, b in zip(kept, [a for column in cuda.arrays() for a in column], strict=True))
+    table = cuda.engine.norm_table(cuda, FULL, cuda_grads, VALUES, -62).table
+    assert np.array_equal(table, host.engine.norm_table(host, FULL, grads, VALUES, -62).table)
+    assert [name for name, _ in cuda.engine.driver.launches].count("update") == 2
+
+
+@needs_gxx
+@pytest.mark.parametrize(("own", "other"), ["CF", "FC"])
+def test_a_gradient_in_another_order_is_all_that_is_copied(numba, own, other):
+    cuda, _, cuda_grads, _ = pair("float32", change=lambda a, j: np.array(a, order=other if j == 1 else own))
+    _, _, back = cuda.engine._tables(cuda).locate(cuda_grads)
+    assert back == []
+
+
+@needs_gxx
+def test_gradients_in_the_memory_of_parameters(numba):
+    cuda, host, _, _ = pair("float32", shapes=[(500,), (500,)])
+    held = [p.copy() for p in cuda.params]
+    # The other's memory, and its own.
+    step(cuda, host, [cuda.params[1], cuda.params[1]], [held[1], held[1]], times=1)
+
+
+@needs_gxx
+def test_skipped_tensors_are_left_alone(numba):
+    cuda, host, cuda_grads, grads = pair("float32")
+    for skipped in ([0, 4], [4], [], list(range(1, len(SHAPES)))):
+        some = [None if i in skipped else g for i, g in enumerate(cuda_grads)]
+        step(cuda, host, some, [None if i in skipped else g for i, g in enumerate(grads)], times=1)
+
+
+@needs_gxx
+def test_more_chunks_than_blocks(numba, monkeypatch):
+    monkeypatch.setattr(cuda_plan, "MOST_BLOCKS", 2)
+    cuda, host, cuda_grads, grads = pair("float32")
+    step(cuda, host, cuda_grads, grads)
+    assert ("update", 2) in cuda.engine.driver.launches
+    table = cuda.engine.norm_table(cuda, FULL, cuda_grads, VALUES, -62).table
+    assert np.array_equal(table, host.engine.norm_table(host, FULL, grads, VALUES, -62).table)
+
+
+# --- launches ---
+
+
+def names(driver):
+    launched = [name for name, _ in driver.launches]
+    driver.launches.clear()
+    return launched
+
+
+@needs_gxx
+def test_a_step_is_one_launch_unless_something_moved(numba):
+    cuda, host, cuda_grads, grads = pair("float32", shapes=[(64,)] * 1000)
+    driver = cuda.engine.driver
+    step(cuda, host, cuda_grads, grads, times=1)
+    assert names(driver) == ["fill"] * 8 + ["update"]  # four columns of 1,000 words
+    step(cuda, host, cuda_grads, grads, times=1)
+    assert names(driver) == ["update"]
+    cuda_grads[700] = cuda_grads[700].copy()
+    step(cuda, host, cuda_grads, grads, times=1)
+    assert names(driver) == ["fill", "update"]
+
+
+@needs_gxx
+def test_a_captured_graph_keeps_its_own_addresses(numba):
+    cuda, host, cuda_grads, grads = pair("float32", shapes=[(300,), (5000,)])
+    driver = cuda.engine.driver
+    step(cuda, host, cuda_grads, grads, times=1)
+    static = [g.copy() for g in cuda_grads]
+    driver.captures = True
+    cuda.engine.update(cuda, FULL, static, VALUES, None)
+    driver.captures = False
+    same(cuda, host)  # a capture does nothing yet
+    for factor in (2, 3):
+        # Other work between replays, with gradients elsewhere.
+        moved = [g * factor for g in grads]
+        step(cuda, host, moved, moved, times=1)
+        for s, g in zip(static, grads, strict=True):
+            s[...] = g * np.float32(0.3)
+        driver.replay()
+        host.engine.update(host, FULL, [g * np.float32(0.3) for g in grads], VALUES, None)
+        same(cuda, host)
+
+
+@needs_gxx
+def test_capture_needs_one_step_before_it(numba):
+    cuda, _, cuda_grads, _ = pair("float32")
+    before = [a.copy() for column in cuda.arrays() for a in column]
+    cuda.engine.driver.captures = True
+    with pytest.raises(RuntimeError, match="do one step with the same options before it"):
+        cuda.engine.update(cuda, FULL, cuda_grads, VALUES, None)
+    cuda.engine.driver.captures = False
+    cuda.engine._tables(cuda)
+    cuda.engine.driver.captures = True
+    with pytest.raises(RuntimeError, match="do one step with the same options before it"):
+        cuda.engine.update(cuda, FULL, cuda_grads, VALUES, None)
+    with pytest.raises(RuntimeError, match="nonfinite"):
+        cuda.engine.finite(cuda, cuda_grads)
+    after = [a for column in cuda.arrays() for a in column]
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(before, after, strict=True))
+
+
+class DeviceNumber:
+    """A number that is held on a device."""
+
+    device, dtype = "cuda:0", "float64"
+
+    def __init__(self, array):
+        self.array = array
+
+    def reshape(self, shape):
+        return DeviceNumber(self.array.reshape(shape))
+
+    def astype(self, dtype, copy=True):
+        return DeviceNumber(self.array.astype(dtype))
+
+    def __mul__(self, other):
+        return DeviceNumber(self.array * getattr(other, "array", other))
+
+    __rmul__ = __mul__
+
+    def __array__(self, dtype=None, copy=None):
+        return self.array
+
+
+@needs_gxx
+def test_numbers_may_live_on_the_device(numba):
+    decoupled = Pass(ADADELTA, decoupled=True)
+    cuda, host, cuda_grads, grads = pair("float32")
+    lr = np.array(0.3, np.float32)
+    for value in (0.3, 0.7):
+        lr[()] = value
+        cuda.engine.update(cuda, decoupled, cuda_grads, {**VALUES, "lr": DeviceNumber(lr)}, None)
+        # The tensor's float32 is taken exactly, and lr * weight_decay is formed in double.
+        host.engine.update(host, decoupled, grads, {**VALUES, "lr": float(lr)}, None)
+        same(cuda, host)
+
+
+@needs_gxx
+def test_numbers_of_numpy_count_as_double(numba):
+    cuda, host, cuda_grads, grads = pair("float32")
+    cuda.engine.update(cuda, FULL, cuda_grads, {**VALUES, "rho": np.float32(0.9)}, None)
+    host.engine.update(host, FULL, grads, {**VALUES, "rho": float(np.float32(0.9))}, None)
+    same(cuda, host)
+
+
+# --- norms and finiteness ---
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
+@pytest.mark.parametrize("threshold", [1.0, 1e-9, 1e12])
+def test_the_norm_table_is_the_definitions(dtype, threshold):
+    rng = np.random.default_rng(4)
+    kind = DTYPES.get(dtype, dtype)
+    grads = arrays(rng, kind, decades=(-30, 19) if dtype != "float64" else (-300, 150))
+    cuda = cuda_host.bucket([np.zeros(s, kind) for s in SHAPES], {})
+    one_pass, lowest = Pass(ADADELTA, normed=True), norms.lowest_exponent(threshold)
+    table = cuda.engine.norm_table(cuda, one_pass, [None, *grads[1:]], VALUES, lowest).table
+    expected = np.zeros_like(table)
+    for i, g in enumerate(grads):
+        for part in ([g.real, g.imag] if g.dtype.kind == "c" else [g]) if i else []:
+            expected[i] += np.array(norms.square_sums(xp, np.atleast_1d(part).astype(np.float64), lowest))
+    assert np.array_equal(table, expected)
+
+
+@needs_gxx
+def test_infinite_and_nan_squares_are_counted():
+    g = np.random.default_rng(5).standard_normal(9000)
+    g[[3, 5000, 8999]], g[[4, 6000]], g[7] = np.inf, np.nan, 1e200
+    cuda = cuda_host.bucket([np.zeros(g.shape)], {})
+    table = cuda.engine.norm_table(cuda, Pass(ADADELTA, normed=True), [g], VALUES, -62).table
+    with np.errstate(all="ignore"):
+        assert table[0].tolist() == norms.square_sums(xp, g, -62)
+    assert table[0, norms.LEVELS :].tolist() == [4, 2]
+
+
+@needs_gxx
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
+def test_finite(dtype):
+    kind = DTYPES.get(dtype, dtype)
+    largest = ml_dtypes.finfo(kind).max if dtype == "bfloat16" else np.finfo(kind).max
+    grads = [np.full(n, largest, kind) for n in (5000, 5000, 5000, 3, 1, 0)]
+    grads[1][4097], grads[2][0], grads[3][2] = np.nan, -np.inf, np.inf
+    cuda = cuda_host.bucket([np.zeros_like(g) for g in grads], {})
+    assert cuda.engine.finite(cuda, grads) == [True, False, False, False, True, True]
+    assert cuda.engine.finite(cuda, [None if i == 1 else g for i, g in enumerate(grads)]) == [
+        True, True, False, False, True, True,
+    ]  # fmt: skip
+
+
+@needs_gxx
+def test_constants_of_clipping_are_uploaded_once():
+    cuda = cuda_host.bucket([np.zeros(30)], {})
+    tables = [cuda.engine.norm_table(cuda, Pass(ADADELTA, normed=True), [np.ones(30)], VALUES, -62) for _ in range(2)]
+    assert tables[0].xp is tables[1].xp
+    constant = tables[0].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu")
+    assert tables[1].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu") is constant
+    assert tables[1].xp.asarray([1.0, 3.0], dtype=np.float64, device="cpu") is not constant
+    factors, norm = norms.clip_factors(tables[0].xp, tables[0].table, -62, None, 1.0)
+    assert float(norm[0]) == np.sqrt(30.0)
+    assert factors[0] == 1 / np.sqrt(30.0)
+
+
+# --- what it refuses ---
+
+
+def test_refusals_say_why():
+    engine = CudaEngine(cuda_host.HostDriver())
+    numpy, fake = backends.get("numpy"), cuda_host.FakeBackend("numpy", xp)
+    assert engine.refuses(fake, "cuda:0", ("float32", "float32")) is None
+    assert engine.refuses(fake, "cuda:0", ("float32", "float32", "float64")) is None
+    assert "not numpy on cpu" in engine.refuses(numpy, "cpu", ("float32", "float32"))
+    assert "half" in engine.refuses(fake, "cuda:0", ("float16", "float16", "float64"))
+
+
+def test_a_machine_without_a_device_is_told_so():
+    refusal = Driver().refuses(99)
+    assert refusal is not None
+    assert re.search(r"no CUDA driver|found no device|no CUDA device 99|NVRTC", refusal)
+
+
+def test_a_rule_of_too_many_numbers_is_refused():
+    from multiopt.backends.engines.trace import TraceError
+
+    from multiopt.rule import Hyper, Rule
+
+    def many(xp, x, g, *, lr):
+        for k in range(70):
+            x = x + k * g
+        return (x,)
+
+    with pytest.raises(TraceError, match="at most 64"):
+        cuda_source.program_of(Pass(Rule("many", many, slots=(), hypers={"lr": Hyper(1.0)})))
+
+
+# --- what the compiler makes of it ---
+
+#: From the oldest that a supported CUDA has (13 begins with 7.5; 12 has 7.0 too) to the newest data-centre chips.
+CAPABILITIES = [70, 75, 80, 86, 89, 90, 100]
+
+
+def nvcc():
+    try:
+        listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return [int(word.removeprefix("compute_")) for word in listed.split()]
+
+
+def ptx(source, capability, tmp_path):
+    """The PTX of a source. The compiler is allowed to contract, so that the source alone must prevent it."""
+    try:
+        compiler = nvrtc()
+    except ImportError:
+        compiler = None
+    supported = compiler.supported if compiler else nvcc()
+    if supported is None:
+        pytest.skip("neither NVRTC (pip install nvidia-cuda-nvrtc) nor nvcc is installed")
+    if capability not in supported:
+        pytest.skip(f"this CUDA's compiler begins with compute capability {supported[0] / 10}")
+    if compiler:
+        return compiler.compile(source, capability, ptx=True).decode()
+    (tmp_path / "kernel.cu").write_text(source)
+    command = ["nvcc", "-ptx", f"-arch=compute_{capability}", "--fmad=true", "-o", "kernel.ptx", "kernel.cu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return (tmp_path / "kernel.ptx").read_text()
+
+
+KERNELS = {
+    "update float32": lambda: cuda_source.update_source(FULL, ("float32",) * 4),
+    "update float64": lambda: cuda_source.update_source(FULL, ("float64",) * 4),
+    "update float16": lambda: cuda_source.update_source(FULL, ("float16",) * 4),
+    "update bfloat16": lambda: cuda_source.update_source(FULL, ("bfloat16", "bfloat16", "float32", "float32")),
+    "squares float32": lambda: cuda_source.square_source(FULL, "float32"),
+    "squares float64": lambda: cuda_source.square_source(FULL, "float64"),
+    "finite": lambda: cuda_source.finite_source("float32"),
+    "fill": cuda_source.fill_source,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [(name, c) for name in KERNELS for c in CAPABILITIES if name == "update float32" or c in (75, 100)],
+)
+def test_ptx_rounds_right_and_moves_16_bytes(name, capability, tmp_path):
+    text = ptx(KERNELS[name](), capability, tmp_path)
+    assert not re.search(r"\bfma\b|\.ftz|\.approx|\bmad\.\w*\.?f(32|64)", text)
+    # Indexing registers in memory would cost more than the arithmetic.
+    assert ".local" not in text
+    kind, _, dtype = name.partition(" ")
+    if kind == "update":
+        real = "f64" if dtype == "float64" else "f32"
+        assert text.count(f"sqrt.rn.{real}") >= 2
+        assert f"div.rn.{real}" in text
+        assert "st.global.v4" in text
+    if kind != "fill":
+        assert "ld.global.v4" in text
+    if kind == "squares":
+        assert re.search(r"red\.\S*add\.u64|atom\.\S*add\.u64", text)
+    assert not re.search(r"\b(ld|st)\.(u16|f32|f64|v4)", text), "an access of unknown address space"
+
+
+def test_contraction_would_be_seen(tmp_path):
+    # The check above can fail: the same kernel with plain operators contracts, if the compiler may.
+    source = cuda_source.update_source(FULL, ("float32",) * 4)
+    for name in ("add", "mul"):
+        source = source.replace(f"return __f{name}_rn(a, b);", f"return a {'+' if name == 'add' else '*'} b;")
+    (tmp_path / "kernel.cu").write_text(source)
+    if nvcc() is None:
+        pytest.skip("there is no nvcc; NVRTC is always called with contraction off")
+    command = ["nvcc", "-ptx", "-arch=compute_80", "-o", "kernel.ptx", "kernel.cu"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    assert re.search(r"\bfma\b", (tmp_path / "kernel.ptx").read_text())
