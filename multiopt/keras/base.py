@@ -248,7 +248,9 @@ class Optimizer(ABC):
             What it holds; 0 if None.
         """
         box = self._boxes.of(model_variable, "model_variable")
-        start = "zeros" if initial_value is None else initial_value
+        start: Any = "zeros" if initial_value is None else initial_value
+        if isinstance(start, (int, float)):
+            start = np.full(box.shape if shape is None else tuple(shape), start)
         value = initializers.like(box, start.value if isinstance(start, Variable) else start, shape)
         made = Variable(value, trainable=False, name=f"{variable_name}/{box.name}")
         self._variables.append(made)
@@ -427,6 +429,8 @@ class Optimizer(ABC):
             if isinstance(g, IndexedSlices):
                 g.check(box.shape, name)
                 g = sparse.dense(g, box)
+            # NumPy's own arithmetic turns 0-d arrays into scalars.
+            g = np.asarray(g) if isinstance(g, np.generic) else g
             found[place] = meshes.aligned(g, box.value, name)
         if len(missing) == len(grads):
             raise ValueError(f"grads: expected at least one gradient, got None for every variable: {missing}")

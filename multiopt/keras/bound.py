@@ -29,6 +29,8 @@ class Bound:
         Where each variable's gradient stands in the list that `jobs` takes.
     engine : str
         See `multiopt.Optimizer`.
+    names : sequence of str or None
+        What to call each variable in messages, if not by its name.
 
     Raises
     ------
@@ -43,10 +45,11 @@ class Bound:
         slots: Mapping[str, Sequence[Variable]],
         places: Sequence[int],
         engine: str,
+        names: Sequence[str] | None = None,
     ) -> None:
         self.columns = [list(variables), *(list(slots[name]) for name in rule.slots)]
         self.places = list(places)
-        names = [variable.name for variable in variables]
+        names = [variable.name for variable in variables] if names is None else list(names)
         arrays = [local(variable.value) for variable in variables]
         check_params(arrays, names)
         state = [{slot: local(slots[slot][i].value) for slot in rule.slots} for i in range(len(self.columns[0]))]

@@ -34,14 +34,15 @@ class Fused:
             places = [i for i, v in enumerate(variables) if opt._use_weight_decay(v) is decayed]
             if places:
                 own = {name: [column[i] for i in places] for name, column in zip(ADADELTA.slots, slots, strict=True)}
-                bound = Bound(ADADELTA, [variables[i] for i in places], own, places, engine)
+                updated = [variables[i] for i in places]
+                bound = Bound(ADADELTA, updated, own, places, engine)
                 self.updates.append((decayed, bound))
-        every = range(len(variables))
+        every, names = range(len(variables)), [v.name for v in variables]
         self.sums = self.averages = None
         if opt.gradient_accumulation_steps:
-            self.sums = Bound(SUM.rule, opt._accumulated_gradients, {}, every, engine)
+            self.sums = Bound(SUM.rule, opt._accumulated_gradients, {}, every, engine, names)
         if opt.use_ema:
-            self.averages = Bound(AVERAGE, opt._model_variables_moving_average, {}, every, engine)
+            self.averages = Bound(AVERAGE, opt._model_variables_moving_average, {}, every, engine, names)
 
     def step(self, opt: Adadelta, grads: Sequence[Array | None], values: Mapping[str, Any], count: int) -> None:
         """Do one step; everything about the gradients is checked first.
