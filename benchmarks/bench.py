@@ -13,7 +13,7 @@ from .field import contenders
 from .figures import Result
 from .machine import describe, gpus, memory_available, memory_on_gpu
 from .race import Pace
-from .report import as_json, as_markdown, show
+from .report import as_json, as_markdown, heading, show
 
 __all__ = ["add_arguments", "main"]
 
@@ -47,17 +47,17 @@ def main(args: argparse.Namespace) -> int:
     except (ValueError, ImportError) as error:
         print(f"multiopt bench: {error}", file=sys.stderr)
         return 2
-    facts, results = describe(args.device), list[Result]()
-    with _told() as told:
-        for name in names:
+    facts, command, results = describe(args.device), _command(args), list[Result]()
+    print(heading(facts, command), flush=True)
+    for name in names:
+        with _told() as told:
             results.append(CASES[name](run(told)))
-    command = _command(args)
-    if args.markdown:
-        print(as_markdown(facts, results, command), end="")
-    else:
-        show(facts, results)
-    if args.json:
-        args.json.write_text(as_json(facts, results, command), encoding="utf-8")
+        if args.markdown:
+            print(as_markdown(results[-1]), flush=True)
+        else:
+            show(results[-1])
+        if args.json:  # after each case, so that a long run that is broken off is not lost
+            args.json.write_text(as_json(facts, results, command), encoding="utf-8")
     if args.plot:
         from .plot import draw
 

@@ -175,7 +175,7 @@ def threads(run: Run) -> Result:
 
 def memory(run: Run) -> Result:
     """Memory that a step takes beyond parameters, gradients and state."""
-    shapes: dict[str, Shapes] = {f"{n:,}": [(n,)] for n in map(run.size, (10_000, 1_000_000, 32_000_000))}
+    shapes: dict[str, Shapes] = {f"{n:,}": [(n,)] for n in map(run.size, (1_000_000, 32_000_000))}
     if not run.quick:
         shapes["GPT-2 small"] = gpt2()
     field = [c for c in run.contenders.values() if c.key != FLOOR]

@@ -9,7 +9,7 @@ from typing import Any
 
 from .figures import Point, Result, Row
 
-__all__ = ["as_json", "as_markdown", "show", "table"]
+__all__ = ["as_json", "as_markdown", "heading", "show", "table"]
 
 MIB = 1 << 20
 NOTHING, ABSENT = "–", "absent"
@@ -92,8 +92,13 @@ def _by_point(points: Sequence[Point], cell: Any) -> tuple[list[str], list[list[
     return ["", *(point.name for point in points)], lines
 
 
-def show(facts: Mapping[str, str], results: Sequence[Result]) -> None:
-    """Print everything to the terminal."""
+def heading(facts: Mapping[str, str], command: str) -> str:
+    """Say what was run, on what."""
+    return f"`{command}`, on: " + ", ".join(f"{name} {value}" for name, value in facts.items())
+
+
+def show(result: Result) -> None:
+    """Print a result to the terminal."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -101,32 +106,28 @@ def show(facts: Mapping[str, str], results: Sequence[Result]) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(", ".join(f"{name} {value}" for name, value in facts.items()), style="dim", highlight=False)
-    for result in results:
-        header, lines = table(result)
-        drawn = Table(title=result.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for i, name in enumerate(header):
-            drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
-        for line in lines:
-            ours, floor = line[0].startswith("multiopt"), line[0].startswith(("floor", "device-to-device"))
-            drawn.add_row(*line, style="bold green" if ours else "dim" if floor else "")
-        console.print(drawn)
-        for note in notes(result):
-            console.print(f"  {note}", highlight=False)
+    header, lines = table(result)
+    drawn = Table(title=result.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for i, name in enumerate(header):
+        drawn.add_column(name, justify="right" if i else "left", no_wrap=True)
+    for line in lines:
+        ours, floor = line[0].startswith("multiopt"), line[0].startswith(("floor", "device-to-device"))
+        drawn.add_row(*line, style="bold green" if ours else "dim" if floor else "")
+    console.print(drawn)
+    for note in notes(result):
+        console.print(f"  {note}", highlight=False)
 
 
-def as_markdown(facts: Mapping[str, str], results: Sequence[Result], command: str) -> str:
-    """Write everything as Markdown, with the command that made it."""
-    text = [f"Made by `{command}` on: " + ", ".join(f"{name} {value}" for name, value in facts.items()) + "."]
-    for result in results:
-        header, lines = table(result)
-        text += ["", f"**{result.title}**", "", "| " + " | ".join(header) + " |"]
-        text.append("|---" + "|---:" * (len(header) - 1) + "|")
-        for name, *cells in lines:
-            bold = "**" if name.startswith("multiopt") else ""
-            text.append(f"| {bold}{name}{bold} | " + " | ".join(cells) + " |")
-        text += ["", *(f"{note}.  " for note in notes(result))] if notes(result) else []
-    return "\n".join(text) + "\n"
+def as_markdown(result: Result) -> str:
+    """Write a result as Markdown."""
+    header, lines = table(result)
+    text = ["", f"**{result.title}**", "", "| " + " | ".join(header) + " |"]
+    text.append("|---" + "|---:" * (len(header) - 1) + "|")
+    for name, *cells in lines:
+        bold = "**" if name.startswith("multiopt") else ""
+        text.append(f"| {bold}{name}{bold} | " + " | ".join(cells) + " |")
+    text += ["", *(f"{note}.  " for note in notes(result))] if notes(result) else []
+    return "\n".join(text)
 
 
 def as_json(facts: Mapping[str, str], results: Sequence[Result], command: str) -> str:
