@@ -10,12 +10,12 @@ from functools import cache
 import numpy as np
 import pytest
 from conftest import run_python
-from multiopt import backends
 from multiopt.conformance import tracefile
 from multiopt.conformance.floats import parts
 from multiopt.conformance.inputs import Sparse
 from multiopt.conformance.recorders.keras_arguments import arguments
 
+from multiopt import backends
 from multiopt.keras import IndexedSlices, Variable, schedules
 from multiopt.keras.differentiate import GradientTape
 from multiopt.keras.optimizer import Adadelta, Optimizer
