@@ -47,6 +47,8 @@ class Backend:
     extra: ClassVar[str | None] = None
     #: Whether arrays can be written in place.
     mutable: bool = True
+    #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
+    swappable: ClassVar[bool] = False
     #: Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU.
     blocked: ClassVar[bool] = False
 
@@ -75,6 +77,12 @@ class Backend:
 
     def writable(self, array: Array) -> bool:
         """Whether the array may be written to."""
+        if type(self) is Backend and 0 not in array.shape:
+            first = (0,) * array.ndim
+            try:
+                array[first] = array[first]  # the standard has no flag for this either
+            except (TypeError, ValueError, RuntimeError):
+                return False
         return True
 
     def dtype(self, array: Array) -> str:
@@ -96,6 +104,10 @@ class Backend:
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None
+
+    def owner(self, array: Array) -> int:
+        """What owns the array's memory: arrays with different owners share none. Quick to find."""
+        return id(array)
 
     def share_memory(self, a: Array, b: Array) -> bool:
         """Whether two arrays whose extents overlap share an element; True where that cannot be known."""
@@ -225,6 +237,8 @@ class Bucket:
         What the engine has compiled.
     kinds : set of type
         Types of gradients that have been found good.
+    signatures : list
+        What the gradients' `Backend.signature` must be; immutable arrays change, but not in this.
     """
 
     backend: Backend
@@ -240,10 +254,15 @@ class Bucket:
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     prepared: set[Pass] = field(default_factory=set, repr=False)
     kinds: set[type] = field(default_factory=set, repr=False)
+    signatures: list[Any] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.signatures = self.backend.signature(self.params)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again, the engine too: another machine may have another one."""
         fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
+        fresh["signatures"] = []  # a library's own objects, such as devices, need not pickle
         return {**self.__dict__, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -251,18 +270,12 @@ class Bucket:
 
         self.__dict__.update(state)
         self.engine, _ = engine_for(self.backend, self.device, self.dtypes[:3], self.wanted)
+        self.__post_init__()
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes of x, g and each state array."""
         return self.dtype, self.grad_dtype, *[self.state_dtype] * len(self.state)
-
-    @property
-    def signatures(self) -> list[Any]:
-        """What the gradients' `Backend.signature` must be; immutable arrays change, but not in this."""
-        if "signatures" not in self.cache:
-            self.cache["signatures"] = self.backend.signature(self.params)
-        return self.cache["signatures"]
 
     def arrays(self) -> list[list[Array]]:
         """The parameters and each slot's arrays, in the rule's order."""

@@ -19,6 +19,7 @@ class TorchBackend(Backend):
 
     name: str = "torch"
     extra: ClassVar[str | None] = "torch"
+    swappable: ClassVar[bool] = True  # by ``tensor.data = ...``, as in ``module.half()``
 
     def admit(self, array: Array) -> str | None:
         if array.layout != torch.strided:
@@ -42,6 +43,9 @@ class TorchBackend(Backend):
         last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
         start = array.data_ptr()
         return start, start + (last + 1) * array.element_size()
+
+    def owner(self, array: Array) -> int:
+        return array.untyped_storage()._cdata
 
     def share_memory(self, a: Array, b: Array) -> bool:
         if a.device.type != "cpu":
@@ -147,9 +151,8 @@ class TorchBackend(Backend):
 
 
 def _bytes(tensor: Array) -> np.ndarray:
-    """A NumPy view of a CPU tensor's memory, with one byte for each element's first: for questions of overlap only."""
+    """A NumPy view of a CPU tensor's memory, whatever its dtype: for questions of overlap only."""
     size = tensor.element_size()
-    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
     strides = [stride * size for stride in tensor.stride()]
-    first = tensor.storage_offset() * size
-    return torch.as_strided(storage, tensor.shape, strides, first).numpy()
+    return np.ndarray(tensor.shape, f"V{size}", storage, tensor.storage_offset() * size, strides)

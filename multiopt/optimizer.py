@@ -12,7 +12,7 @@ from .backends.base import Array, Backend, Bucket
 from .gradients import Accumulator, check_nonfinite
 from .options import Group, check_threshold
 from .rule import ADADELTA, Hyper, Rule
-from .stepping import Job, Pass, check_gradients, check_params, make_buckets, nonfinite, prepare, run
+from .stepping import Job, Pass, check_gradients, check_params, check_unswapped, make_buckets, nonfinite, prepare, run
 from .tree import Structure
 
 __all__ = ["Adadelta", "Optimizer"]
@@ -296,6 +296,7 @@ class Optimizer:
             for bucket, indices in buckets:
                 own = flat if len(indices) == len(flat) else [flat[i] for i in indices]
                 prepare(bucket, one_pass)
+                check_unswapped(bucket)
                 jobs.append(Job(bucket, indices, one_pass, own, numbers, group["clip_norm"]))
         for bucket, job in zip(self._entrance(jobs), jobs, strict=True):
             check_gradients(bucket, job.grads)

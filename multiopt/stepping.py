@@ -19,7 +19,17 @@ from .backends.engines.onepass import Pass
 from .backends.engines.trace import TraceError
 from .rule import Rule
 
-__all__ = ["Job", "Pass", "check_gradients", "check_params", "make_buckets", "nonfinite", "prepare", "run"]
+__all__ = [
+    "Job",
+    "Pass",
+    "check_gradients",
+    "check_params",
+    "check_unswapped",
+    "make_buckets",
+    "nonfinite",
+    "prepare",
+    "run",
+]
 
 
 @dataclass
@@ -191,6 +201,23 @@ def check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Sequen
     bucket.kinds |= kinds
 
 
+def check_unswapped(bucket: Bucket) -> None:
+    """Check that the parameters are what they were, where a library can swap what an array stands for.
+
+    Raises
+    ------
+    ValueError
+        If one has got another shape, dtype or device.
+    """
+    if bucket.backend.swappable:
+        for name, old, new in _changes(bucket.names, bucket.signatures, bucket.backend.signature(bucket.params)):
+            raise ValueError(f"{name}: expected {old}, as when the optimizer was made, got {new}")
+
+
+def _changes(names: Sequence[str], before: list[Any], now: list[Any]) -> Iterable[tuple[str, Any, Any]]:
+    return [] if before == now else [(n, b, a) for n, b, a in zip(names, before, now, strict=True) if a != b]
+
+
 def _check_gradient(backend: Backend, name: str, g: Array, param: Array, expected: str) -> None:
     try:
         found = backends.of(g)
@@ -245,6 +272,7 @@ def run(
     array of float64, shape (1,), or None
         The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
     """
+    _apart(jobs)
     scales: list[Any] = [None] * len(jobs)
     norm = None
     if any(job.one_pass.normed for job in jobs):
@@ -253,6 +281,20 @@ def run(
         job.bucket.engine.update(job.bucket, job.one_pass, job.grads, job.values, scale)
     _settle([job.bucket for job in jobs])
     return norm
+
+
+def _apart(jobs: Sequence[Job]) -> None:
+    """Copy gradients that lie in memory which an earlier job writes to. Within a job, its engine sees to that."""
+    written: dict[int, list[Array]] = {}
+    for job in jobs if len(jobs) > 1 and jobs[0].bucket.backend.mutable else []:
+        backend = job.bucket.backend
+        owners = [None if g is None else backend.owner(g) for g in job.grads] if written else []
+        for i, owner in enumerate(owners):
+            g = job.grads[i]
+            if any(g is p or backend.share_memory(g, p) for p in written.get(owner, []) if owner is not None):
+                job.grads = [*job.grads[:i], backend.copy(g), *job.grads[i + 1 :]]
+        for p in job.bucket.params:
+            written.setdefault(backend.owner(p), []).append(p)
 
 
 def _norm_scales(
