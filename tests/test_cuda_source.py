@@ -151,7 +151,7 @@ def test_half_precision_is_rounded_once_and_right(dtype):
 
     from multiopt.rule import Hyper, Rule
 
-    rule = Rule("copy", copy, slots=(), hypers={"lr": Hyper(1.0)})
+    rule = Rule("copy", copy, slots={}, hypers={"lr": Hyper(1.0)})
     bucket = cuda_host.bucket([np.zeros(values.shape, kind)], {}, "float32")
     bucket.engine.update(bucket, Pass(rule), [values], {"lr": 1.0}, None)
     with np.errstate(over="ignore"):
@@ -353,6 +353,17 @@ def test_numbers_may_live_on_the_device(numba):
 
 
 @needs_gxx
+@pytest.mark.parametrize("skip", [0.0, 1.0])
+def test_a_guard_on_the_device_keeps_everything_as_it_was(numba, skip):
+    guarded = Pass(ADADELTA, guarded=True)
+    cuda, host, cuda_grads, grads = pair("float32")
+    cuda.engine.update(cuda, guarded, cuda_grads, {**VALUES, "skip": DeviceNumber(np.array(skip))}, None)
+    if not skip:
+        host.engine.update(host, Pass(ADADELTA), grads, VALUES, None)
+    same(cuda, host)
+
+
+@needs_gxx
 def test_numbers_of_numpy_count_as_double(numba):
     cuda, host, cuda_grads, grads = pair("float32")
     cuda.engine.update(cuda, FULL, cuda_grads, {**VALUES, "rho": np.float32(0.9)}, None)
@@ -447,7 +458,7 @@ def test_a_rule_of_too_many_numbers_is_refused():
         return (x,)
 
     with pytest.raises(TraceError, match="at most 64"):
-        cuda_source.program_of(Pass(Rule("many", many, slots=(), hypers={"lr": Hyper(1.0)})))
+        cuda_source.program_of(Pass(Rule("many", many, slots={}, hypers={"lr": Hyper(1.0)})))
 
 
 # --- what the compiler makes of it ---

@@ -15,8 +15,8 @@ HYPERS = {"lr": Hyper(0.7), "rho": Hyper(0.9)}
 needs_gxx = pytest.mark.skipif(cuda_host.GXX is None, reason=cuda_host.WITHOUT_GXX)
 
 
-def rule(function, slots=("a",)):
-    return Rule("mine", function, slots=slots, hypers=HYPERS)
+def rule(function):
+    return Rule("mine", function, slots={"a": 0.0}, hypers=HYPERS)
 
 
 def inputs(dtype, size=3000):
@@ -110,6 +110,10 @@ EXACT = {
     "named comparisons": lambda xp, x, g, a, *, lr, rho: (
         xp.where(xp.less(x, g), 1.0, xp.where(xp.greater_equal(x, a), 2.0, a)),
         xp.where(xp.isnan(g) | xp.not_equal(a, 0.0) & (lr > x), a, 4.0),
+    ),
+    "branches on hyperparameters": lambda xp, x, g, a, *, lr, rho: (
+        xp.where(np.asarray(lr) > 0.5 if isinstance(lr, float) else lr > 0.5, x, g),
+        xp.where(np.asarray(rho) < 0.5 if isinstance(rho, float) else rho < 0.5, x, a),
     ),
     "second power": lambda xp, x, g, a, *, lr, rho: (x**2, a**1),
 }

@@ -8,6 +8,10 @@ CUDA graph as they are.
 Numbers (the rate, the decay, ...) are arguments of the kernel too. Those that depend on a hyperparameter held in a
 tensor on the device are computed there, in float64, and read by the kernel from the device, so that a CUDA graph
 sees the tensor's value at each replay.
+
+A captured launch gets a table of addresses of its own, which the graph fills, so that later steps do not disturb it.
+Clipping by norm makes small temporary arrays in the library; when CuPy captures, do it with a memory pool of its own
+(``cupy.cuda.using_allocator``), because CuPy would hand their memory to others between replays.
 """
 
 from __future__ import annotations
