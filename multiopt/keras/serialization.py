@@ -7,6 +7,9 @@ from typing import Any
 
 __all__ = ["deserialize", "get", "restore", "serialize", "store"]
 
+#: Options that only one generation of Keras knows, and their defaults here.
+_ONE_GENERATION = {"jit_compile": True, "loss_scale_factor": None, "gradient_accumulation_steps": None}
+
 
 def store(thing: Any, module: str, built_in: Mapping[str, type]) -> dict[str, Any]:
     """What Keras writes for an object with ``get_config``.
@@ -68,7 +71,8 @@ def serialize(optimizer: Any) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``{"module", "class_name", "config", "registered_name"}``. The module says whether it is legacy.
+        ``{"module", "class_name", "config", "registered_name"}``. The module says whether it is legacy. An option
+        that only tf_keras or only Keras 3 knows is left out while it has its default, so that both can read the rest.
 
     Raises
     ------
@@ -80,7 +84,12 @@ def serialize(optimizer: Any) -> dict[str, Any]:
     if not hasattr(optimizer, "get_config"):
         raise TypeError(f"optimizer: expected an optimizer of multiopt.keras, got {optimizer!r}")
     legacy = isinstance(optimizer, Legacy)
-    return store(optimizer, "keras.optimizers.legacy" if legacy else "keras.optimizers", _built_in(legacy))
+    stored = store(optimizer, "keras.optimizers.legacy" if legacy else "keras.optimizers", _built_in(legacy))
+    config = stored["config"]
+    for name, default in _ONE_GENERATION.items():
+        if name in config and config[name] == default:
+            del config[name]
+    return stored
 
 
 def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Any:
