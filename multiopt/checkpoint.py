@@ -1,8 +1,8 @@
 """State that moves between worlds: snapshots, and checkpoints in one safetensors file.
 
 A checkpoint holds the parameters, every state array, averages and half-done accumulations, and as JSON in the file's
-metadata the options, the counters and a checksum of each array. No pickle. A checkpoint written with one array
-library loads with any other, and training goes on bit for bit.
+metadata the options, the counters and a checksum of each array; that text has a checksum too. No pickle. A checkpoint
+written with one array library loads with any other, and training goes on bit for bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
+import secrets
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ __all__ = ["load", "load_state_dict", "save", "state_dict"]
 
 FORMAT = 1
 COUNTERS = ("steps", "micro_steps", "skipped")
+#: Options of the whole optimizer that can be assigned.
+SETTINGS = ("clip_global_norm", "loss_scale", "nonfinite", "ema")
 
 
 @dataclass
@@ -96,10 +98,11 @@ def about(opt: Optimizer, encode: Callable[[Any], Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "rule": opt.rule.name,
-        **{name: getattr(opt, name) for name in COUNTERS},
-        "accumulated": [a.seen for a in opt._accumulators],
+        "accumulate": opt.accumulate,
+        **{name: getattr(opt, name) for name in (*COUNTERS, *SETTINGS)},
+        "accumulated": [list(a.seen) for a in opt._accumulators],
         "groups": [
-            {"names": group.structure.names, **{k: encode(v) for k, v in group.options().items()}}
+            {"names": list(group.structure.names), **{k: encode(v) for k, v in group.options().items()}}
             for group in opt.groups
         ],
     }
@@ -113,8 +116,9 @@ def state_dict(opt: Optimizer) -> dict[str, Any]:
 
 def load_state_dict(opt: Optimizer, state: Mapping[str, Any]) -> None:
     """Take over a snapshot, after all of it has been checked."""
-    if not isinstance(state, Mapping) or not {"about", "arrays"} <= state.keys():
-        raise ValueError("state: expected what state_dict() returns, a dict with 'about' and 'arrays'")
+    whole = isinstance(state, Mapping) and all(isinstance(state.get(key), Mapping) for key in ("about", "arrays"))
+    if not whole:
+        raise ValueError("state: expected what state_dict() returns, a dict with the dicts 'about' and 'arrays'")
     arrays = {key: Stored.of(key, array) for key, array in state["arrays"].items()}
     _take(opt, state["about"], arrays, lambda value, current: value)
 
@@ -122,46 +126,22 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Any]) -> None:
 def _take(
     opt: Optimizer, told: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
 ) -> None:
-    if told.get("format") != FORMAT:
-        raise ValueError(f"state: expected format {FORMAT}, got {told.get('format')!r}")
-    if told["rule"] != opt.rule.name:
-        raise ValueError(f"state: expected the state of rule {opt.rule.name!r}, got that of {told['rule']!r}")
-    own = [group.structure.names for group in opt.groups]
-    theirs = [group["names"] for group in told["groups"]]
-    if own != theirs:
-        raise ValueError(f"state: expected the parameters {_brief(own)}, got {_brief(theirs)}")
-    if bool(told["accumulated"]) != bool(opt._accumulators):
-        raise ValueError("state: expected accumulation of gradients to be on in both optimizers or in neither")
-    before = opt.micro_steps
-    opt.micro_steps = told["micro_steps"]  # decides whether sums are part of the state
+    _check_about(opt, told)
+    # The rest is checked by setting it, and undone if something is wrong.
+    before = {name: getattr(opt, name) for name in ("micro_steps", *SETTINGS)}
     try:
-        targets = places(opt, params=any(key.startswith("params/") for key in arrays))
-        missing = [place.key for place in targets if place.key not in arrays]
-        unknown = sorted(arrays.keys() - {place.key for place in targets})
-        if missing or unknown:
-            raise ValueError(f"state: missing {missing[:5]}, unexpected {unknown[:5]}")
-        for place in targets:
-            expected, got = (
-                (tuple(place.get().shape), place.dtype),
-                (arrays[place.key].shape, arrays[place.key].dtype),
-            )
-            if expected != got:
-                raise ValueError(
-                    f"state: {place.key}: expected shape {expected[0]} and dtype {expected[1]}, "
-                    f"got shape {got[0]} and dtype {got[1]}"
-                )
-        # Options are checked on throw-away groups before any is taken over.
+        for name in before:
+            setattr(opt, name, told[name])
+        targets = _check_arrays(opt, arrays)
         options = [
             {name: decode(value, group[name]) for name, value in saved.items() if name != "names"}
             for group, saved in zip(opt.groups, told["groups"], strict=True)
         ]
         for group, new in zip(opt.groups, options, strict=True):
             type(group)(group.rule, group.where, group.structure, new)
-        for name in COUNTERS:
-            if not isinstance(told[name], int) or told[name] < 0:
-                raise ValueError(f"state: {name}: expected a count, got {told[name]!r}")
     except BaseException:
-        opt.micro_steps = before
+        for name, value in before.items():
+            setattr(opt, name, value)
         raise
     for place in targets:
         place.put(arrays[place.key])
@@ -174,6 +154,61 @@ def _take(
         if not opt.micro_steps:
             accumulator.clear()
     opt._collect()
+
+
+def _check_about(opt: Optimizer, told: Mapping[str, Any]) -> None:
+    """Check what can be checked without the arrays."""
+    if told.get("format") != FORMAT:
+        raise ValueError(f"state: expected format {FORMAT}, got {told.get('format')!r}")
+    own = about(opt, lambda value: value)
+    if missing := own.keys() - told.keys():
+        raise ValueError(f"state: missing {sorted(missing)}")
+    for name in ("rule", "accumulate"):
+        if told[name] != own[name]:
+            raise ValueError(f"state: {name}: expected {own[name]!r}, got {told[name]!r}")
+    groups = told["groups"]
+    if not isinstance(groups, list) or not all(map(_is_group, groups)):
+        raise ValueError(f"state: groups: expected a list of options and parameters' names, got {groups!r:.80}")
+    ours, theirs = [group["names"] for group in own["groups"]], [group["names"] for group in groups]
+    if ours != theirs:
+        raise ValueError(f"state: expected the parameters {_brief(ours)}, got {_brief(theirs)}")
+    for i, (mine, other) in enumerate(zip(own["groups"], groups, strict=True)):
+        if mine.keys() != other.keys():
+            raise ValueError(f"state: groups[{i}]: expected the options {sorted(mine)}, got {sorted(map(str, other))}")
+    for name in COUNTERS:
+        value = told[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"state: {name}: expected a count, got {value!r}")
+    if told["micro_steps"] >= opt.accumulate:
+        raise ValueError(f"state: micro_steps: expected less than {opt.accumulate}, got {told['micro_steps']}")
+    seen, sizes = told["accumulated"], [len(a.seen) for a in opt._accumulators]
+    if not isinstance(seen, list) or not all(_is_list_of(s, bool) for s in seen) or [len(s) for s in seen] != sizes:
+        raise ValueError(f"state: accumulated: expected lists of {sizes} truth values, got {seen!r}")
+
+
+def _check_arrays(opt: Optimizer, arrays: Mapping[str, Stored]) -> list[Place]:
+    """Check the arrays, and say where they go."""
+    targets = places(opt, params=any(str(key).startswith("params/") for key in arrays))
+    missing = [place.key for place in targets if place.key not in arrays]
+    unknown = sorted(map(str, arrays.keys() - {place.key for place in targets}))
+    if missing or unknown:
+        raise ValueError(f"state: missing {missing[:5]}, unexpected {unknown[:5]}")
+    for place in targets:
+        shape, got = tuple(place.get().shape), arrays[place.key]
+        if (shape, place.dtype) != (got.shape, got.dtype):
+            raise ValueError(
+                f"state: {place.key}: expected shape {shape} and dtype {place.dtype}, "
+                f"got shape {got.shape} and dtype {got.dtype}"
+            )
+    return targets
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping) and _is_list_of(value.get("names"), str)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
 def _brief(names: list[list[str]]) -> str:
@@ -197,6 +232,8 @@ def encode(value: Any) -> Any:
 def decode(value: Any, current: Any) -> Any:
     """The inverse of `encode`; what could not be written down stays what it is in the optimizer that loads."""
     if isinstance(value, dict) and "schedule" in value:
+        if value["schedule"] not in schedules.__all__:
+            raise ValueError(f"state: expected a schedule of multiopt.schedules, got {value['schedule']!r}")
         fields = {name: decode(field, None) for name, field in value["fields"].items()}
         return getattr(schedules, value["schedule"])(**fields)
     if isinstance(value, dict):
@@ -212,20 +249,22 @@ def save(opt: Optimizer, path: str | Path) -> None:
     tensors, kept = {}, {}
     for place in places(opt, params=True):
         host = place.bucket.backend.to_host(place.get())
-        kept[place.key] = [place.dtype, list(host.shape), zlib.crc32(host.tobytes())]
+        kept[place.key] = [place.dtype, list(host.shape), zlib.crc32(host)]
         # Complex numbers as pairs; bfloat16, which NumPy does not have, stays the bits that `to_host` gives.
         tensors[place.key] = _pairs(host) if place.dtype.startswith("complex") else host
-    metadata = {"multiopt": json.dumps({**about(opt, encode), "arrays": kept})}
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    text = json.dumps({**about(opt, encode), "arrays": kept})
+    metadata = {"multiopt": text, "checksum": str(zlib.crc32(text.encode()))}
+    # Not by `tempfile`, whose files nobody else may read.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        os.close(handle)
         safetensors.numpy.save_file(tensors, temporary, metadata)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    except safetensors.SafetensorError as error:
+        raise OSError(f"{path}: could not be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(opt: Optimizer, path: str | Path) -> None:
@@ -240,7 +279,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     try:
         tensors = safetensors.numpy.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        told = json.loads(header["__metadata__"]["multiopt"])
+        text = header["__metadata__"]["multiopt"]
+        if header["__metadata__"]["checksum"] != str(zlib.crc32(text.encode())):
+            raise ValueError("the checksum of its metadata does not agree")
+        told = json.loads(text)
         kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in told["arrays"].items()}
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from . import backends
 from .backends.base import FLOATING, wider
 from .backends.engines.eager import elementwise
-from .options import check_switch
+from .options import THRESHOLD, WEIGHT_DECAY, check_state_dtype, check_switch
 from .rule import ADADELTA, Rule
-from .stepping import Pass
+from .stepping import Pass, state_dtype_of
 from .tree import Structure
 
 __all__ = ["State", "init", "update"]
@@ -51,8 +51,11 @@ def init(params: Any, *, rule: Rule = ADADELTA, state_dtype: str | None = None) 
     ------
     TypeError
         If a leaf is not an array of a floating or complex dtype.
+    ValueError
+        If `state_dtype` is not the name of a real floating dtype.
     """
     structure = Structure(params)
+    check_state_dtype(state_dtype)
     for name, array in zip(structure.names, structure.leaves, strict=True):
         _floating(name, array)
     slots = {slot: structure.map(partial(_full, value=v, dtype=state_dtype)) for slot, v in rule.slots.items()}
@@ -82,7 +85,8 @@ def update(
     rule : Rule
         What is computed.
     weight_decay, decoupled, maximize, clip_value
-        See `multiopt.Optimizer`. Clipping by norm is a function of its own here: `multiopt.gradients.global_norm`.
+        The first and the last are numbers as the hyperparameters are. See `multiopt.Optimizer`. Clip by norm
+        beforehand, if at all: inside a compiled function the order of additions is the compiler's.
     **hypers
         The rule's hyperparameters: Python numbers, callables of the step, or 0-d arrays, traced ones too (then
         ``1 - rho`` is formed in the array's precision, not in double).
@@ -95,8 +99,11 @@ def update(
     Raises
     ------
     TypeError, ValueError
-        If a number is out of range, or a gradient's shape or dtype is not its parameter's.
+        If a number is out of range, the state is another rule's, or a gradient's shape or dtype is not its
+        parameter's.
     """
+    if not isinstance(state, State) or state.slots.keys() != rule.slots.keys():
+        raise TypeError(f"state: expected what init(params, rule={rule!r}) returns, got {state!r:.80}")
     unknown = hypers.keys() - rule.hypers.keys()
     if unknown:
         raise TypeError(f"update: unknown {sorted(unknown)}; expected some of {', '.join(rule.hypers)}")
@@ -108,7 +115,9 @@ def update(
         decoupled=_is_on(weight_decay) and decoupled,
     )
     values = {name: _number(name, hypers.get(name, h.default), h, state.step) for name, h in rule.hypers.items()}
-    values |= {"weight_decay": weight_decay, "clip_value": clip_value, "scale": -1.0, "step": state.step}
+    values |= {"weight_decay": _number("weight_decay", weight_decay, WEIGHT_DECAY, state.step)}
+    values |= {} if clip_value is None else {"clip_value": _number("clip_value", clip_value, THRESHOLD, state.step)}
+    values |= {"scale": -1.0, "step": state.step}
     scalars = {name: values[name] for name in one_pass.scalars}
     structure = Structure(params)
     leaves = structure.flatten(grads, "grads")
@@ -142,9 +151,9 @@ def _floating(name: str, array: Any) -> str:
 
 def _full(array: Any, value: float, dtype: str | None) -> Any:
     backend = backends.of(array)
-    own = backend.dtype(array)
+    wide = state_dtype_of(backend.dtype(array), dtype)
     # Not `Backend.full_like`: it asks for the device, which a traced array does not have.
-    return backend.xp.full_like(array, value, dtype=backend.native(own if dtype is None else dtype))
+    return backend.xp.full_like(array, value, dtype=backend.native(wide))
 
 
 def _apply(name: str, one_pass: Pass, scalars: dict[str, Any], x: Any, g: Any, old: list[Any]) -> list[Any]:

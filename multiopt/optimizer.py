@@ -10,7 +10,7 @@ from . import checkpoint
 from .averaging import Average
 from .backends.base import Array, Backend, Bucket
 from .gradients import Accumulator, check_nonfinite
-from .options import Group, check_threshold
+from .options import Group, check_state_dtype, check_threshold
 from .rule import ADADELTA, Hyper, Rule
 from .stepping import Job, Pass, check_gradients, check_params, check_unswapped, make_buckets, nonfinite, prepare, run
 from .tree import Structure
@@ -19,6 +19,8 @@ __all__ = ["Adadelta", "Optimizer"]
 
 Schedule = Callable[[int], float]
 LOSS_SCALE = Hyper(1.0, low=0.0, open_low=True)
+#: What cannot be assigned later, because memory and engines were chosen by it.
+FIXED = ("rule", "accumulate", "state_dtype", "engine")
 MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
 
 
@@ -105,15 +107,13 @@ class Optimizer:
             raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
         if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
             raise ValueError(f"accumulate: expected a positive integer, got {accumulate!r}")
-        if state_dtype not in (None, "float16", "bfloat16", "float32", "float64"):
-            raise ValueError(f"state_dtype: expected None or a real floating dtype's name, got {state_dtype!r}")
         self.rule = rule
         self.accumulate = accumulate
         self.clip_global_norm = clip_global_norm
         self.loss_scale = loss_scale
         self.nonfinite = nonfinite
-        self.ema = None if ema is None else MOMENTUM.check("ema", ema)
-        self.state_dtype, self.engine = state_dtype, engine
+        self.ema = ema
+        self.state_dtype, self.engine = check_state_dtype(state_dtype), engine
         self.defaults = dict(options)
         self.steps = self.micro_steps = self.skipped = 0
         self.grad_norm: Any = None
@@ -133,10 +133,14 @@ class Optimizer:
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add ``{"params": ..., **options}``. From then on `step` takes a list with the gradients of each group."""
-        if not self.grouped:
-            self.groups[0].where = "groups[0]."
+        before = [*self._every(), *(accumulator.bucket for accumulator in self._accumulators)]
+        before += self._averages.buckets if self._averages is not None else []
         self._add(group, f"groups[{len(self.groups)}].")
-        self.grouped = True
+        if not self.grouped:
+            first, self.grouped = self.groups[0], True
+            first.where, first.structure.what = "groups[0].", f"groups[0].{first.structure.what}"
+            for names in [first.structure.names, *(bucket.names for bucket in before)]:
+                names[:] = [f"groups[0].{name}" for name in names]
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:
         if not isinstance(group, Mapping) or "params" not in group:
@@ -200,6 +204,20 @@ class Optimizer:
         self._loss_scale = LOSS_SCALE.check("loss_scale", value)
 
     @property
+    def ema(self) -> float | None:
+        """Momentum of the average of the parameters, or None; on or off for good."""
+        return self._ema
+
+    @ema.setter
+    def ema(self, value: float | None) -> None:
+        if "_averages" in self.__dict__ and (value is None) != (self._averages is None):
+            raise ValueError(
+                f"ema: expected {'None' if value is not None else 'a momentum'}, as when the optimizer was made, "
+                f"got {value!r}"
+            )
+        self._ema = None if value is None else MOMENTUM.check("ema", value)
+
+    @property
     def nonfinite(self) -> str:
         """What to do with gradients that are not finite."""
         return self._nonfinite
@@ -211,6 +229,8 @@ class Optimizer:
     def __getattr__(self, name: str) -> Any:
         """An option of the groups, where all have the same."""
         groups = self.__dict__.get("groups") or []
+        if hasattr(type(self), name):
+            return object.__getattribute__(self, name)  # a property has refused, and says why
         if not groups or name.startswith("_") or name not in groups[0]:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         values = [group[name] for group in groups]
@@ -224,6 +244,8 @@ class Optimizer:
             for group in groups:
                 group[name] = value
             self.defaults[name] = value
+        elif groups and name in FIXED:
+            raise AttributeError(f"{name}: fixed when the optimizer was made; make another")
         else:
             object.__setattr__(self, name, value)
 

@@ -9,7 +9,7 @@ from typing import Any
 from .rule import Hyper, Rule
 from .tree import Structure
 
-__all__ = ["Group", "check_number", "check_switch", "check_threshold"]
+__all__ = ["Group", "check_number", "check_state_dtype", "check_switch", "check_threshold"]
 
 #: Options that every rule has, per group, with their defaults. The rule's hyperparameters come on top.
 COMMON: dict[str, Any] = {
@@ -31,6 +31,13 @@ def check_number(name: str, value: Any, hyper: Hyper) -> Any:
 def check_threshold(name: str, value: Any) -> float | None:
     """A positive number, or None for off."""
     return None if value is None else THRESHOLD.check(name, value)
+
+
+def check_state_dtype(value: str | None) -> str | None:
+    """The name of a real floating dtype, or None for the parameter's own."""
+    if value not in (None, "float16", "bfloat16", "float32", "float64"):
+        raise ValueError(f"state_dtype: expected None or a real floating dtype's name, got {value!r}")
+    return value
 
 
 def check_switch(name: str, value: Any) -> bool:
@@ -75,7 +82,7 @@ class Group(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         known = checkers(self.rule)
-        where = f"{self.where}{name}" if self.where.endswith((".", "")) else name
+        where = f"{self.where}{name}"
         if name == "params":
             raise TypeError(f"{where}: cannot be replaced; make a new optimizer, or write into the arrays")
         if name not in known:

@@ -121,6 +121,20 @@ class Rule:
             )
         object.__setattr__(self, "uses_step", "step" in keywords)
 
+    def __eq__(self, other: object) -> bool:
+        # By value, so that an unpickled rule finds what has been compiled for its twin.
+        if self is other or not isinstance(other, Rule):
+            return self is other
+        return (self.name, self.function, self.slots, self.hypers) == (
+            other.name,
+            other.function,
+            other.slots,
+            other.hypers,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.function))
+
     def __repr__(self) -> str:
         hypers = ", ".join(f"{name}={hyper.default:g}" for name, hyper in self.hypers.items())
         return f"Rule({self.name!r}, slots=({', '.join(self.slots)}), {hypers})"
@@ -130,7 +144,7 @@ class Rule:
         return type(self), (self.name, self.function, dict(self.slots), dict(self.hypers))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
-        return self  # immutable, and engines cache what they compile by the rule's identity
+        return self  # immutable
 
 
 def adadelta(

@@ -29,6 +29,7 @@ __all__ = [
     "nonfinite",
     "prepare",
     "run",
+    "state_dtype_of",
 ]
 
 
@@ -125,11 +126,13 @@ def make_buckets(
     sorted_: dict[tuple[Any, str, str], list[int]] = {}
     for i, array in enumerate(params):
         dtype = backend.dtype(array)
-        held = backend.dtype(next(iter(state[i].values()))) if state and state[i] else _state_dtype(dtype, state_dtype)
+        held = (
+            backend.dtype(next(iter(state[i].values()))) if state and state[i] else state_dtype_of(dtype, state_dtype)
+        )
         sorted_.setdefault((backend.device(array), dtype, held), []).append(i)
     made = []
     for (device, dtype, held), indices in sorted_.items():
-        grad = _state_dtype(dtype, grad_dtype)
+        grad = state_dtype_of(dtype, grad_dtype)
         chosen, _ = backends.engine_for(backend, device, (dtype, grad, held), engine)
         arrays = {
             slot: [state[i][slot] if state and state[i] else backend.full_like(params[i], value, held) for i in indices]
@@ -141,7 +144,7 @@ def make_buckets(
     return made
 
 
-def _state_dtype(dtype: str, wanted: str | None) -> str:
+def state_dtype_of(dtype: str, wanted: str | None) -> str:
     """The dtype of state for parameters of `dtype`: as wide as wanted, complex for complex ones."""
     if wanted is None:
         return dtype
@@ -288,10 +291,9 @@ def _apart(jobs: Sequence[Job]) -> None:
     written: dict[int, list[Array]] = {}
     for job in jobs if len(jobs) > 1 and jobs[0].bucket.backend.mutable else []:
         backend = job.bucket.backend
-        owners = [None if g is None else backend.owner(g) for g in job.grads] if written else []
-        for i, owner in enumerate(owners):
-            g = job.grads[i]
-            if any(g is p or backend.share_memory(g, p) for p in written.get(owner, []) if owner is not None):
+        for i, g in enumerate(job.grads):
+            near = written.get(backend.owner(g), []) if g is not None and written else []
+            if any(g is p or backend.share_memory(g, p) for p in near):
                 job.grads = [*job.grads[:i], backend.copy(g), *job.grads[i + 1 :]]
         for p in job.bucket.params:
             written.setdefault(backend.owner(p), []).append(p)
