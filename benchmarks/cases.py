@@ -144,7 +144,7 @@ def options(run: Run) -> Result:
     variants: list[tuple[str, str, dict[str, Any]]] = [
         ("none", "no option", {}),
         ("pass", "weight decay, maximize, clip by value", pass_),
-        ("decoupled", "decoupled weight decay", {"weight_decay": 0.01, "decoupled_weight_decay": True}),
+        ("decoupled", "decoupled weight decay", {"weight_decay": 0.01, "decoupled": True}),
         ("norm", "clip by norm", {"clip_norm": 1.0}),
         ("global", "clip by global norm", {"clip_global_norm": 1.0}),
         ("all", "weight decay, maximize, clip by value and global norm", pass_ | {"clip_global_norm": 1.0}),
