@@ -107,6 +107,8 @@ def update(
     unknown = hypers.keys() - rule.hypers.keys()
     if unknown:
         raise TypeError(f"update: unknown {sorted(unknown)}; expected some of {', '.join(rule.hypers)}")
+    if isinstance(clip_value, (int, float)):
+        check_threshold("clip_value", clip_value)
     one_pass = Pass(
         rule,
         scaled=check_switch("maximize", maximize),
@@ -121,12 +123,13 @@ def update(
     scalars = {name: values[name] for name in one_pass.scalars}
     structure = Structure(params)
     leaves = structure.flatten(grads, "grads")
-    slots = [structure.flatten(tree, f"state.slots[{slot!r}]") for slot, tree in state.slots.items()]
+    # By the rule's order: `jax.jit` returns a dict with its keys sorted.
+    slots = [structure.flatten(state.slots[slot], f"state.slots[{slot!r}]") for slot in rule.slots]
     new: list[list[Any]] = []
     for name, x, g, *old in zip(structure.names, structure.leaves, leaves, *slots, strict=True):
         new.append([x, *old] if g is None else _apply(name, one_pass, scalars, x, g, old))
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
-    return columns[0], State(state.step + 1, dict(zip(state.slots, columns[1:], strict=True)))
+    return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
 
 def _is_on(value: Any) -> bool:
