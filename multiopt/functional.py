@@ -107,8 +107,6 @@ def update(
     unknown = hypers.keys() - rule.hypers.keys()
     if unknown:
         raise TypeError(f"update: unknown {sorted(unknown)}; expected some of {', '.join(rule.hypers)}")
-    if isinstance(clip_value, (int, float)):
-        check_threshold("clip_value", clip_value)
     one_pass = Pass(
         rule,
         scaled=check_switch("maximize", maximize),
