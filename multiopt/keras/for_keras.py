@@ -1,0 +1,64 @@
+"""Our Adadelta inside real Keras 3, on whichever backend Keras runs: TensorFlow, JAX or PyTorch.
+
+Keras is imported when one of these functions is called.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["for_keras", "register"]
+
+
+def for_keras(learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e-7, **options: Any) -> Any:
+    """An optimizer for ``model.compile(optimizer=...)`` of Keras 3.
+
+    On PyTorch the whole update (weight decay, clipping, the rule) is one pass of our engines over the model's
+    tensors. On JAX and TensorFlow the one rule is traced with the rest of the training step, and that library
+    compiles it. All else is Keras' own: schedules, accumulation of gradients, averages, loss scale, saving. The
+    state has the order and the names of ``keras.optimizers.Adadelta``, so that either continues what the other began.
+
+    Parameters
+    ----------
+    learning_rate : float, schedule of Keras or of `multiopt.keras.schedules`, or callable without arguments
+    rho : float
+        In [0, 1].
+    epsilon : float
+        At least 0.
+    **options
+        Those of ``keras.optimizers.Adadelta``: ``weight_decay``, ``clipnorm``, ``use_ema``, ``name``, …
+
+    Returns
+    -------
+    keras.optimizers.Optimizer
+
+    Raises
+    ------
+    ImportError
+        If Keras 3 is not installed.
+    TypeError, ValueError
+        If `rho` or `epsilon` is out of range, or Keras refuses an option.
+    """
+    return register()(learning_rate, rho, epsilon, **options)
+
+
+def register() -> type:
+    """Make our class known to Keras, which a program must do before ``keras.models.load_model`` finds it in a file.
+
+    Returns
+    -------
+    type
+        The class, a ``keras.optimizers.Optimizer``, registered as ``"multiopt>Adadelta"``.
+
+    Raises
+    ------
+    ImportError
+        If Keras 3 is not installed.
+    """
+    try:
+        from .inside_keras import Adadelta
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] not in ("keras", "tensorflow"):
+            raise
+        raise ImportError(f"for_keras needs Keras 3 and its backend: pip install keras ({error})") from error
+    return Adadelta
