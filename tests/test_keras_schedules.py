@@ -224,6 +224,20 @@ def test_real_keras_loads_ours(real):
     assert again.get_config()["learning_rate"] == ours.get_config()["learning_rate"]
 
 
+def test_a_configuration_for_tf_keras():
+    stored = keras.serialize(keras.Adadelta(0.3, jit_compile=False), to="tf_keras")
+    assert stored["config"]["is_legacy_optimizer"] is False
+    assert set(stored["config"]) == set(TF_KERAS["config"])
+    assert keras.deserialize(stored).get_config() == keras.Adadelta(0.3, jit_compile=False).get_config()
+    assert keras.serialize(keras.deserialize(LEGACY), to="tf_keras") == LEGACY
+    with pytest.raises(ValueError, match="loss_scale_factor: expected None, as tf_keras has no such option"):
+        keras.serialize(keras.Adadelta(loss_scale_factor=2.0), to="tf_keras")
+    with pytest.raises(ValueError, match="expected 'keras' or 'tf_keras'"):
+        keras.serialize(keras.Adadelta(), to="optax")
+    with pytest.raises(TypeError, match=r"expected an optimizer of multiopt\.keras"):
+        keras.serialize(3)
+
+
 def test_get():
     opt = keras.get("Adadelta")
     assert type(opt) is keras.Adadelta

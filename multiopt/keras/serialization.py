@@ -7,8 +7,8 @@ from typing import Any
 
 __all__ = ["deserialize", "get", "restore", "serialize", "store"]
 
-#: Options that only one generation of Keras knows, and their defaults here.
-_ONE_GENERATION = {"jit_compile": True, "loss_scale_factor": None, "gradient_accumulation_steps": None}
+#: What only Keras 3 knows, with the default: what it does cannot be left out of a configuration for tf_keras.
+_KERAS_3 = {"loss_scale_factor": None, "gradient_accumulation_steps": None}
 
 
 def store(thing: Any, module: str, built_in: Mapping[str, type]) -> dict[str, Any]:
@@ -65,30 +65,43 @@ def restore(config: Any, built_in: Mapping[str, Any], custom: Mapping[str, Any] 
     return kind.from_config(dict(config["config"]), **also)
 
 
-def serialize(optimizer: Any) -> dict[str, Any]:
+def serialize(optimizer: Any, to: str = "keras") -> dict[str, Any]:
     """An optimizer's configuration, without its state, as Keras writes it.
+
+    Parameters
+    ----------
+    optimizer : Optimizer
+    to : {"keras", "tf_keras"}
+        Who shall read it: Keras 3, in which ``jit_compile`` is the model's and is left out, or tf_keras. We read both.
 
     Returns
     -------
     dict
-        ``{"module", "class_name", "config", "registered_name"}``. The module says whether it is legacy. An option
-        that only tf_keras or only Keras 3 knows is left out while it has its default, so that both can read the rest.
+        ``{"module", "class_name", "config", "registered_name"}``. The module says whether it is legacy.
 
     Raises
     ------
     TypeError
         If it has no ``get_config``.
+    ValueError
+        If it has an option that tf_keras does not know.
     """
     from .legacy import Optimizer as Legacy
 
+    if to not in ("keras", "tf_keras"):
+        raise ValueError(f"to: expected 'keras' or 'tf_keras', got {to!r}")
     if not hasattr(optimizer, "get_config"):
         raise TypeError(f"optimizer: expected an optimizer of multiopt.keras, got {optimizer!r}")
     legacy = isinstance(optimizer, Legacy)
     stored = store(optimizer, "keras.optimizers.legacy" if legacy else "keras.optimizers", _built_in(legacy))
     config = stored["config"]
-    for name, default in _ONE_GENERATION.items():
-        if name in config and config[name] == default:
-            del config[name]
+    if to == "keras":
+        config.pop("jit_compile", None)
+    elif not legacy:
+        config["is_legacy_optimizer"] = False  # without it, tf_keras makes the legacy optimizer
+        for name, default in _KERAS_3.items():
+            if config.pop(name, default) != default:
+                raise ValueError(f"{name}: expected {default}, as tf_keras has no such option, got another value")
     return stored
 
 
