@@ -144,6 +144,7 @@ static void launch(void (*kernel)(void**), void** arguments, i64 grid, i64 block
     call(kernel, arguments, std::index_sequence_for<A...>()); \
   } \
   static void start(void** arguments) { spread(name, arguments); } \
+  extern "C" { const char* kernel_name = #name; } \
   extern "C" void run(void** arguments, i64 grid, i64 block, i64* counts) { \
     misaligned = wide_accesses = 0; \
     launch(start, arguments, grid, block, meets); \

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import array_api_compat.numpy
 import numpy as np
 from multiopt.backends.base import Bucket
 from multiopt.backends.engines.cuda import CudaEngine
-from multiopt.backends.engines.cuda_plan import BLOCK
+from multiopt.backends.engines.cuda_driver import Driver
 from multiopt.backends.numpy import NumpyBackend
 
 HEADER = Path(__file__).with_name("cuda_host.h")
@@ -31,56 +32,54 @@ def _folder() -> Any:
 
 
 @cache
-def compiled(source: str, name: str) -> Any:
-    """The function ``run(arguments, grid, block, counts)`` for a kernel of a source."""
+def library(text: str) -> str:
+    """Compile C++ to a shared library; return its path."""
+    stem = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = Path(_folder().name)
-    stem = hashlib.sha256(f"{name}{source}".encode()).hexdigest()[:16]
-    text = f'#define HOST\n#include "{HEADER}"\n{source}\nEXPORT({name}, {str("sync_block();" in source).lower()})\n'
     (folder / f"{stem}.cpp").write_text(text)
     options = ["-O2", "-std=c++17", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC", "-w"]
-    command = [str(GXX), *options, "-o", f"{stem}.so", f"{stem}.cpp"]
+    command = [str(GXX), *options, "-o", f"{stem}.so", f"{stem}.cpp", "-ldl"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return ctypes.CDLL(str(folder / f"{stem}.so")).run
+    return str(folder / f"{stem}.so")
 
 
-class HostDriver:
-    """Does with the CPU what `Driver` does with a device. What was launched is kept in `launches`."""
+class HostDriver(Driver):
+    """The driver's caller, on a libcuda of one device that is the CPU. What was launched is kept in `launches`."""
 
     def __init__(self) -> None:
-        self.functions: dict[Any, Any] = {}
+        super().__init__()
         self.launches: list[tuple[str, int]] = []
-        self.misaligned = self.wide_accesses = 0
-        self.captures = False
         self.graph: list[Any] = []
+        self.names: dict[int, str] = {}
+        self.captures = False
 
     def refuses(self, ordinal: int) -> str | None:
         return None
 
-    def compile(self, source: str) -> None:
-        pass
+    @cached_property
+    def library(self) -> Any:
+        made = ctypes.CDLL(library(HEADER.with_name("cuda_host_driver.cpp").read_text()))
+        self._declare(made)
+        return made
+
+    def compiled(self, source: str, capability: int) -> bytes:
+        (name,) = re.findall(r"^KERNEL\((\w+)\)", source, re.MULTILINE)
+        meets = str("sync_block();" in source.partition("KERNEL(")[2]).lower()
+        return library(f'#define HOST\n#include "{HEADER}"\n{source}\nEXPORT({name}, {meets})\n').encode()
 
     def kernel(self, source: str, name: str, ordinal: int) -> Any:
-        self.functions[source, name, ordinal] = name, compiled(source, name)
-        return self.functions[source, name, ordinal]
+        function = super().kernel(source, name, ordinal)
+        self.names[function.value] = name
+        return function
 
     def launch(self, kernel: Any, ordinal: int, stream: int, grid: int, arguments: Sequence[Any]) -> None:
-        name, run = kernel
-        self.launches.append((name, grid))
-        held = [np.array([a % 2**64], np.uint64) if isinstance(a, int) else a.copy() for a in arguments]
-        pointers = (ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held))
-
-        def go() -> None:
-            counts = np.zeros(2, np.int64)
-            run(pointers, ctypes.c_int64(grid), ctypes.c_int64(BLOCK), ctypes.c_void_p(counts.ctypes.data))
-            self.misaligned += int(counts[0])
-            self.wide_accesses += int(counts[1])
-            assert held is not None  # the arguments live as long as the graph
-
-        self._do(go)
+        self.launches.append((self.names[kernel.value], grid))
+        held = [a if isinstance(a, int) else a.copy() for a in arguments]
+        self._do(lambda: super(HostDriver, self).launch(kernel, ordinal, stream, grid, held))
 
     def zero(self, address: int, size: int, ordinal: int, stream: int) -> None:
-        self._do(lambda: ctypes.memset(address, 0, size))
+        self._do(lambda: super(HostDriver, self).zero(address, size, ordinal, stream))
 
     def _do(self, action: Any) -> None:
         if self.captures:
@@ -88,13 +87,25 @@ class HostDriver:
         else:
             action()
 
-    def capturing(self, ordinal: int, stream: int) -> bool:
-        return self.captures
+    @property
+    def captures(self) -> bool:
+        """Whether launches go into a graph."""
+        return self.capturing(0, 0)
+
+    @captures.setter
+    def captures(self, value: bool) -> None:
+        self.library.set_capturing(int(value))
 
     def replay(self) -> None:
         """Run the captured graph."""
         for action in self.graph:
             action()
+
+    def accesses(self) -> tuple[int, int]:
+        """Count 16-byte accesses so far, by all drivers: those that were not aligned, and all."""
+        counts = (ctypes.c_int64 * 2)()
+        self.library.count_accesses(counts)
+        return counts[0], counts[1]
 
 
 class FakeBackend(NumpyBackend):
@@ -131,5 +142,5 @@ def bucket(params: list[Any], state: dict[str, list[Any]], grad_dtype: str | Non
     dtype = backend.dtype(params[0])
     held = backend.dtype(next(iter(state.values()))[0]) if state else dtype
     names = [f"params[{i}]" for i in range(len(params))]
-    engine: Any = CudaEngine(HostDriver())  # type: ignore[arg-type]
+    engine: Any = CudaEngine(HostDriver())
     return Bucket(backend, engine, "cuda:0", dtype, grad_dtype or dtype, held, names, params, state)

@@ -80,7 +80,7 @@ def step(cuda, host, cuda_grads, grads, one_pass=FULL, times=2, scales=None):
         cuda.engine.update(cuda, one_pass, cuda_grads, VALUES, scales)
         host.engine.update(host, one_pass, grads, VALUES, scales)
     same(cuda, host)
-    assert cuda.engine.driver.misaligned == 0
+    assert cuda.engine.driver.accesses()[0] == 0
 
 
 # --- bits ---
@@ -103,7 +103,7 @@ def test_every_option_has_the_bits_of_the_host_engine(numba, name, dtype):
         pairs += [(a[slot], b[slot]) for a, b in zip(host.state, cuda.state, strict=True) for slot in ADADELTA.slots]
         pairs += list(zip(host.ema_params, cuda.ema_params, strict=True)) if host.ema is not None else []
     assert all(a.tobytes() == b.tobytes() for a, b in pairs)
-    assert driver.misaligned == 0
+    assert driver.accesses()[0] == 0
 
 
 @needs_gxx
@@ -183,12 +183,13 @@ def shifted(by):
 def test_16_byte_accesses_where_alignment_allows_and_right_results_where_not(numba, dtype, by):
     shapes = [(cuda_plan.CHUNK + 5,), (64,)]
     cuda, host, cuda_grads, grads = pair(DTYPES[dtype], change=shifted(by), shapes=shapes)
+    before = cuda.engine.driver.accesses()[1]
     step(cuda, host, cuda_grads, grads, times=1)
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     packs = sum(int(np.prod(shape)) * itemsize // 16 for shape in shapes)
     # Three arrays are read and written, the gradient is read.
     accesses = sum((1 if j == 1 else 2) for j, offset in enumerate(by) if offset == 0)
-    assert cuda.engine.driver.wide_accesses == accesses * packs
+    assert cuda.engine.driver.accesses()[1] - before == accesses * packs
 
 
 def every_other(array):

@@ -176,7 +176,8 @@ def arrays(rng, dtype, shapes=SHAPES, decades=(-12, 12)):
     made = []
     for shape in shapes:
         values = np.asarray(rng.standard_normal(shape) * 10.0 ** rng.integers(*decades, shape))
-        made.append((values + 1j * rng.standard_normal(shape) if kind.kind == "c" else values).astype(kind))
+        values = np.asarray(values + 1j * rng.standard_normal(shape)) if kind.kind == "c" else values
+        made.append(values.astype(kind))
     return made
 
 

@@ -140,12 +140,17 @@ class Driver:
             If it finds no device.
         """
         library = ctypes.CDLL("nvcuda.dll" if WINDOWS else "libcuda.so.1")
-        library.cuLaunchKernel.argtypes = [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p]
-        library.cuMemsetD32Async.argtypes = [c_void_p, c_uint, c_size_t, c_void_p]
-        library.cuStreamIsCapturing.argtypes = [c_void_p, c_void_p]
+        self._declare(library)
         if library.cuInit(0):
             raise RuntimeError("the CUDA driver found no device")
         return library
+
+    @staticmethod
+    def _declare(library: Any) -> None:
+        """Say which arguments are wider than ctypes assumes."""
+        library.cuLaunchKernel.argtypes = [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p]
+        library.cuMemsetD32Async.argtypes = [c_void_p, c_uint, c_size_t, c_void_p]
+        library.cuStreamIsCapturing.argtypes = [c_void_p, c_void_p]
 
     def check(self, status: int) -> None:
         """Raise if a call failed."""
