@@ -253,13 +253,16 @@ def save(opt: Optimizer, path: str | Path) -> None:
         # Complex numbers as pairs; bfloat16, which NumPy does not have, stays the bits that `to_host` gives.
         tensors[place.key] = _pairs(host) if place.dtype.startswith("complex") else host
     text = json.dumps({**about(opt, encode), "arrays": kept})
-    metadata = {"multiopt": text, "checksum": str(zlib.crc32(text.encode()))}
-    # Not by `tempfile`, whose files nobody else may read.
+    # One entry, because safetensors writes several in a random order.
+    metadata = {"multiopt": f"{_checksum(text)} {text}"}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
+        temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode  # the usual one; safetensors makes files that nobody else may read
         safetensors.numpy.save_file(tensors, temporary, metadata)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:
         raise OSError(f"{path}: could not be written: {error}") from error
@@ -279,8 +282,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
     try:
         tensors = safetensors.numpy.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        text = header["__metadata__"]["multiopt"]
-        if header["__metadata__"]["checksum"] != str(zlib.crc32(text.encode())):
+        checksum, _, text = header["__metadata__"]["multiopt"].partition(" ")
+        if checksum != _checksum(text):
             raise ValueError("the checksum of its metadata does not agree")
         told = json.loads(text)
         kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in told["arrays"].items()}
@@ -296,6 +299,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         held = np.frombuffer(content, "uint16" if dtype == "bfloat16" else dtype).reshape(shape)
         arrays[key] = Stored(dtype, shape, held.copy)
     return told, arrays
+
+
+def _checksum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _pairs(array: np.ndarray) -> np.ndarray:
