@@ -60,11 +60,8 @@ class Adadelta(keras.optimizers.Optimizer):
         targets = variable, self._accumulated_grads[place], self._accumulated_delta_vars[place]
         dtype = keras.backend.standardize_dtype(variable.dtype)
         wide = "float64" if dtype == "float64" else "float32"
-        # Of a sparse gradient, rows that occur more than once are added up here.
-        gradient = keras.ops.convert_to_tensor(gradient, sparse=False)
-        x, g, v, u, rate = (
-            keras.ops.cast(array, wide) for array in (targets[0], gradient, targets[1], targets[2], learning_rate)
-        )
+        given = (variable, gradient, *targets[1:], learning_rate)
+        x, g, v, u, rate = (keras.ops.cast(array, wide) for array in given)
         new = ADADELTA.function(OPS, x, g, v, u, lr=rate, rho=self.rho, eps=self.epsilon)
         for target, value in zip(targets, new, strict=True):
             self.assign(target, keras.ops.cast(value, dtype))
@@ -72,6 +69,10 @@ class Adadelta(keras.optimizers.Optimizer):
     def get_config(self) -> dict[str, Any]:
         """The options, as Keras writes them."""
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
+
+    def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
+        # Before accumulation and clipping, so that rows that occur more than once count as what they add up to.
+        super()._backend_apply_gradients([_dense(g) for g in grads], trainable_variables)
 
     # --- on PyTorch, one pass of our engines does these three ---
 
@@ -93,6 +94,15 @@ class Adadelta(keras.optimizers.Optimizer):
 
 def _on_torch() -> bool:
     return keras.backend.backend() == "torch"
+
+
+def _dense(gradient: Any) -> Any:
+    """The gradient, with the rows of TensorFlow's ``IndexedSlices`` added up in their places."""
+    if type(gradient).__name__ != "IndexedSlices":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
 
 
 def _positive(bound: float | None) -> float | None:
