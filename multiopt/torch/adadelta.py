@@ -135,7 +135,8 @@ class Adadelta(torch.optim.Optimizer):
         return loss
 
     # The step is compiled already, and a graph that held it would gain nothing: `torch.compile` breaks here.
-    @torch.compiler.disable
+    # (`torch.compiler.disable` would import the compiler along with this module.)
+    @torch._disable_dynamo
     def _update(self) -> None:
         _health_check(self)
         amp = Scaling.of(self)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..rule import ADADELTA
 from ..stepping import Job, Pass
@@ -54,10 +55,8 @@ class Held:
 
     Raises
     ------
-    RuntimeError
-        If a gradient is sparse, or a tensor does not agree with its parameter.
-    TypeError
-        If a parameter is neither floating nor complex.
+    RuntimeError, TypeError, ValueError
+        If a gradient is sparse, or a tensor cannot be a parameter, or does not agree with its parameter.
     AssertionError
         If `capturable` or `foreach` ask for what cannot be.
     """
@@ -84,6 +83,8 @@ class Held:
             for p in self.params
         ]
         self.steps = list(map(_step, self.states))
+        if not all(isinstance(step, Tensor) for step in self.steps):
+            raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
         if group["capturable"]:
             _check_capturable(self.params, self.steps)
         self._own_grads(grads)
@@ -133,15 +134,17 @@ class Held:
     def count(self, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
         live = [j for j, g in enumerate(self.grads) if g is not None]
-        steps = self.steps if len(live) == len(self.steps) else [self.steps[j] for j in live]
+        if not live:
+            return
         if found_inf is None:
-            torch._foreach_add_(steps, 1.0)
+            torch._foreach_add_(self.steps if len(live) == len(self.steps) else [self.steps[j] for j in live], 1.0)
             return
         for j in live:
-            # A counter in the host's memory would have to wait for the device.
-            if self.steps[j].device.type == "cpu" != found_inf.device.type:
-                self.steps[j] = self.states[j]["step"] = self.steps[j].to(found_inf.device, non_blocking=True)
-            self.steps[j].add_(1.0 - found_inf.to(self.steps[j].device, non_blocking=True))
+            step = self.steps[j]
+            if step.device.type == "cpu" != found_inf.device.type:
+                # A counter in the host's memory would have to wait for the device.
+                step = self.steps[j] = self.states[j]["step"] = step.to(found_inf.device, non_blocking=True)
+            step.add_((found_inf == 0).to(step.device, non_blocking=True))
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -169,6 +172,6 @@ def _new_state(p: Tensor, capturable: bool) -> State:
 
 
 def _check_capturable(params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
-    supported = torch.optim.optimizer._get_capturable_supported_devices(supports_xla=False)
+    supported = _get_capturable_supported_devices(supports_xla=False)
     if not all(p.device.type == s.device.type in supported for p, s in zip(params, steps, strict=True)):
         raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")

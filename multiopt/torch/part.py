@@ -40,9 +40,10 @@ class Part:
     Raises
     ------
     RuntimeError
-        If a state or a gradient does not agree with its parameter.
-    TypeError
-        If a parameter is neither floating nor complex.
+        If a state does not agree with its parameter, or a parameter is neither floating nor complex, or overlaps
+        itself.
+    TypeError, ValueError
+        If a gradient does not agree with its parameter.
     """
 
     def __init__(
@@ -89,13 +90,13 @@ class Part:
         try:
             check_params(arrays[0], self.names)
             together = [list(range(len(self.params)))]
-        except ValueError:
+        except (TypeError, ValueError):
             together = alone
         for places in together:
             chosen = [arrays[0][j] for j in places]
             try:
                 check_params(chosen, [self.names[j] for j in places])
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise RuntimeError(str(error)) from None
             state = [dict(zip(self.slots, [column[j] for column in arrays[1:]], strict=True)) for j in places]
             made = make_buckets(ADADELTA, chosen, [self.names[j] for j in places], state=state, grad_dtype=grad_dtype)

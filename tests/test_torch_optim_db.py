@@ -1,0 +1,127 @@
+"""PyTorch's own description of Adadelta, `optim_db`, run against ours: its inputs, its error inputs, its options."""
+
+import copy
+import warnings
+from unittest import SkipTest
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba", reason="the host engine needs numba")
+pytest.importorskip("expecttest", reason="PyTorch's test helpers need expecttest")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torch.testing._internal.common_optimizers import OptimizerErrorEnum, optim_db
+
+from multiopt.torch import Adadelta  # noqa: E402
+
+(INFO,) = (info for info in optim_db if info.optim_cls is torch.optim.Adadelta)
+INPUTS = INFO.optim_inputs_func("cpu")
+ERRORS = INFO.optim_error_inputs_func("cpu", torch.float32)
+
+
+def names(inputs):
+    return [entry.desc for entry in inputs]
+
+
+@pytest.mark.parametrize("entry", ERRORS, ids=names(e.optimizer_error_input for e in ERRORS))
+def test_error_inputs(entry):
+    given = entry.optimizer_error_input
+    params = [torch.nn.Parameter(torch.randn(2, 3))] if given.params is None else given.params
+    # Every one of Adadelta's is refused by the constructor, or by a warning of it.
+    assert entry.error_on is OptimizerErrorEnum.CONSTRUCTION_ERROR
+    catch = pytest.warns if issubclass(entry.error_type, Warning) else pytest.raises
+    with catch(entry.error_type, match=entry.error_regex):
+        Adadelta(params, **given.kwargs)
+
+
+def implementations():
+    """Every option that PyTorch declares: its implementations, and capturable."""
+    yield {}
+    for name in INFO.supported_impls:
+        yield {name: True}
+    if "foreach" in INFO.supported_impls:
+        yield {"foreach": False}
+
+
+def start(dtype):
+    generator = torch.Generator().manual_seed(2024)
+    return [torch.randn(2, 3, dtype=dtype, generator=generator), torch.randn(2, dtype=dtype, generator=generator)]
+
+
+def trained(kind, dtype, options, steps=7):
+    """PyTorch's comparison of its implementations: a small network, and one step of which a gradient is missing."""
+    weight, bias = (a.clone().requires_grad_() for a in start(dtype))
+    if options.get("differentiable"):
+        weight, bias = weight.detach().clone(), bias.detach().clone()
+    data = torch.linspace(-1, 1, 3, dtype=torch.float64).to(dtype)
+    opt = kind([weight, bias], **options)
+    for step in range(steps):
+        opt.zero_grad()
+        inner = [a.detach().requires_grad_() for a in (weight, bias)]
+        loss = (inner[0].mv(data) + inner[1]).abs().pow(2).sum()
+        weight.grad, bias.grad = torch.autograd.grad(loss, inner)
+        if step == 3:
+            bias.grad = None
+        opt.step()
+    return [weight, bias], opt
+
+
+@pytest.mark.parametrize("implementation", list(implementations()), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("entry", INPUTS, ids=names(INPUTS))
+def test_inputs(entry, dtype, implementation):
+    if dtype.is_complex and not INFO.supports_complex:
+        raise SkipTest("PyTorch's does not support complex parameters")
+    options = {**entry.kwargs, **implementation}
+    ours, a = trained(Adadelta, dtype, options)
+    theirs, b = trained(torch.optim.Adadelta, dtype, options)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x.detach(), y.detach())
+        for slot in b.state[y]:
+            torch.testing.assert_close(a.state[x][slot], b.state[y][slot])
+
+
+@pytest.mark.parametrize("entry", INPUTS, ids=names(INPUTS))
+def test_declared_abilities(entry):
+    """Groups, dtypes and copies, as `supports_param_groups` and `supports_multiple_devices` declare them."""
+    assert INFO.supports_param_groups
+    assert INFO.has_capturable_arg
+    assert not INFO.supports_sparse
+    assert not INFO.step_requires_closure
+    params = [torch.nn.Parameter(torch.ones(3, dtype=d)) for d in (torch.float32, torch.float64)]
+    opt = Adadelta([{"params": params[:1], "lr": 0.1}, {"params": params[1:]}], **entry.kwargs)
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        opt.step()
+    other = copy.deepcopy(opt)
+    other.load_state_dict(opt.state_dict())
+    for mine, its in zip(opt.state.values(), other.state.values(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "scheduler", INFO.scheduler_inputs, ids=lambda s: "+".join(f.__qualname__.split(".")[0] for f in s) or "none"
+)
+def test_declared_schedulers(scheduler):
+    """Those that PyTorch pairs with each optimizer."""
+
+    def rates(kind):
+        p = torch.nn.Parameter(torch.ones(3))
+        opt = kind([p], lr=0.5)
+        schedulers = [make(opt) for make in scheduler]
+        seen = []
+        for _ in range(8):
+            p.grad = p.detach().clone()
+            opt.step()
+            for one in schedulers:
+                plateau = isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau)
+                one.step(*([1.0] if plateau else []))
+            seen.append((float(opt.param_groups[0]["lr"]), p.detach().clone()))
+        return seen
+
+    for (a, x), (b, y) in zip(rates(Adadelta), rates(torch.optim.Adadelta), strict=True):
+        assert a == b
+        torch.testing.assert_close(x, y)
