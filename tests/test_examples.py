@@ -37,3 +37,12 @@ def test_custom_rule(tmp_path):
         assert float(loss) < 0.011  # the noise has a variance of 0.01
         assert float(slope) == pytest.approx(3, abs=0.1)
         assert float(offset) == pytest.approx(-2, abs=0.1)
+
+
+def test_cupy_training(tmp_path):
+    # On the CPU alone where there is no GPU.
+    output = run("cupy_training.py", tmp_path)
+    rates = [float(text) for text in re.findall(r"([\d.]+)% of the test points", output)]
+    assert len(rates) in (1, 2)
+    assert min(rates) > 95
+    assert (len(rates) == 1) == ("On the CPU alone" in output)
