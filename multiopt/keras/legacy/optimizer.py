@@ -267,8 +267,9 @@ class Optimizer(ABC):
         """Update each variable; a subclass that can update several at once may do so."""
         for gradient, variable in pairs:
             if isinstance(gradient, IndexedSlices):
-                state = _wanted(self._resource_apply_sparse, apply_state)
-                self._resource_apply_sparse_duplicate_indices(gradient.values, variable, gradient.indices, **state)
+                first = self._resource_apply_sparse_duplicate_indices
+                state = _wanted(self._resource_apply_sparse, apply_state) and _wanted(first, apply_state)
+                first(gradient.values, variable, gradient.indices, **state)
             else:
                 self._resource_apply_dense(gradient, variable, **_wanted(self._resource_apply_dense, apply_state))
 
@@ -469,7 +470,9 @@ class Optimizer(ABC):
 
 
 def _wanted(method: Callable[..., Any], apply_state: Mapping[Any, Any]) -> dict[str, Any]:
-    return {"apply_state": apply_state} if "apply_state" in inspect.signature(method).parameters else {}
+    parameters = inspect.signature(method).parameters.values()
+    wanted = any(p.name == "apply_state" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return {"apply_state": apply_state} if wanted else {}
 
 
 def _checked_name(name: Any) -> str:
