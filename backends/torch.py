@@ -115,13 +115,14 @@ class TorchBackend(Backend):
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
         out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
-        if all(layout == "C" for layout in layouts) and all(map(torch.Tensor.is_contiguous, arrays)):
+        if layouts.count("C") == len(arrays) and all(map(torch.Tensor.is_contiguous, arrays)):
             strange: set[int] = set()
         else:
             pairs = enumerate(zip(arrays, layouts, strict=True))
             strange = {i for i, (a, to) in pairs if not (a.is_contiguous() if to == "C" else a.stride() == to)}
-        # Views that stand for the conjugate or the negative of what is in memory.
-        for lazily in (torch.Tensor.is_neg, torch.Tensor.is_conj):
+        # Views that stand for the negative, or the conjugate, of what is in memory.
+        conjugates = [torch.Tensor.is_conj] if any(array.is_complex() for array in arrays[:1]) else []
+        for lazily in (torch.Tensor.is_neg, *conjugates):
             if any(map(lazily, arrays)):
                 strange.update(i for i, array in enumerate(arrays) if lazily(array))
         out[list(strange)] = -1
