@@ -1,0 +1,297 @@
+"""One rank of the distributed tests: run by test_torch_distributed.py, in as many processes as there are ranks.
+
+Each check is a function of the mesh; it raises where something is wrong. Gradients are made from a seed, so that
+every rank, and one process alone, know them whole.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+
+from multiopt.torch import Adadelta, clip_grad_norm_
+
+# One dimension is smaller than four ranks, so that some shards are empty; none is a multiple of four.
+SHAPES = [(7, 5), (3,), (2, 9), (13, 6, 2)]
+OPTIONS = {"lr": 0.7, "rho": 0.8, "weight_decay": 0.02}
+
+
+def start():
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def gradients(step):
+    generator = torch.Generator().manual_seed(100 + step)
+    return [torch.randn(shape, generator=generator) * 3 for shape in SHAPES]
+
+
+def alone(steps, clip=None, options=OPTIONS, skip=()):
+    """What one process gets."""
+    params = [torch.nn.Parameter(x) for x in start()]
+    opt, norms = Adadelta(params, **options), []
+    for step in range(steps):
+        for i, (p, g) in enumerate(zip(params, gradients(step), strict=True)):
+            p.grad = None if (step, i) in skip else g
+        if clip is not None:
+            norms.append(clip_grad_norm_(params, clip))
+        opt.step()
+    return params, opt, norms
+
+
+def same_bits(a, b, what):
+    a, b = (x.full_tensor() if isinstance(x, DTensor) else x for x in (a, b))
+    if not torch.equal(a.detach(), b.detach()):
+        raise AssertionError(f"{what}: {(a - b).abs().max()} apart")
+
+
+def sharded(mesh, placements):
+    return [torch.nn.Parameter(distribute_tensor(x, mesh, placements)) for x in start()]
+
+
+def steps_on_shards(mesh, placements, clip, skip=(), grad_placements=None):
+    params = sharded(mesh, placements)
+    opt, norms = Adadelta(params, **OPTIONS), []
+    for step in range(4):
+        for i, (p, g) in enumerate(zip(params, gradients(step), strict=True)):
+            p.grad = None if (step, i) in skip else distribute_tensor(g, mesh, grad_placements or placements)
+        if clip is not None:
+            norms.append(clip_grad_norm_(params, clip))
+        opt.step()
+    return params, opt, norms
+
+
+def layouts(mesh):
+    """Every way to lay tensors out that a mesh of this many ranks has."""
+    yield mesh, [Shard(0)]
+    yield mesh, [Replicate()]
+    if mesh.size() == 4:
+        grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
+        yield grid, [Replicate(), Shard(0)]
+        yield grid, [Shard(0), Shard(0)]
+
+
+def check_shards_have_the_bits_of_the_whole(mesh):
+    for clip in (None, 0.9, 1e6):
+        for skip in ((), {(0, 1), (2, 0)}):
+            whole, opt, norms = alone(4, clip, skip=skip)
+            for own_mesh, placements in layouts(mesh):
+                params, other, found = steps_on_shards(own_mesh, placements, clip, skip)
+                for i, (p, q) in enumerate(zip(params, whole, strict=True)):
+                    same_bits(p, q, f"{placements}, clip {clip}: parameter {i}")
+                    own, its = other.state[p], opt.state[q]
+                    for slot in ("square_avg", "acc_delta"):
+                        assert isinstance(own[slot], DTensor)
+                        assert own[slot].placements == p.placements
+                        assert own[slot].device_mesh == p.device_mesh
+                        same_bits(own[slot], its[slot], f"{placements}: {slot} {i}")
+                    assert type(own["step"]) is torch.Tensor
+                    assert own["step"] == its["step"]
+                assert norms == found, (norms, found)
+
+
+def check_gradients_laid_out_otherwise(mesh):
+    whole, _, norms = alone(4, 0.9)
+    params, _, found = steps_on_shards(mesh, [Shard(0)], 0.9, grad_placements=[Replicate()])
+    for p, q in zip(params, whole, strict=True):
+        same_bits(p, q, "replicated gradients")
+    assert norms == found
+    params = sharded(mesh, [Shard(0)])
+    opt = Adadelta(params)
+    try:
+        for p, g in zip(params, gradients(0), strict=True):
+            p.grad = g
+        opt.step()
+    except RuntimeError:
+        pass  # PyTorch itself refuses plain gradients of DTensors, sooner or later
+    else:
+        raise AssertionError("a plain gradient of a DTensor was taken")
+
+
+def check_clipping_that_must_raise(mesh):
+    """On every rank, though only one of them holds what is not finite; and nothing has changed."""
+    params = sharded(mesh, [Shard(0)])
+    for p, g in zip(params, gradients(0), strict=True):
+        g[0] = float("inf")
+        p.grad = distribute_tensor(g, mesh, [Shard(0)])
+    before = [p.grad.full_tensor() for p in params]
+    try:
+        clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
+    except RuntimeError as error:
+        assert "not finite" in str(error)
+    else:
+        raise AssertionError("an infinite norm was taken")
+    for p, g in zip(params, before, strict=True):
+        same_bits(p.grad, g, "gradient")
+
+
+def make_model():
+    torch.manual_seed(5)
+    return torch.nn.Sequential(torch.nn.Linear(6, 11), torch.nn.Tanh(), torch.nn.Linear(11, 3))
+
+
+def batch(rank, size):
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(42))
+    return x[rank * (8 // size) : (rank + 1) * (8 // size)]
+
+
+def trained(model, opt, x, steps=5, clip=None):
+    for _ in range(steps):
+        opt.zero_grad()
+        model(x).square().mean().backward()
+        if clip is not None:
+            clip(model.parameters(), 0.05)
+        opt.step()
+
+
+def close(ours, theirs, what):
+    """Within what the order of a sum over ranks makes of float32."""
+    for i, (p, q) in enumerate(zip(ours, theirs, strict=True)):
+        p, q = (x.full_tensor() if isinstance(x, DTensor) else x for x in (p.detach(), q.detach()))
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5, msg=lambda text, i=i: f"{what}, parameter {i}: {text}")
+
+
+def check_ddp(mesh):
+    rank, size = dist.get_rank(), mesh.size()
+    for options in ({}, {"gradient_as_bucket_view": True}, {"static_graph": True}):
+        model, reference = make_model(), make_model()
+        ddp = torch.nn.parallel.DistributedDataParallel(model, **options)
+        trained(ddp, Adadelta(ddp.parameters()), batch(rank, size))
+        trained(reference, torch.optim.Adadelta(reference.parameters()), batch(0, 1))
+        close(model.parameters(), reference.parameters(), f"DDP {options}")
+        for p in model.parameters():
+            first = p.detach().clone()
+            dist.broadcast(first, 0)
+            same_bits(p, first, "DDP: ranks differ")
+
+
+def check_fsdp(mesh):
+    rank, size = dist.get_rank(), mesh.size()
+    for clip in (None, torch.nn.utils.clip_grad_norm_, clip_grad_norm_):
+        model, reference = make_model(), make_model()
+        for layer in (model[0], model[2], model):
+            fully_shard(layer, mesh=mesh)
+        opt = Adadelta(model.named_parameters())
+        trained(model, opt, batch(rank, size), clip=clip)
+        trained(
+            reference,
+            torch.optim.Adadelta(reference.parameters()),
+            batch(0, 1),
+            clip=clip and torch.nn.utils.clip_grad_norm_,
+        )
+        close(model.parameters(), reference.parameters(), f"FSDP2, {clip}")
+        for p in model.parameters():
+            assert isinstance(opt.state[p]["acc_delta"], DTensor)
+
+
+def check_zero_redundancy(mesh):
+    params = [torch.nn.Parameter(x) for x in start()]
+    opt = ZeroRedundancyOptimizer(params, Adadelta, **OPTIONS)
+    for step in range(4):
+        for p, g in zip(params, gradients(step), strict=True):
+            p.grad = g
+        opt.step()
+    whole, reference, _ = alone(4)
+    for p, q in zip(params, whole, strict=True):
+        same_bits(p, q, "ZeroRedundancyOptimizer")
+    opt.consolidate_state_dict(to=0)
+    if dist.get_rank() == 0:
+        state, its = opt.state_dict()["state"], reference.state_dict()["state"]
+        for key in its:
+            for slot in its[key]:
+                same_bits(state[key][slot], its[key][slot], f"ZeroRedundancyOptimizer: {slot}")
+        plain = Adadelta([torch.nn.Parameter(x) for x in start()])
+        plain.load_state_dict(opt.state_dict())
+
+
+class Holder(torch.nn.Module):
+    """A model with no more than the parameters."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.weights = torch.nn.ParameterList(params)
+
+
+def give(params, step, mesh=None, placements=None):
+    for p, g in zip(params, gradients(step), strict=True):
+        p.grad = g if mesh is None else distribute_tensor(g, mesh, placements)
+
+
+def check_saving(mesh, folder):
+    """Three steps on shards, then a checkpoint."""
+    holder = Holder(sharded(mesh, [Shard(0)]))
+    params = list(holder.weights)
+    opt = Adadelta(params, **OPTIONS)
+    for step in range(3):
+        give(params, step, mesh, [Shard(0)])
+        opt.step()
+    model_state, opt_state = get_state_dict(holder, opt)
+    dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=folder)
+
+
+def check_loading(mesh, folder):
+    """Load what another number of ranks has saved, laid out otherwise, and go on: the bits of never having stopped."""
+    whole, reference, _ = alone(6)
+    for own_mesh, placements in layouts(mesh):
+        for kind in (Adadelta, torch.optim.Adadelta):
+            holder = Holder(sharded(own_mesh, placements))
+            params = list(holder.weights)
+            opt = kind(params, lr=9.0)
+            model_state, opt_state = get_state_dict(holder, opt)
+            state = {"model": model_state, "opt": opt_state}
+            dcp.load(state, checkpoint_id=folder)
+            set_state_dict(
+                holder, opt, model_state_dict=state["model"], optim_state_dict=state["opt"], options=StateDictOptions()
+            )
+            assert opt.param_groups[0]["lr"] == OPTIONS["lr"]
+            for step in range(3, 6):
+                give(params, step, own_mesh, placements)
+                opt.step()
+            if kind is Adadelta:
+                for p, q in zip(params, whole, strict=True):
+                    same_bits(p, q, f"resharded to {placements}")
+                    same_bits(opt.state[p]["acc_delta"], reference.state[q]["acc_delta"], "resharded state")
+                    assert opt.state[p]["step"] == 6
+            else:
+                close(params, whole, "PyTorch's, going on from our checkpoint")
+
+
+def main(rank, size, store, task, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{store}")
+    mesh = init_device_mesh("cpu", (size,))
+    checks = [
+        check_shards_have_the_bits_of_the_whole,
+        check_gradients_laid_out_otherwise,
+        check_clipping_that_must_raise,
+        check_ddp,
+        check_fsdp,
+        check_zero_redundancy,
+    ]
+    if task == "load":
+        check_loading(mesh, folder)
+    for check in checks:
+        check(mesh)
+    if task == "save":
+        check_saving(mesh, folder)
+        check_loading(mesh, folder)
+    dist.barrier()
+    dist.destroy_process_group()
+    print("all checks passed")
+
+
+if __name__ == "__main__":
+    # PyTorch's distributed packages warn of each other; ours are not to.
+    warnings.filterwarnings("error", module=r"multiopt\.")
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]))
