@@ -129,7 +129,7 @@ class Judge:
         return self._accuracies[key]
 
     def explained(self, trace: Trace) -> list[Verdict]:
-        """Judge a framework's trace: do the rule and the habits that are named explain it?"""
+        """Judge a framework's trace: whether the rule, with the habits that are named, explains it."""
         blank = Verdict("explained", "", trace.system, trace.scenario, "", "habit")
         if trace.refusal is not None:
             return [replace(blank, reason=f"it refuses with {trace.refusal}: there is nothing to compare")]
@@ -139,6 +139,9 @@ class Judge:
         return [
             _by_distance(replace(blank, kind=kind), found, RUN[kind], "the whole run, with its habits")
             for kind, found in self.accuracy(trace).followed.items()
+        ] + [
+            Verdict("published", "", trace.system, trace.scenario, kind, "passed", found.units, TRACE[kind].unit)
+            for kind, found in self.accuracy(trace).published.items()
         ]
 
     def against_trace(self, player: Player, trace: Trace) -> list[Verdict]:

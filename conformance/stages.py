@@ -35,6 +35,8 @@ def inexpressible(player: Player, question: Question) -> str | None:
             return "Keras' weight decay is decoupled"
         if c.maximize or c.legacy_decay:
             return "Keras has no " + ("maximize" if c.maximize else "decay in its later optimizers")
+        if c.clipnorm is not None and c.global_clipnorm is not None:
+            return "Keras clips one kind of norm at a time"
         if c.accumulate > 1 and (c.schedule is not None or c.ema_momentum is not None) and question.rates is None:
             return "under accumulation, Keras' schedules and averages count gradients, not updates"
         return None
@@ -138,7 +140,7 @@ class Functional:
         self.state = functional.init(self.params)
         rate = question.learning_rate()
         self.rate = rate if callable(rate) else lambda step: rate
-        options = {
+        options: dict[str, Any] = {
             "rho": c.rho,
             "eps": c.eps,
             "weight_decay": c.weight_decay,

@@ -34,8 +34,8 @@ class Verdict:
     ----------
     what : str
         ``"trace"`` (against a recorded framework), ``"oracle"`` (against the published rule), ``"explained"`` (a
-        framework's trace against the rule with its habits), ``"rate"`` (learning rates), ``"bits"`` (across
-        libraries), ``"law"``, ``"mutant"``.
+        framework's trace against the rule with its habits), ``"published"`` (the same without: told, not judged),
+        ``"rate"`` (learning rates), ``"bits"`` (across libraries), ``"law"``, ``"mutant"``.
     backend, system, scenario : str
         Ours, theirs, and in what; empty where there is none.
     kind : str
