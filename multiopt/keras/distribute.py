@@ -12,23 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from .. import backends
 from ..backends.base import Array
-from .variable import IndexedSlices, Variable
+from .variable import IndexedSlices
 
 __all__ = [
-    "Aggregated",
     "ReplicaContext",
     "Replicas",
-    "VariableAggregation",
-    "VariableSynchronization",
     "get_replica_context",
-    "variable_for",
 ]
 
 _OPERATIONS = ("sum", "mean")
@@ -134,6 +129,8 @@ class Replicas:
         ------
         Exception
             What a replica raised; the others are stopped where they wait for it.
+        RuntimeError
+            If one ended while another waited for it: all must step equally often.
         """
         each = [()] * self.count if args is None else list(args)
         if len(each) != self.count:
@@ -148,41 +145,66 @@ class Replicas:
                 results[i] = function(*each[i])
             except BaseException as error:
                 errors[i] = error
-                meeting.barrier.abort()
+            finally:
+                meeting.end()
 
         threads = [threading.Thread(target=copy_context().run, args=(work, i)) for i in range(self.count)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        real = [e for e in errors if e is not None and not isinstance(e, threading.BrokenBarrierError)]
-        if real:
-            raise real[0]
-        if any(errors):
-            raise RuntimeError("replicas: one ended while others waited for it; each must step equally often")
+        # Who waited in vain comes last: the cause is elsewhere, if somebody raised it.
+        found = sorted((e for e in errors if e is not None), key=lambda e: isinstance(e, _AloneError))
+        if found:
+            raise found[0]
         return results
+
+
+class _AloneError(RuntimeError):
+    """Somebody waited, and the others had ended."""
 
 
 class _Meeting:
     """Where the threads of a run wait for each other and exchange one thing each."""
 
     def __init__(self, count: int) -> None:
-        self.table: list[Any] = [None] * count
-        self.barrier = threading.Barrier(count)
+        self.count = count
+        self.table: dict[int, Any] = {}
+        self.result: list[Any] = []
+        self.round = 0
+        self.ended = False
+        self.condition = threading.Condition()
+
+    def exchange(self, number: int, mine: Any) -> list[Any]:
+        """What everybody has brought, when everybody has come."""
+        with self.condition:
+            now = self.round
+            self.table[number] = mine
+            if len(self.table) == self.count:
+                # Nobody can finish the next round before all have returned from this one.
+                self.result = [self.table.pop(i) for i in range(self.count)]
+                self.round += 1
+                self.condition.notify_all()
+            self.condition.wait_for(lambda: self.round != now or self.ended)
+            if self.round == now:
+                raise _AloneError("replicas: one ended while another waited for it; all must step equally often")
+            return self.result
+
+    def end(self) -> None:
+        """Somebody will not come again."""
+        with self.condition:
+            self.ended = True
+            self.condition.notify_all()
 
 
 class _Thread(ReplicaContext):
     def __init__(self, meeting: _Meeting, number: int) -> None:
         self.meeting = meeting
         self.replica_id_in_sync_group = number
-        self.num_replicas_in_sync = len(meeting.table)
+        self.num_replicas_in_sync = meeting.count
 
     def _exchange(self, mine: Any) -> list[Any]:
-        self.meeting.table[self.replica_id_in_sync_group] = mine
-        self.meeting.barrier.wait()
-        everyone = list(self.meeting.table)
-        self.meeting.barrier.wait()  # nobody writes again before all have read
-        return everyone
+        return self.meeting.exchange(self.replica_id_in_sync_group, mine)
 
     def _sums(self, gradients: list[Any]) -> list[Any]:
         everyone = self._exchange(gradients)
@@ -276,96 +298,3 @@ def get_replica_context() -> ReplicaContext | None:
         if torch is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
             return _Process(torch)
     return context
-
-
-# --- variables that replicas write to ---
-
-
-class VariableSynchronization(StrEnum):
-    """When the replicas of a variable are made equal; TensorFlow's names."""
-
-    AUTO = "auto"
-    NONE = "none"
-    ON_WRITE = "on_write"
-    ON_READ = "on_read"
-
-    @classmethod
-    def of(cls, value: Any) -> VariableSynchronization:
-        """The member of this name; TensorFlow's own member will do."""
-        return _member(cls, "synchronization", value)
-
-
-class VariableAggregation(StrEnum):
-    """How what replicas assign to a variable becomes one value; TensorFlow's names."""
-
-    NONE = "none"
-    SUM = "sum"
-    MEAN = "mean"
-    ONLY_FIRST_REPLICA = "only_first_replica"
-
-    @classmethod
-    def of(cls, value: Any) -> VariableAggregation:
-        """The member of this name; TensorFlow's own member will do."""
-        return _member(cls, "aggregation", value)
-
-
-def _member(kind: Any, what: str, value: Any) -> Any:
-    name = str(getattr(value, "name", value)).lower()
-    if name not in list(kind):
-        raise ValueError(f"{what}: expected one of {', '.join(kind)}, got {value!r}")
-    return kind(name)
-
-
-class Aggregated(Variable):
-    """A variable that several replicas assign to at once: the value is one of all their values.
-
-    Without replicas it is a `Variable` like any other.
-    """
-
-    def __init__(self, value: Any, trainable: bool, name: str, aggregation: VariableAggregation) -> None:
-        super().__init__(value, trainable=trainable, name=name)
-        self.aggregation = aggregation
-
-    def assign(self, value: Any) -> Variable:
-        """Put the aggregate of the replicas' values in; every replica calls this."""
-        context = get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
-            return super().assign(value)
-        mine = self._like(value)
-        if self.aggregation is VariableAggregation.ONLY_FIRST_REPLICA:
-            first = context.replica_id_in_sync_group == 0
-            whole = context.all_reduce("sum", mine if first else self.backend.xp.zeros_like(mine))
-        else:
-            whole = context.all_reduce(str(self.aggregation), mine)
-        context.merge_call(lambda: super(Aggregated, self).assign(whole))
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = super().__deepcopy__(memo)
-        twin.aggregation = self.aggregation  # type: ignore[attr-defined]
-        return twin
-
-
-def variable_for(
-    array: Array,
-    trainable: bool,
-    name: str,
-    synchronization: VariableSynchronization,
-    aggregation: VariableAggregation,
-) -> Variable:
-    """A variable that replicas treat as asked.
-
-    Raises
-    ------
-    ValueError
-        If it shall be synchronized on reading: replicas of one process share a variable, so that it has one value.
-    """
-    if synchronization is VariableSynchronization.ON_READ:
-        also = ", and trainable=False" if trainable else ""
-        raise ValueError(
-            f"synchronization: expected auto, none or on_write{also}, got on_read: replicas share {name!r}, "
-            "which has one value at any time; give aggregation instead"
-        )
-    if aggregation is VariableAggregation.NONE:
-        return Variable(array, trainable=trainable, name=name)
-    return Aggregated(array, trainable, name, aggregation)

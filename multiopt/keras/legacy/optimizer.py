@@ -13,9 +13,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..aggregation import VariableAggregation, VariableSynchronization
 from ..clipping import clipped
 from ..differentiate import GradientTape, flat, gradients
-from ..distribute import VariableAggregation, VariableSynchronization, get_replica_context
+from ..distribute import get_replica_context
 from ..sparse import put, summed, take
 from ..variable import Boxes, IndexedSlices, Variable
 from .hyperparameters import Hyperparameters, restored

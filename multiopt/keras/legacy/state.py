@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .. import initializers
-from ..distribute import VariableAggregation, VariableSynchronization, variable_for
+from ..aggregation import VariableAggregation, VariableSynchronization, variable_for
 from ..variable import Variable
 
 __all__ = ["State"]
