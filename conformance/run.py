@@ -14,7 +14,10 @@ from typing import Any
 
 from .across import OPTIONS, WIDE, Across
 from .judge import Judge, questions_of
-from .players import PLAYERS
+from .law import Law
+from .laws import LAWS
+from .namespaces import find
+from .players import PLAYERS, Player
 from .scenarios import SCENARIOS
 from .systems import SYSTEMS
 from .tracefile import FOLDER, Trace, TraceFile, load_all
@@ -79,15 +82,34 @@ def frameworks(selection: Selection) -> list[Part]:
 
 
 def player(selection: Selection, name: str) -> list[Part]:
-    """Judge one of ours by the rule, by every framework's traces, and by NumPy's bits."""
-    files, judge, one = _files(selection.traces), _judge(selection.quick), PLAYERS[name]
-    questions = questions_of(files, selection.systems, selection.scenarios)
-    parts: list[Part] = [partial(judge.against_oracle, one, question) for question in questions]
-    parts += [partial(judge.against_trace, one, trace) for trace in _traces(files, selection)]
+    """Judge one of ours by the rule, by every framework's traces, by NumPy's bits and by the laws."""
+    return list(checks(selection, name).values())
+
+
+def checks(selection: Selection, name: str) -> dict[str, Part]:
+    """Return what `player` does, part by part, each with an id such as ``trace/torch-forloop/paper``."""
+    files, judge, one = _files(selection.traces), _judge(selection.quick), find(name)
+    parts: dict[str, Part] = {}
+    for question in questions_of(files, selection.systems, selection.scenarios):
+        key = f"oracle/{question.scenario}"
+        # Frameworks were asked different things under one name where that is `defaults`.
+        same = [found for found in parts if found.partition("#")[0] == key]
+        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, one, question)
+    for trace in _traces(files, selection):
+        parts[f"trace/{trace.system}/{trace.scenario}"] = partial(judge.against_trace, one, trace)
     if selection.whole:
         across = Across(judge, brief=selection.quick)
-        parts += [partial(across.verdicts, one, dtype, options) for dtype in WIDE for options in OPTIONS]
+        for dtype in WIDE:
+            for options in OPTIONS:
+                parts[f"bits/{dtype}, {options}"] = partial(across.verdicts, one, dtype, options)
+        for law in LAWS.values():
+            if law.concerns(one):
+                parts[f"law/{law.name}"] = partial(_by_law, law, one)
     return parts
+
+
+def _by_law(law: Law, one: Player) -> list[Verdict]:
+    return [law.verdict(one)]
 
 
 def _traces(files: dict[str, TraceFile], selection: Selection) -> list[Trace]:
@@ -101,7 +123,7 @@ def _traces(files: dict[str, TraceFile], selection: Selection) -> list[Trace]:
 
 def units(selection: Selection) -> list[Unit]:
     """Return what is to be done, the longest first."""
-    slow = sorted(selection.backends, key=lambda name: (not PLAYERS[name].slow, PLAYERS[name].bits))
+    slow = sorted(selection.backends, key=lambda name: (not find(name).slow, find(name).bits))
     made = [Unit(name, player, (name,)) for name in slow]
     return made if selection.quick else [*made, Unit("frameworks", frameworks)]
 
