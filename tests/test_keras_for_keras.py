@@ -159,3 +159,15 @@ def test_without_keras(monkeypatch):
     monkeypatch.delitem(sys.modules, "multiopt.keras.inside_keras", raising=False)
     with pytest.raises(ImportError, match="for_keras needs Keras 3"):
         for_keras()
+
+
+def test_the_example(tmp_path):
+    if find_spec("keras") is None:
+        pytest.skip("keras is not installed")
+    from test_examples import run
+
+    lines = run("keras_three_backends.py", tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == list(BACKENDS)
+    for line in lines:
+        if "not installed" not in line:
+            assert float(line.split()[1].removesuffix("%")) > 90, line
