@@ -23,7 +23,7 @@ def as_gradient(gradient: Any) -> Any:
     """
     if isinstance(gradient, Variable):
         return gradient.value
-    if type(gradient).__module__.partition(".")[0] == "torch" and getattr(gradient, "is_sparse", False):
+    if getattr(gradient, "is_sparse", False) and type(gradient).__module__.partition(".")[0] == "torch":
         if gradient.sparse_dim() != 1:
             raise TypeError(
                 f"gradient: expected rows, a sparse tensor of 1 sparse dimension, got {gradient.sparse_dim()}"

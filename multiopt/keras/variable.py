@@ -59,6 +59,7 @@ class Variable:
         self.backend: Backend = backends.of(self._value)
         if dtype is not None:
             self._value = self.backend.cast(self._value, dtype)
+        self._dtype = self.backend.dtype(self._value)
         self.trainable = trainable
 
     # --- what it is ---
@@ -86,8 +87,8 @@ class Variable:
 
     @property
     def dtype(self) -> str:
-        """The dtype's name, such as ``"float32"``."""
-        return self.backend.dtype(self._value)
+        """The dtype's name, such as ``"float32"``; it stays the same."""
+        return self._dtype
 
     @property
     def device(self) -> Any:
@@ -214,7 +215,7 @@ class Variable:
         twin = object.__new__(type(self))
         memo[id(self)] = twin
         twin.name, twin.constraint, twin.backend = self.name, self.constraint, self.backend
-        twin._value = self.backend.copy(self._value)
+        twin._value, twin._dtype = self.backend.copy(self._value), self._dtype
         twin.trainable = self._trainable
         return twin
 

@@ -21,6 +21,7 @@ __all__ = ["Adadelta"]
 _PASS = Pass(ADADELTA)
 #: The rule's names of its state, and TensorFlow's.
 _SLOTS = {"square_avg": "accum_grad", "acc_delta": "accum_var"}
+_SLOTS_OF = set(_SLOTS.values())
 
 
 class Adadelta(Optimizer):
@@ -85,11 +86,11 @@ class Adadelta(Optimizer):
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
         # All of one slot, then all of the other: the order of TensorFlow's weights.
-        before = len(self._state.weights)
+        new = [v for v in var_list if not self._state.slots.get(v, {}).keys() >= _SLOTS_OF]
         for slot in _SLOTS.values():
-            for variable in var_list:
+            for variable in new:
                 self.add_slot(variable, slot)
-        if len(self._state.weights) > before:
+        if new:
             self._bounds.clear()
 
     def _prepare_local(self, device: Any, dtype: str, apply_state: dict[Any, dict[str, Any]]) -> None:

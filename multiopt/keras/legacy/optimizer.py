@@ -247,12 +247,16 @@ class Optimizer(ABC):
 
     def _transform_gradients(self, grads_and_vars: Pairs) -> Iterable[tuple[Any, Any]]:
         """Clip, and call the transformers."""
-        names = [f"gradient of {v.name}" for _, v in grads_and_vars]
-        found = clipped(
-            [g for g, _ in grads_and_vars],
-            value=self.clipvalue, norm=self.clipnorm, global_norm=self.global_clipnorm, names=names,
-        )  # fmt: skip
-        pairs: Iterable[tuple[Any, Any]] = [(g, v) for g, (_, v) in zip(found, grads_and_vars, strict=True)]
+        pairs: Iterable[tuple[Any, Any]] = grads_and_vars
+        if any(getattr(self, name) is not None for name in _CLIPS):
+            found = clipped(
+                [g for g, _ in grads_and_vars],
+                value=self.clipvalue,
+                norm=self.clipnorm,
+                global_norm=self.global_clipnorm,
+                names=[f"gradient of {v.name}" for _, v in grads_and_vars],
+            )
+            pairs = [(g, v) for g, (_, v) in zip(found, grads_and_vars, strict=True)]
         for transformer in self.gradient_transformers:
             pairs = transformer(list(pairs))
         return pairs

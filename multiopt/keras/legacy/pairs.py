@@ -48,10 +48,28 @@ def checked(grads_and_vars: Any, boxes: Boxes) -> Pairs:
         raise ValueError(f"grads_and_vars: expected a gradient for at least one of {', '.join(missing)}, got none")
     if missing:
         _LOG.warning("Gradients do not exist for variables %s; they are left as they are", ", ".join(missing))
-    for gradient, variable in found:
-        if gradient is not None:
+    pairs = [(g, v) for g, v in found if g is not None] if missing else found
+    if not _fit(pairs):
+        for gradient, variable in pairs:
             _check(gradient, variable)
-    return [(g, v) for g, v in found if g is not None]
+    return pairs
+
+
+def _fit(pairs: Pairs) -> bool:
+    """Whether all is well at a glance: dense gradients of one library, each like its variable."""
+    kinds = {type(g) for g, _ in pairs}
+    libraries = {v.backend for _, v in pairs}
+    if len(kinds) != 1 or len(libraries) != 1 or IndexedSlices in kinds:
+        return False
+    values = [v.value for _, v in pairs]
+    (backend,) = libraries
+    try:
+        if backends.of(pairs[0][0]) is not backend:
+            return False
+        same = backend.signature([g for g, _ in pairs]) == backend.signature(values)
+    except (AttributeError, TypeError):
+        return False
+    return same and all(backend.dtype(array) in FLOATING for array in {a.dtype: a for a in values}.values())
 
 
 def _check(gradient: Any, variable: Variable) -> None:
