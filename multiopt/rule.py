@@ -59,6 +59,8 @@ class Hyper:
             if isinstance(value, (str, bytes, bool)):
                 raise TypeError
             number = float(value)
+        except OverflowError:
+            number = math.inf if value > 0 else -math.inf
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a real number in {self}, got {value!r}") from None
         above = number > self.low if self.open_low else number >= self.low
