@@ -138,6 +138,8 @@ def _accumulation_and_averages() -> list[Scenario]:
         Scenario("accumulation-ema", "what the average counts", KERAS, Config(accumulate=2, ema_momentum=0.5)),
         Scenario("ema", "exponential moving average of the parameters", (*TORCH, *NEW, *KERAS),
                  Config(ema_momentum=0.5)),
+        Scenario("ema-long", "an average with a longer memory: momentum and its complement are not the same",
+                 (*TORCH, *NEW, *KERAS), Config(ema_momentum=0.875)),
         Scenario("ema-overwrite", "the average replaces the parameters every third step", (*NEW, *KERAS),
                  Config(ema_momentum=0.5, ema_every=3)),
         Scenario("constraint", "parameters kept non-negative", (*LEGACY, "tf-keras", *KERAS),
