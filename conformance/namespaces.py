@@ -54,8 +54,8 @@ def _player(name: str) -> Player:
     known = name.partition(".")[0] in ("array_api_compat", *_KNOWN)
     if said != name and not known:
         raise ValueError(
-            f"--namespace {name}: expected arrays whose __array_namespace__() is {name}, got {said or 'something else'}: "
-            "multiopt goes by what arrays say"
+            f"--namespace {name}: expected arrays whose __array_namespace__() is {name}, "
+            f"got {said or 'something without a name'}: multiopt goes by what arrays say"
         )
     dtypes = tuple(dtype for dtype in HOLDERS if hasattr(xp, dtype) and dtype != "bfloat16")
     # How long a step takes there nobody knows: no run goes far.
