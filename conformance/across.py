@@ -27,7 +27,7 @@ REFERENCE = "numpy-eager"
 SHAPES = ((301,), (3, 7), (), (0,), (1,))
 STEPS = 300
 #: Of libraries that take milliseconds for a step.
-STEPS_SLOW = 30
+STEPS_SLOW = 15
 
 _COSINE = Schedule("cosine", {"initial": 1.0, "decay_steps": STEPS, "alpha": 0.1})
 OPTIONS: Mapping[str, Config] = {
@@ -58,7 +58,7 @@ class Across:
     judge : Judge
         Who asks.
     brief : bool
-        Take every run no further than `STEPS_SLOW`.
+        Take every run no further than `STEPS_SLOW` steps.
     """
 
     def __init__(self, judge: Judge, *, brief: bool = False) -> None:

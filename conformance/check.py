@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import summary, tables
+from .namespaces import check_id, expect, find, read_xfails
 from .players import PLAYERS
-from .records import describe, record, results
+from .records import record, results
 from .run import Selection, run
 from .scenarios import SCENARIOS
 from .systems import SYSTEMS
@@ -21,12 +22,24 @@ from .verdict import Verdict, count
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: Outcomes in a sentence.
+WORDS = {
+    "passed": "within tolerance",
+    "habit": "told, by a framework's habit",
+    "inexpressible": "without words for it",
+    "expected failure": "failed as expected",
+    "failed": "failed",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``multiopt check``."""
     parser.add_argument("--backend", action="append", metavar="NAME", help="only this one of ours (repeatable)")
     parser.add_argument("--against", action="append", metavar="SYSTEM", help="only this framework (repeatable)")
     parser.add_argument("--scenario", action="append", metavar="NAME", help="only this scenario (repeatable)")
+    parser.add_argument("--namespace", metavar="MODULE", help="any array API namespace, by its import name")
+    parser.add_argument("--xfails", type=Path, metavar="FILE", help="ids of the checks that it is known to fail")
+    parser.add_argument("--mutants", action="store_true", help="try the checks themselves, on wrong optimizers")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="only backends on this device")
     parser.add_argument("--quick", action="store_true", help="no run further than 40 steps, frameworks not judged")
     parser.add_argument("--list", action="store_true", help="list backends, frameworks and scenarios, and end")
@@ -61,11 +74,20 @@ def main(args: argparse.Namespace) -> int:
     if args.list:
         _list(console)
         return 0
+    if args.mutants:
+        from .hunt import main as hunt
+
+        return hunt(console, args.traces, args.json)
+    if args.xfails is not None and args.namespace is None:
+        raise ValueError("--xfails: expected --namespace with it, whose known failures the file lists")
+    xfails = {} if args.xfails is None else read_xfails(args.xfails)
     selection = select(args)
     files = load_all(selection.traces)  # damaged ones are refused here, before the work
     begun = time.monotonic()
     verdicts = _run(console, selection, args.processes)
     seconds = time.monotonic() - begun
+    if args.xfails is not None:
+        verdicts = expect(verdicts, xfails, complete=selection.whole)
     _print(console, selection, verdicts, summary.habits(files, verdicts), args.verbose)
     if args.json is not None:
         args.json.write_text(json.dumps(results(selection, files, verdicts, seconds), indent=1) + "\n")
@@ -74,10 +96,12 @@ def main(args: argparse.Namespace) -> int:
     if args.report is not None:
         from .report import write
 
-        write(args.report, selection, files, verdicts)
+        write(args.report, selection, files, verdicts, notes(selection, verdicts))
         console.print(f"wrote {args.report}")
+    if args.namespace is not None and (failed := {check_id(v) for v in verdicts if v.failed and v.what != "xfail"}):
+        console.print("Ids of what failed, for --xfails:", *sorted(failed), sep="\n", highlight=False, soft_wrap=True)
     totals = count(verdicts)
-    shown = ", ".join(f"{number} {outcome}" for outcome, number in totals.items() if number)
+    shown = ", ".join(f"{number} {WORDS[outcome]}" for outcome, number in totals.items() if number)
     style = "bold red" if totals["failed"] else "bold green"
     console.print(f"[{style}]{'FAILED' if totals['failed'] else 'passed'}[/]: {shown}, in {seconds:.0f} s")
     return 1 if totals["failed"] else 0
@@ -92,6 +116,8 @@ def select(args: argparse.Namespace) -> Selection:
         See `main`.
     """
     asked = args.backend
+    if args.namespace is not None:
+        asked = [*(asked or ()), find(args.namespace).name]
     backends = _known("--backend", asked, PLAYERS)
     present = []
     for name in backends:
@@ -119,8 +145,8 @@ def _absences(names: Sequence[str], device: str | None) -> str:
     return "; ".join(told) or f"none of them is on {device}"
 
 
-def _known(option: str, asked: Sequence[str] | None, table: Sequence[str] | dict | object) -> list[str]:
-    names = list(table)  # type: ignore[call-overload]
+def _known(option: str, asked: Sequence[str] | None, table: Iterable[str]) -> list[str]:
+    names = list(table)
     for name in asked or ():
         if name not in names:
             raise ValueError(f"{option}: expected one of {', '.join(names)}, got {name!r}")
@@ -150,7 +176,8 @@ def _run(console: Console, selection: Selection, processes: int | None) -> list[
 def _print(
     console: Console, selection: Selection, verdicts: Sequence[Verdict], habits: list[summary.Habit], verbose: bool
 ) -> None:
-    shown = [tables.matrix(verdicts, selection), tables.bits(verdicts, selection), tables.accuracy(verdicts)]
+    shown = [tables.matrix(verdicts, selection), tables.bits(verdicts, selection), tables.laws(verdicts, selection)]
+    shown.append(tables.accuracy(verdicts))
     if verbose:
         shown += [tables.habits(habits), tables.limits(verdicts)]
     for table in (*shown, tables.failures(verdicts)):
@@ -188,6 +215,3 @@ def _list(console: Console) -> None:
         for row in rows:
             table.add_row(*row)
         console.print(table, "")
-
-
-__all__ = ["add_arguments", "describe", "main", "notes", "select"]

@@ -124,7 +124,10 @@ class Dask(Library):
         """Return copies as NumPy arrays."""
         import dask
 
-        return [_held(np.array(array)) for array in dask.compute(*arrays)]
+        # What is computed already needs no pool of threads.
+        return [
+            _held(np.array(array)) for array in dask.compute(*arrays, scheduler="synchronous", optimize_graph=False)
+        ]
 
 
 class CuPy(Library):
@@ -219,7 +222,7 @@ def _found(module: str) -> bool:
 _STANDARD = ("float32", "float64", "complex64", "complex128")
 _FLUSHES = ("flushes-subnormals",)
 
-PLAYERS: Mapping[str, Player] = {
+PLAYERS: dict[str, Player] = {
     player.name: player
     for player in (
         Player("numpy", "NumPy, compiled by Numba into one loop", NumPy, "numpy", ("numba",), "host"),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from .judge import ABOUT
+from .players import PLAYERS
 from .replay import habits as names_of
 from .scenarios import SCENARIOS
 from .tracefile import Trace, TraceFile
@@ -98,7 +99,10 @@ class Accuracy:
 
 
 def accuracy(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Accuracy]]:
-    """Return who is how accurate: system or backend, then data type, over the `FAIR` scenarios."""
+    """Return who is how accurate: system or backend, then data type, over the `FAIR` scenarios.
+
+    Backends that took part of the steps only are left out; their bits are others'. Equal rows become one.
+    """
     found: dict[str, dict[str, Accuracy]] = defaultdict(lambda: defaultdict(Accuracy))
     for v in verdicts:
         ours = v.what == "oracle" and v.note == "the whole run"
@@ -115,7 +119,14 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Accuracy]]:
             [row.arithmetic] if ours or v.what == "explained" else []
         ):
             numbers[place] = max(numbers[place], v.observed)
-    return {who: dict(rows) for who, rows in found.items()}
+    merged: dict[str, dict[str, Accuracy]] = {}
+    for who, rows in found.items():
+        twin = next((other for other, those in merged.items() if who in PLAYERS and those == rows), None)
+        if twin is not None:
+            merged = {f"{twin}, {who}" if other == twin else other: those for other, those in merged.items()}
+        else:
+            merged[who] = dict(rows)
+    return merged
 
 
 @dataclass
