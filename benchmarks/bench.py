@@ -18,7 +18,7 @@ from .report import as_json, as_markdown, heading, show
 __all__ = ["add_arguments", "main"]
 
 #: Part of the memory at hand that the contenders of one batch may take.
-PART = 0.7
+PART = 0.8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from .figures import FLOOR, TORCH
 
 __all__ = ["contenders"]
 
-US, FACE = "multiopt.optimizer", "multiopt.torch"
+US, FACE, FUNCTIONAL = "multiopt.optimizer", "multiopt.torch", "multiopt.functional"
 TENSORS, FACED = "torch_rows:multiopt_tensors", "torch_rows:multiopt_face"
 KERAS, JITTED = "keras_rows:keras_adadelta", "jax_rows:multiopt_jit"
 EAGER, FOREACH, GPU = {"engine": "eager"}, {"foreach": True}, {"device": "cuda"}
@@ -20,21 +20,15 @@ CPU = [
     Contender("multiopt-numpy", "multiopt, NumPy", "host_rows:multiopt_numpy", (US,)),
     Contender("multiopt-tensors", "multiopt, PyTorch tensors", TENSORS, ("torch", US)),
     Contender("multiopt-torch", "multiopt.torch", FACED, ("torch", FACE)),
-    Contender(
-        "multiopt-jax",
-        "multiopt.functional, jitted",
-        "jax_rows:multiopt_jit",
-        ("jax", "multiopt.functional"),
-        7,
-    ),
-    Contender("multiopt-eager", "multiopt, NumPy, eager engine", "host_rows:multiopt_numpy", (US,), 4, EAGER),
     Contender(TORCH, "torch.optim, default", "torch_rows:torch_optim", ("torch",), 7),
     Contender("torch-foreach", "torch.optim, foreach", "torch_rows:torch_optim", ("torch",), 8, FOREACH),
-    Contender("torch-compile", "torch.optim, torch.compile", "torch_rows:compiled", ("torch",)),
     Contender("torch-adam", "torch.optim's fused Adam", "torch_rows:torch_adam", ("torch",)),
+    Contender("torch-compile", "torch.optim, torch.compile", "torch_rows:compiled", ("torch",)),
+    Contender("multiopt-jax", "multiopt.functional, jitted", JITTED, ("jax", FUNCTIONAL), 7),
     Contender("optax", "optax, jitted", "jax_rows:optax_adadelta", ("jax", "optax"), 7),
-    Contender("keras-torch", "Keras 3 on PyTorch", KERAS, ("torch", "keras"), 8, {}, ON_TORCH),
     Contender("keras-jax", "Keras 3 on JAX, jitted", KERAS, ("jax", "keras"), 8, {}, ON_JAX),
+    Contender("keras-torch", "Keras 3 on PyTorch", KERAS, ("torch", "keras"), 8, {}, ON_TORCH),
+    Contender("multiopt-eager", "multiopt, NumPy, eager engine", "host_rows:multiopt_numpy", (US,), 4, EAGER),
     Contender("numpy", "the rule in plain NumPy", "host_rows:plain_numpy", (), 8),
 ]
 CUDA = [

@@ -14,7 +14,7 @@ __all__ = ["as_json", "as_markdown", "heading", "show", "table"]
 MIB = 1 << 20
 NOTHING, ABSENT = "–", "absent"
 #: Characters a line where the output is no terminal.
-WIDTH = 160
+WIDTH = 200
 
 
 def duration(seconds: float | None) -> str:
@@ -44,7 +44,7 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
     if result.kind == "memory":
         return _by_point(result.points, lambda _, row: _memory(row))
     if len(result.points) > 1:
-        return _by_point(result.points, lambda _, row: f"{duration(row.time)} ({times(row.ratio)})")
+        return _by_point(result.points, lambda _, row: f"{duration(row.time)} ({times(row.ratio)})".replace(" ×", "×"))
     point = result.points[0]
     header = ["", "time", "÷ floor", "faster than torch.optim", "GB/s", "ready"]
     extra = [name for name in ("launches", "allocations") if any(name in row.extra for row in point.rows)]
