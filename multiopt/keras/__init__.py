@@ -1,7 +1,7 @@
 """The optimizer API of TensorFlow and Keras, on NumPy, CuPy, PyTorch and JAX arrays, without TensorFlow.
 
-`Adadelta` and `Optimizer` are those of Keras 3, of tf_keras and of DTensor; `legacy` has those of TensorFlow 2.1 to 2.4,
-`distribute` replicas, and `schedules` learning rates.
+`Adadelta` and `Optimizer` are those of Keras 3, of tf_keras and of DTensor.
+`legacy` has those of TensorFlow 2.1 to 2.4, `distribute` replicas, and `schedules` learning rates.
 """
 
 from . import distribute, legacy, schedules
