@@ -29,15 +29,15 @@ def train() -> None:
 
     layers = [keras.layers.Dense(24, "tanh"), keras.layers.Dense(1, "sigmoid")]
     model = keras.Sequential([keras.Input((2,)), *layers])
-    optimizer = for_keras(learning_rate=1.0, rho=0.9, epsilon=1e-5)
+    optimizer = for_keras(learning_rate=1.0, rho=0.9, epsilon=1e-3)
     model.compile(optimizer=optimizer, loss="binary_crossentropy", metrics=["accuracy"])
-    model.fit(points, inside, epochs=12, batch_size=64, verbose=0)
+    model.fit(points, inside, epochs=10, batch_size=64, verbose=0)
 
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.keras")
         model.save(path)
         model = keras.models.load_model(path)  # the optimizer comes back with its state
-    history = model.fit(points, inside, epochs=3, batch_size=64, verbose=0).history
+    history = model.fit(points, inside, epochs=2, batch_size=64, verbose=0).history
 
     # The same state, without Keras: any array library can go on.
     state = convert.State.of(model.optimizer)

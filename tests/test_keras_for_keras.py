@@ -40,7 +40,6 @@ def agree(one, two):
 
 FIT = """
 for options in (
-    {},
     {"weight_decay": 0.01, "clipnorm": 0.5},
     {"global_clipnorm": 0.2, "gradient_accumulation_steps": 2},
     {"clipvalue": 0.01, "use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 3},
