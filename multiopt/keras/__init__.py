@@ -2,10 +2,12 @@
 
 `Adadelta` and `Optimizer` are those of Keras 3, of tf_keras and of DTensor.
 `legacy` has those of TensorFlow 2.1 to 2.4, `distribute` replicas, and `schedules` learning rates.
+`for_keras` makes an optimizer for real Keras 3.
 """
 
 from . import distribute, legacy, schedules
 from .differentiate import GradientTape
+from .for_keras import for_keras
 from .optimizer import Adadelta, Optimizer
 from .serialization import deserialize, get, serialize
 from .variable import IndexedSlices, Variable
@@ -18,6 +20,7 @@ __all__ = [
     "Variable",
     "deserialize",
     "distribute",
+    "for_keras",
     "get",
     "legacy",
     "schedules",
