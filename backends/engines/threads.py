@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 __all__ = ["run", "thread_count"]
@@ -48,12 +49,17 @@ def run(kernel: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
         while (index := next(ticket)) < len(pieces):
             kernel(pieces[index])
 
-    helpers = [_executor(count - 1).submit(work) for _ in range(count - 1)]
-    work()
-    for helper in helpers:
-        # One that has not started found no free thread, and nothing is left for it to do.
-        if not helper.cancel():
-            helper.result()
+    helpers: list[Future[None]] = []
+    try:
+        # Where no thread can be had any more, as when the interpreter ends, the caller does it all.
+        with suppress(RuntimeError):
+            helpers += (_executor(count - 1).submit(work) for _ in range(count - 1))
+        work()
+    finally:
+        for helper in helpers:
+            # One that has not started found no free thread, and nothing is left for it to do.
+            if not helper.cancel():
+                helper.result()
 
 
 def _executor(size: int) -> ThreadPoolExecutor:
