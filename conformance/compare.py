@@ -86,7 +86,7 @@ def differences(a: Trace, b: Trace) -> dict[str, Difference]:
         for name, one, other in zip(a.names, a.series(kind), b.series(kind), strict=True):
             if same_bits(one, other) or one.size == 0:
                 continue
-            apart = _apart(kind, one, other, a.dtype, whole=whole)
+            apart = units_apart(kind, one, other, a.dtype, whole=whole)
             place = np.unravel_index(int(np.argmax(apart)), apart.shape)
             units = float(apart[place])
             if worst.same_bits or units > worst.units:
@@ -97,9 +97,13 @@ def differences(a: Trace, b: Trace) -> dict[str, Difference]:
     return found
 
 
-def _apart(
-    kind: str, one: NDArray[np.generic], other: NDArray[np.generic], dtype: str, *, whole: bool
+def units_apart(
+    kind: str, one: NDArray[np.generic], other: NDArray[np.generic], dtype: str, *, whole: bool = False
 ) -> NDArray[np.float64]:
+    """Return how far two series over time are apart, element by element, in the units of their kind of state.
+
+    ``whole`` judges the accumulators of complex numbers as whole numbers, not part by part.
+    """
     steps = ulps(one, other, dtype)
     if kind in ("square_avg", "acc_delta") and not whole:
         return steps

@@ -22,7 +22,9 @@ def short(number: float) -> str:
         return "0"
     if number != number or number == float("inf"):
         return "∞"
-    return f"{number:.2g}" if 0.01 <= number < 10 else f"{number:.0f}" if 10 <= number < 1e5 else f"{number:.0e}"
+    if number < 0.01:
+        return "<.01"
+    return f"{number:.2g}" if number < 10 else f"{number:.0f}" if 10 <= number < 1e5 else f"{number:.0e}"
 
 
 def _table(title: str, caption: str, *columns: str) -> Table:
@@ -94,6 +96,30 @@ def bits(verdicts: Sequence[Verdict], selection: Selection) -> Table | None:
             else:
                 row.append(Text("=", style="green"))
         table.add_row(run, *row)
+    return table
+
+
+def laws(verdicts: Sequence[Verdict], selection: Selection) -> Table | None:
+    """Laws × backends: how many cases each was tried on."""
+    from rich.text import Text
+
+    found = {(v.kind, v.backend): v for v in verdicts if v.what == "law"}
+    if not found:
+        return None
+    table = _table(
+        "Laws", "✓ and the number of cases   – has no words for it (multiopt check --list)", "law", *selection.backends
+    )
+    for law in dict.fromkeys(law for law, _ in found):
+        row = []
+        for backend in selection.backends:
+            verdict = found.get((law, backend))
+            if verdict is None:
+                row.append(Text("–", style="dim"))
+            elif verdict.outcome == "passed":
+                row.append(Text(f"✓ {verdict.note.partition(' ')[0]}", style="green"))
+            else:
+                row.append(Text("✗", style="bold red" if verdict.failed else "yellow"))
+        table.add_row(law, *row)
     return table
 
 
