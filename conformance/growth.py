@@ -69,10 +69,10 @@ def moved(trace: Trace, who: str, tensor: int = 0, element: int = 0) -> Curve:
     return Curve(who, list(range(1, trace.steps + 1)), [float(value) for value in far[1:]])
 
 
-def values(trace: Trace, who: str, kind: str = "x", tensor: int = 0, element: int = 0) -> Curve:
-    """Return an element of a state over time, from before the first step on."""
-    series = trace.series(kind)[tensor].reshape(trace.steps + 1, -1)[:, element]
-    return Curve(who, list(range(trace.steps + 1)), [float(value) for value in series])
+def values(trace: Trace, who: str, kind: str = "x", tensor: int = 0, element: int = 0, begin: int = 0) -> Curve:
+    """Return an element of a state over time; by default from before the first step on."""
+    series = trace.series(kind)[tensor].reshape(trace.steps + 1, -1)[begin:, element]
+    return Curve(who, list(range(begin, trace.steps + 1)), [float(value) for value in series])
 
 
 def rates(trace: Trace, who: str) -> Curve:
@@ -167,7 +167,7 @@ def side_by_side(files: Mapping[str, TraceFile], ours: Player) -> list[Differenc
             [
                 values(of("tf-keras-dtensor", "ema"), "tf-keras-dtensor", "average"),
                 values(average, "tf-keras", "average"),
-                values(of("keras-jax", "ema"), "keras-jax", "average"),
+                values(of("keras-jax", "ema"), "keras-jax", "average", begin=1),
                 values(mine(average), OURS, "average"),
             ],
         ),
@@ -178,10 +178,10 @@ def side_by_side(files: Mapping[str, TraceFile], ours: Player) -> list[Differenc
             "parameter",
             [
                 *(
-                    values(of(s, "sparse"), s, element=8)
+                    values(of(s, "sparse"), s, element=9)
                     for s in ("tf-raw", "tf-keras-legacy", "keras-tensorflow", "tf-keras")
                 ),
-                values(play(face, Question.of_trace(sparse)), OURS, element=8),
+                values(play(face, Question.of_trace(sparse)), OURS, element=9),
             ],
         ),
     ]

@@ -43,8 +43,8 @@ class Judge:
         self.brief = brief
         self._answers: dict[tuple[str, str], Trace | str] = {}
         self._distances: dict[tuple[str, bool], dict[str, Distance]] = {}
-        self._differences: dict[tuple[str, str, str], dict[str, Difference]] = {}
-        self._accuracies: dict[tuple[str, str], Accuracy] = {}
+        self._differences: dict[tuple[str, str], dict[str, Difference]] = {}
+        self._accuracies: dict[str, Accuracy] = {}
 
     # --- answers ---
 
@@ -123,7 +123,7 @@ class Judge:
 
     def accuracy(self, trace: Trace) -> Accuracy:
         """Return how far a framework's trace is from the rule."""
-        key = trace.system, trace.scenario
+        key = bits(trace)
         if key not in self._accuracies:
             self._accuracies[key] = accuracy_of(trace)
         return self._accuracies[key]
@@ -154,7 +154,7 @@ class Judge:
         if isinstance(answer, Verdict):
             return [answer]
         cut = first(trace, question.steps)
-        key = trace.system, trace.scenario, bits(answer)
+        key = bits(trace), bits(answer)
         try:
             if key not in self._differences:
                 self._differences[key] = differences(answer, cut)
