@@ -126,15 +126,21 @@ for variable in (v, w):
         opt.minimize(lambda: (variable.value * variable.value).sum(), [variable])
 same(meshes.numpy(v), w.numpy(), "minimize")
 
+# Plain tensors beside sharded ones: every process holds the same.
+for first in (v, w):
+    for second in (v, w):
+        pair = [Variable(first.value.detach().clone()), Variable(second.value.detach().clone())]
+        grads = [2 * p.value.detach() for p in pair]
+        Adadelta(0.5, global_clipnorm=1.0).apply(grads, pair)
+        norms = meshes.numpy(pair[0]) if first is second is v else norms
+        same(meshes.numpy(pair[0]), norms, "mixed")
+        same(meshes.numpy(pair[1]), norms, "mixed")
+
 # What does not belong together is refused, everywhere, and nothing has been changed.
 before = meshes.numpy(v)
 opt = Adadelta(0.5, mesh=mesh)
 with pytest.raises(ValueError, match="spread over"):
     opt.build([w])
-with pytest.raises(ValueError, match="spread over"):
-    Adadelta().build([v, w])
-with pytest.raises(ValueError, match="expected a plain tensor"):
-    Adadelta().build([w, v])
 with pytest.raises(ValueError, match="expected shards or replicas"):
     Adadelta().build([Variable(DTensor.from_local(part, mesh, [Partial()] * mesh.ndim))])
 with pytest.raises(TypeError, match="expected a DTensor"):

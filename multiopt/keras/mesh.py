@@ -46,29 +46,23 @@ def local(array: Array) -> Array:
     """What this process computes on: a DTensor's shard, which shares its memory; any other array itself."""
     if not is_dtensor(array):
         return array
-    import torch
+    from ..torch import shards
 
-    with torch.no_grad():  # otherwise the shard would be a view that autograd follows
-        return array.to_local()
+    return shards.local(array)
 
 
 def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> None:
-    """Check that all arrays lie on one mesh: `mesh`, if it is not None; else all DTensors on the same, or none at all.
+    """Check that all arrays lie on a mesh, if one is given, and that each DTensor can be updated here.
 
     Raises
     ------
     ValueError
-        If one does not, or is a sum that is still to be made (`Partial`), or this process is not on the mesh.
+        If one does not, or is a sum that is still to be made (`Partial`), or this process is not on its mesh.
     """
-    wanted, because = mesh, "as the optimizer's mesh is"
     for array, name in zip(arrays, names, strict=True):
         found = mesh_of(array)
-        if wanted is None and array is arrays[0] and is_dtensor(array):
-            wanted, because = found, f"as {names[0]} is"
-        if wanted is None and is_dtensor(array):
-            raise ValueError(f"{name}: expected a plain tensor, as {names[0]} is, got a DTensor on {found}")
-        if wanted is not None and found != wanted:
-            raise ValueError(f"{name}: expected an array spread over {wanted}, {because}, got one on {found}")
+        if mesh is not None and found != mesh:
+            raise ValueError(f"{name}: expected an array spread over {mesh}, the optimizer's mesh, got one on {found}")
         if is_dtensor(array):
             if any(placement.is_partial() for placement in array.placements):
                 raise ValueError(f"{name}: expected shards or replicas, got {array.placements}")
@@ -112,30 +106,17 @@ def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
     Parameters
     ----------
     arrays : sequence of arrays
-        One for each row of the table. Of a replica, one process' row counts.
+        One for each row of the table.
     """
-    if not arrays or not is_dtensor(arrays[0]):
+    if not any(map(is_dtensor, arrays)):
         return None
     import torch
-    import torch.distributed
 
-    mesh = arrays[0].device_mesh
-    here = mesh.get_coordinate()
-    counts = np.array(
-        [
-            all(here[axis] == 0 for axis, placement in enumerate(array.placements) if placement.is_replicate())
-            for array in arrays
-        ],
-        np.int64,
-    )[:, np.newaxis]
+    from ..torch.shards import sum_over_shards
 
     def reduce(xp: Any, table: Any) -> Any:
-        on_host = isinstance(table, np.ndarray)
-        tensor = torch.from_numpy(table * counts) if on_host else table * torch.from_numpy(counts).to(table.device)
-        tensor = tensor.to(mesh.device_type)
-        for axis in range(mesh.ndim):
-            torch.distributed.all_reduce(tensor, group=mesh.get_group(axis))
-        return tensor.cpu().numpy() if on_host else tensor
+        whole = sum_over_shards(torch.as_tensor(table), list(arrays))
+        return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
 
     return reduce
 

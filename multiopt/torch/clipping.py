@@ -12,7 +12,7 @@ from torch import Tensor
 from ..rule import Rule
 from ..stepping import Job, Pass, check_params, make_buckets, prepare, run
 from .part import is_readable
-from .shards import is_sharded, is_whole, local, with_layout_of
+from .shards import is_sharded, is_whole, local, sum_over_shards, with_layout_of
 
 __all__ = ["clip_grad_norm_"]
 
@@ -66,7 +66,7 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
             p.grad = with_layout_of(p, p.grad)
     grads = [local(p.grad) if is_sharded(p.grad) else p.grad for p in owners]
     for name, p, g in zip(names, owners, grads, strict=True):
-        if not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
+        if g is None or not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
             raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(p.grad)}")
     check_params(grads, names)
     jobs = []
@@ -76,25 +76,9 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
     rows = [owners[i].grad for job in jobs for i in job.indices]
 
     def reduce(xp: Any, table: Any) -> Any:
-        whole = _sum_over_shards(torch.as_tensor(table), rows)
+        whole = sum_over_shards(torch.as_tensor(table), rows)
         if error_if_nonfinite and bool((whole[:, -2:] != 0).any()):
             raise RuntimeError("the norm of the gradients is not finite, so they cannot be clipped")
         return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
 
     return torch.as_tensor(run(jobs, max_norm, reduce))[0].clone()
-
-
-def _sum_over_shards(table: Tensor, rows: list[Any]) -> Tensor:
-    """Add up the rows of tensors that are sharded, over the dimensions of the mesh that shard them."""
-    groups: dict[Any, list[int]] = {}
-    for i, grad in enumerate(rows):
-        if is_sharded(grad):
-            for dim, placement in enumerate(grad.placements):
-                if not placement.is_replicate():
-                    groups.setdefault((grad.device_mesh, dim), []).append(i)
-    for (mesh, dim), which in groups.items():
-        if mesh.get_coordinate() is not None:
-            part = table[which].to(mesh.device_type)
-            torch.distributed.all_reduce(part, group=mesh.get_group(dim))
-            table[which] = part.to(table.device)
-    return table

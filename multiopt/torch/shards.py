@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["is_sharded", "is_whole", "local", "local_gradient", "local_gradients", "with_layout_of"]
+__all__ = ["is_sharded", "is_whole", "local", "local_gradient", "local_gradients", "sum_over_shards", "with_layout_of"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -56,3 +57,27 @@ def local_gradient(param: Any, grad: Any) -> Tensor:
 def local_gradients(params: Sequence[Any], grads: Sequence[Any]) -> list[Tensor | None]:
     """The same for many; None stays None."""
     return [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
+
+
+def sum_over_shards(table: Tensor, rows: list[Any]) -> Tensor:
+    """Add up the rows of tensors that are sharded, over the dimensions of the mesh that shard them.
+
+    Parameters
+    ----------
+    table : Tensor
+        Of integers, a row for each tensor; it is written to.
+    rows : list of Tensor
+        The tensors.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, grad in enumerate(rows):
+        if is_sharded(grad):
+            for dim, placement in enumerate(grad.placements):
+                if not placement.is_replicate():
+                    groups.setdefault((grad.device_mesh, dim), []).append(i)
+    for (mesh, dim), which in groups.items():
+        if mesh.get_coordinate() is not None:
+            part = table[which].to(mesh.device_type)
+            torch.distributed.all_reduce(part, group=mesh.get_group(dim))
+            table[which] = part.to(table.device)
+    return table
