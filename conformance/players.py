@@ -84,7 +84,7 @@ class Torch(Library):
     def read(self, arrays: Sequence[Any]) -> list[Array]:
         """Return copies as NumPy arrays."""
         host = [array.detach().cpu() for array in arrays]
-        return [np.array(t.float() if t.dtype == self.xp.bfloat16 else t) for t in host]
+        return [(t.float() if t.dtype == self.xp.bfloat16 else t).numpy().copy() for t in host]
 
 
 class Jax(Library):
