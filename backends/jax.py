@@ -15,7 +15,11 @@ __all__ = ["JaxBackend"]
 
 
 class JaxBackend(Backend):
-    """Concrete arrays, sharded ones too. Under `jax.jit` use `multiopt.functional`."""
+    """Concrete arrays, sharded ones too. Under `jax.jit` use `multiopt.functional`.
+
+    XLA flushes subnormal numbers to zero, and multiplies by the reciprocal where a rule divides an array by a number
+    (Adadelta does not); otherwise the bits are those of NumPy.
+    """
 
     name: str = "jax"
     extra: ClassVar[str | None] = "jax"

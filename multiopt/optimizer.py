@@ -85,6 +85,16 @@ class Optimizer:
         is unknown.
     ValueError
         If an option is out of range, or arrays are read-only or overlap.
+
+    Notes
+    -----
+    The order of what is done to a gradient: micro-batches are added up; their sum is divided by `accumulate` and by
+    `loss_scale`, and for `maximize` its sign is turned (one factor, in double); then `clip_value`, `clip_norm`,
+    `clip_global_norm`, coupled `weight_decay`, the rule. Decoupled decay comes just before the rule; the average of
+    the parameters after it.
+
+    Norms are exact sums, the same whatever the threads and the split into arrays, rounded to a grid of 2**-32 of the
+    threshold; elements beyond 1e139 count as infinite.
     """
 
     rule: Rule

@@ -87,7 +87,8 @@ class Rule:
         an expression of hyperparameters alone, such as ``1 - rho``, is formed in double precision and rounded once
         to the computing dtype. A parameter called ``step``, if the function has one, is the 0-based step.
         Usable on arrays: ``+ - * /``, unary minus, ``**`` by small integers, comparisons, and ``xp.sqrt``, ``abs``,
-        ``square``, ``minimum``, ``maximum``, ``clip``, ``where``, ``sign``, ``exp``, ``log``.
+        ``square``, ``minimum``, ``maximum``, ``clip``, ``where``, ``sign``, ``exp``, ``log``. The bits are the same
+        on every engine, except those of ``exp``, ``log`` and powers beyond the square, which are each library's own.
     slots : mapping of str to float
         The state arrays, shaped like the parameter, and the value each is filled with at first.
     hypers : mapping of str to Hyper
