@@ -60,7 +60,7 @@ def bars(axes: Any, result: Result) -> None:
     for place, row in zip(places, rows, strict=True):
         text = f" {times(row.ratio)}  {duration(row.time)}"
         axes.text(max(row.ratio or 0.0, 1.0), place, text, va="center", fontsize=8, color=INK)
-    axes.set_xlabel(f"time ÷ the floor's ({duration(_floor(point))})", fontsize=9, color=INK)
+    axes.set_xlabel(f"time ÷ the floor's ({duration(_floor(point))}), logarithmic", fontsize=9, color=INK)
 
 
 def _floor(point: Point) -> float | None:
@@ -81,12 +81,13 @@ def curves(axes: Any, result: Result) -> None:
         x, y = zip(*seen, strict=True)
         ours, floor = row.label.startswith("multiopt"), row.key == FLOOR
         colour = FLOOR_LINE if floor else OURS if ours else next(colours)
-        dash = "--" if floor else "-" if row.key in ("multiopt-numpy", "multiopt-cupy") or not ours else ":"
+        dash = "--" if floor else {"multiopt-tensors": ":", "multiopt-torch": "-."}.get(row.key, "-")
         axes.plot(x, y, dash, color=colour, label=row.label, marker="" if floor else "o", markersize=3.5,
                   linewidth=2.2 if ours else 1.5, zorder=3 if ours or floor else 2)  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: duration(value).replace(".00", "").replace(".0", ""))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.grid(color="#e4e7eb", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel("tensors" if by_count else "elements", fontsize=9, color=INK)
