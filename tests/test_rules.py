@@ -39,6 +39,11 @@ def cubic(xp, x, g, peak, *, lr):
     return x - lr * (short**2 * short) / (1 + peak) - xp.where((g > 0) & ~(x > 1), 0.0 * x, lr * x / 7), peak
 
 
+def two_slots(xp, x, g, z, a, *, lr):
+    z, a = 0.5 * z + g, a + 0.25 * g
+    return x - lr * (z - a), z, a
+
+
 def examples():
     path = Path(__file__).parent.parent / "examples" / "custom_rule.py"
     spec = importlib.util.spec_from_file_location("custom_rule", path)
@@ -54,6 +59,8 @@ ADAM = Rule(
     {"m": 0.0, "v": 0.0},
     {"lr": Hyper(0.01), "beta1": Hyper(0.9, 0, 1), "beta2": Hyper(0.999, 0, 1), "eps": Hyper(1e-8, 0)},
 )
+#: A rule whose slots are not in the order of the alphabet.
+MOMENTUM_LIKE = Rule("two slots", two_slots, {"z": 0.0, "a": 0.0}, LR)
 RULES = {
     rule.name: rule
     for rule in [
