@@ -173,13 +173,16 @@ class Backend:
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape."""
-        return tuple(function(self.xp, *arrays))
+        # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
+        with np.errstate(all="ignore"):
+            return tuple(function(self.xp, *arrays))
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""
         from .engines.norms import square_sums
 
-        return square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+        with np.errstate(all="ignore"):
+            return square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
 
     def finite(self, array: Array) -> bool:
         """Whether every element is finite."""

@@ -89,16 +89,12 @@ class NumpyBackend(Backend):
         return array.view(self.native(dtype))
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        # NumPy turns 0-d results into scalars, which are not arrays; and overflow is no more a warning here than in
-        # the compiled engines.
-        shape = arrays[0].shape
-        with np.errstate(all="ignore"):
-            new = function(self.xp, *(np.atleast_1d(a) for a in arrays))
-        return tuple(a.reshape(shape) for a in new)
+        # NumPy turns 0-d results into scalars, which are not arrays.
+        new = super().elementwise(function, [np.atleast_1d(a) for a in arrays])
+        return tuple(a.reshape(arrays[0].shape) for a in new)
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
-        with np.errstate(all="ignore"):
-            return super().square_sums(prepare, np.atleast_1d(g), lowest)
+        return super().square_sums(prepare, np.atleast_1d(g), lowest)
 
     # --- for the host engine ---
 

@@ -27,6 +27,8 @@ class TorchBackend(Backend):
         if array.device.type == "meta":
             return "expected a tensor with data, got one on the meta device"
         return None
+        if type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+            return f"expected a tensor with memory of its own, got a {type(array).__name__}, which stands for others"
 
     def dtype(self, array: Array) -> str:
         return str(array.dtype).removeprefix("torch.")

@@ -375,6 +375,43 @@ def test_torch_tensors_that_are_not_memory_are_refused(torch):
         assert snapshot(opt) == before
 
 
+def test_torch_tensors_without_memory_of_their_own_are_refused(torch):
+    class Wrapper(torch.Tensor):
+        @staticmethod
+        def __new__(cls, inner):
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+        @classmethod
+        def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+            raise AssertionError("nothing may be asked of it")
+
+        __repr__ = object.__repr__
+
+    message = "expected a tensor with memory of its own, got a Wrapper, which stands for others"
+    with pytest.raises(TypeError, match=f"params: {message}"):
+        Adadelta(Wrapper(torch.ones(3)))
+    opt = Adadelta([torch.ones(3)])
+    before = snapshot(opt)
+    with pytest.raises(TypeError, match=rf"grads\[0\]: {message}"):
+        opt.step([Wrapper(torch.ones(3))])
+    assert snapshot(opt) == before
+
+
+def test_torch_storage_that_was_freed_is_refused(torch, numba):
+    # As some libraries for sharded training do between uses. An address of 0 must not pass for "no gradient".
+    g = torch.ones(3)
+    opt = Adadelta([torch.ones(3)])
+    before = snapshot(opt)
+    g.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"params\[0\]: expected memory, got .* whose memory was freed"):
+        opt.step([g])
+    assert snapshot(opt) == before
+    opt = Adadelta([torch.ones(3)])
+    opt.params[0].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=r"params\[0\]: expected memory"):
+        opt.step([torch.ones(3)])
+
+
 # --- memory ---
 
 

@@ -157,6 +157,7 @@ class _Walk:
         for column, arrays in zip([1, *range(3, self.table.shape[1])], bucket.arrays(), strict=True):
             addresses = np.zeros(len(arrays), np.int64)
             backend.addresses(arrays, self.layouts, addresses)
+            self._check_memory(bucket, addresses, arrays)
             self.odd.update(np.flatnonzero(addresses < 0).tolist())
             self.table[:, column] = addresses
         begins, ends = self._extents(backend, bucket.params, self.table[:, 1], bucket.dtype)
@@ -171,12 +172,19 @@ class _Walk:
             begins[i], ends[i] = backend.extent(arrays[i]) or (0, 0)
         return begins, ends
 
+    def _check_memory(self, bucket: Bucket, addresses: np.ndarray, arrays: Sequence[Array | None]) -> None:
+        """Refuse PyTorch tensors whose storage was freed: their address is 0, which stands for no gradient."""
+        for i in np.flatnonzero((addresses == 0) & (self.sizes > 0)).tolist():
+            if arrays[i] is not None:
+                raise ValueError(f"{bucket.names[i]}: expected memory, got a tensor whose memory was freed")
+
     def fill(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[tuple[int, Array]]:
         """Write the addresses of the gradients; return the tensors to be done by boxes, with their gradients."""
         if not self.fixed:
             self.fill_own(bucket)
         addresses, grads = self.table[:, 2], list(grads)
         self._locate(bucket, grads, range(len(grads)), addresses)
+        self._check_memory(bucket, addresses, grads)
         # A gradient in the memory of parameters would change while it is read, except element upon element.
         begins, ends = self._extents(bucket.backend, grads, addresses, bucket.grad_dtype)
         meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
