@@ -101,6 +101,10 @@ class Backend:
         """What must agree between a parameter and its gradient, one value an array, quick to make and to compare."""
         return [(a.dtype, a.shape, a.device) for a in arrays]
 
+    def fingerprint(self, arrays: Sequence[Array]) -> Any:
+        """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
+        return self.signature(arrays)
+
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None
@@ -242,6 +246,11 @@ class Bucket:
         Types of gradients that have been found good.
     signatures : list
         What the gradients' `Backend.signature` must be; immutable arrays change, but not in this.
+    fingerprint : object
+        The same as one value: `Backend.fingerprint`.
+    watched : bool
+        Whether whoever made the bucket sees to it that its arrays stay where they are in memory, and makes another one
+        if they do not.
     """
 
     backend: Backend
@@ -258,14 +267,17 @@ class Bucket:
     prepared: set[Pass] = field(default_factory=set, repr=False)
     kinds: set[type] = field(default_factory=set, repr=False)
     signatures: list[Any] = field(init=False, repr=False)
+    fingerprint: Any = field(init=False, repr=False)
+    watched: bool = False
 
     def __post_init__(self) -> None:
         self.signatures = self.backend.signature(self.params)
+        self.fingerprint = self.backend.fingerprint(self.params)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again, the engine too: another machine may have another one."""
         fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
-        fresh["signatures"] = []  # a library's own objects, such as devices, need not pickle
+        fresh |= {"signatures": [], "fingerprint": None}  # a library's own objects, such as devices, need not pickle
         return {**self.__dict__, **fresh}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,9 +27,9 @@ class TorchBackend(Backend):
             return f"expected a strided tensor, got layout {array.layout}"
         if array.device.type == "meta":
             return "expected a tensor with data, got one on the meta device"
-        return None
         if type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
             return f"expected a tensor with memory of its own, got a {type(array).__name__}, which stands for others"
+        return None
 
     def dtype(self, array: Array) -> str:
         return str(array.dtype).removeprefix("torch.")
@@ -38,6 +39,17 @@ class TorchBackend(Backend):
 
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape, a.device, a.layout) for a in arrays]
+
+    def fingerprint(self, arrays: Sequence[Array]) -> Any:
+        exchange = _exchange()
+        found = exchange.fingerprint(arrays) if exchange is not None else None
+        return self.signature(arrays) if found is None else found
+
+    def whereabouts(self, arrays: Sequence[Array]) -> Any:
+        """Their fingerprint, addresses and strides, as one value: what differs if one was swapped or has moved."""
+        exchange = _exchange()
+        found = exchange.fingerprint(arrays, where=True) if exchange is not None else None
+        return [(a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays] if found is None else found
 
     def extent(self, array: Array) -> tuple[int, int]:
         if array.numel() == 0:
@@ -116,10 +128,10 @@ class TorchBackend(Backend):
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
-        out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
-        if layouts.count("C") == len(arrays) and all(map(torch.Tensor.is_contiguous, arrays)):
-            strange: set[int] = set()
-        else:
+        exchange = _exchange() if layouts.count("C") == len(arrays) else None
+        strange: set[int] = set()
+        if exchange is None or not exchange.locate(arrays, out):
+            out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
             pairs = enumerate(zip(arrays, layouts, strict=True))
             strange = {i for i, (a, to) in pairs if not (a.is_contiguous() if to == "C" else a.stride() == to)}
         # Views that stand for the negative, or the conjugate, of what is in memory.
@@ -151,6 +163,17 @@ class TorchBackend(Backend):
     def stream(self, device: str) -> int:
         """The handle of the current stream on a device."""
         return torch.cuda.current_stream(device).cuda_stream
+
+
+@cache
+def _exchange() -> Any:
+    """Many tensors' fingerprint and addresses in one call, where PyTorch (2.10 or later) and Numba allow it."""
+    try:
+        from .engines.exchange import Exchange
+
+        return Exchange(torch.Tensor)
+    except ImportError:
+        return None
 
 
 def _bytes(tensor: Array) -> np.ndarray:

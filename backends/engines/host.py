@@ -131,7 +131,7 @@ class _Walk:
         self.table = np.zeros((len(self.sizes), 3 + len(bucket.state)), np.int64)
         self.table[:, 0] = self.sizes
         # Only PyTorch lets the memory of a tensor be swapped under it.
-        self.fixed = backend.name == "numpy"
+        self.fixed = backend.name == "numpy" or bucket.watched
         self.fill_own(bucket)
         ends = np.cumsum(self.sizes)
         total = int(ends[-1])
