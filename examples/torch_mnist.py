@@ -41,13 +41,13 @@ class Net(nn.Module):
         return functional.log_softmax(self.fc2(x), dim=1)
 
 
-def digits() -> tuple[TensorDataset, TensorDataset]:
-    """1,500 images for training and 297 for the test."""
+def digits(count: int) -> tuple[TensorDataset, TensorDataset]:
+    """`count` images for training, at most 1,500, and 297 for the test."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.get_default_dtype()).unsqueeze(1) / 16
     images = functional.interpolate(images, size=(28, 28), mode="bilinear")
     labels = torch.tensor(data.target)
-    return TensorDataset(images[:1500], labels[:1500]), TensorDataset(images[1500:], labels[1500:])
+    return TensorDataset(images[:1500][:count], labels[:1500][:count]), TensorDataset(images[1500:], labels[1500:])
 
 
 def train(
@@ -64,7 +64,7 @@ def train(
         optimizer.step()
         spent += time.perf_counter() - start
         if index % log_interval == 0:
-            print(f"Train Epoch: {epoch} [{index * len(data)}/{len(loader.dataset)}]\tLoss: {loss.item():.6f}")
+            print(f"Train Epoch: {epoch} [{index}/{len(loader)}]\tLoss: {loss.item():.6f}")
     return spent
 
 
@@ -89,12 +89,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="seed of everything random (default: 1)")
     parser.add_argument("--log-interval", type=int, default=10, help="batches between two lines (default: 10)")
     parser.add_argument("--optimizer", choices=["multiopt", "torch"], default="multiopt", help="whose Adadelta")
+    parser.add_argument("--images", type=int, default=1500, help="images to train with (default: 1500)")
     parser.add_argument("--double", action="store_true", help="train in float64")
     args = parser.parse_args()
 
     torch.set_default_dtype(torch.float64 if args.double else torch.float32)
     torch.manual_seed(args.seed)
-    training, testing = digits()
+    training, testing = digits(args.images)
     train_loader = DataLoader(training, batch_size=args.batch_size, shuffle=True)
     test_loader = DataLoader(testing, batch_size=297)
 

@@ -213,7 +213,7 @@ class Scaled(torch.Tensor):
 def test_a_subclass_keeps_its_meaning():
     wrapped, plain = Scaled(torch.tensor([0.1, 0.2])), torch.tensor([1.0, 2.0])
     a, b = Adadelta([wrapped]), Adadelta([plain])
-    for step in range(3):
+    for _ in range(3):
         wrapped.grad, plain.grad = Scaled(torch.tensor([0.01, -0.02])), torch.tensor([0.1, -0.2])
         a.step()
         b.step()
@@ -280,7 +280,7 @@ def test_compiled_steps_have_the_same_numbers(what):
         if compiled and what == "training step":
             train = torch.compile(train, backend="aot_eager")
         step = torch.compile(step, backend="aot_eager") if compiled else step
-        for i in range(4):
+        for _ in range(4):
             if what == "training step":
                 train()
             else:

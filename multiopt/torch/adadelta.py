@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..rule import ADADELTA
-from ..stepping import Pass, run
+from ..stepping import Job, Pass, run
 from .held import Held, counter_dtype, same
 from .operations import must_be_seen, update_by_operations
 from .scaling import Scaling, number
@@ -145,12 +146,19 @@ class Adadelta(torch.optim.Optimizer):
         seen = must_be_seen()
         if not same(self._states, self.state.values()):
             self._held.clear()
-        plan = [(group, self._plan(i, group, seen)) for i, group in enumerate(self.param_groups)]
-        # All is checked; from here on things are written.
-        jobs = []
+        try:
+            plan = [(group, self._plan(i, group, seen)) for i, group in enumerate(self.param_groups)]
+            # All is checked; from here on things are written.
+            self._execute(plan, amp)
+        finally:
+            for held in self._held.values():
+                held.release()
+
+    def _execute(self, plan: list[tuple[dict[str, Any], Held]], amp: Scaling) -> None:
+        jobs: list[Job] = []
         for group, held in plan:
             held.keep_states(self.state)
-            jobs += held.jobs(_pass(group, amp), lambda device, g=group: _values(g, amp, device))
+            jobs += held.jobs(_pass(group, amp), partial(_values, group, amp))
         self._states = list(self.state.values())
         run(jobs)
         for group, held in plan:

@@ -85,6 +85,7 @@ class Held:
         self.steps = list(map(_step, self.states))
         if not all(isinstance(step, Tensor) for step in self.steps):
             raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
+        self.steps_on_host = all(type(step) is Tensor and step.is_cpu for step in self.steps)
         if group["capturable"]:
             _check_capturable(self.params, self.steps)
         self._own_grads(grads)
@@ -113,7 +114,7 @@ class Held:
         return all(part.take(self.grads) for part in self.parts)
 
     def _own_grads(self, grads: Sequence[Tensor | None]) -> None:
-        self.grads = grads if not self.others else [grads[i] for i in self.indices]
+        self.grads: Sequence[Tensor | None] = grads if not self.others else [grads[i] for i in self.indices]
 
     def keep_states(self, states: MutableMapping[Tensor, State]) -> None:
         """Give the optimizer the states that are new."""
@@ -131,20 +132,35 @@ class Held:
             if (g := self.grads[j]) is not None:
                 yield self.params[j], g, self.states[j]
 
+    def release(self) -> None:
+        """Let go of the gradients, so that `zero_grad` frees them."""
+        self.grads = ()
+        for part in self.parts:
+            part.grads = []
+
     def count(self, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
         live = [j for j, g in enumerate(self.grads) if g is not None]
         if not live:
             return
         if found_inf is None:
-            torch._foreach_add_(self.steps if len(live) == len(self.steps) else [self.steps[j] for j in live], 1.0)
+            steps = self.steps if len(live) == len(self.steps) else [self.steps[j] for j in live]
+            # Given as a tensor, the number is not made into one again for each counter in the host's memory.
+            if self.steps_on_host:
+                torch._foreach_add_(steps, torch.ones((), device="cpu"), alpha=1.0)
+            else:
+                torch._foreach_add_(steps, 1.0)
             return
+        self.steps_on_host = False
+        by_device: dict[torch.device, list[Tensor]] = {}
         for j in live:
             step = self.steps[j]
             if step.device.type == "cpu" != found_inf.device.type:
                 # A counter in the host's memory would have to wait for the device.
                 step = self.steps[j] = self.states[j]["step"] = step.to(found_inf.device, non_blocking=True)
-            step.add_((found_inf == 0).to(step.device, non_blocking=True))
+            by_device.setdefault(step.device, []).append(step)
+        for device, steps in by_device.items():
+            torch._foreach_add_(steps, (found_inf == 0).to(device, steps[0].dtype, non_blocking=True))
 
 
 def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -68,7 +68,9 @@ class Part:
         own_grads = [grads[j] for j in places]
         given = next((g.dtype for g in own_grads if g is not None), None)
         self.buckets = list(self._buckets(None if given is None else str(given).removeprefix("torch.")))
-        self.signatures = [self._signatures(bucket) for bucket, _ in self.buckets]
+        for bucket, _ in self.buckets:
+            bucket.watched = True
+        self.whereabouts = [self._whereabouts(bucket) for bucket, _ in self.buckets]
         self._take(own_grads)
 
     def _buckets(self, grad_dtype: str | None) -> Iterator[tuple[Bucket, list[int]]]:
@@ -106,8 +108,9 @@ class Part:
         return [local(tensor) for tensor in tensors] if self.sharded else list(tensors)
 
     @staticmethod
-    def _signatures(bucket: Bucket) -> list[Any]:
-        return [bucket.backend.signature(column) for column in bucket.arrays()]
+    def _whereabouts(bucket: Bucket) -> list[Any]:
+        backend: Any = bucket.backend
+        return [backend.whereabouts(column) for column in bucket.arrays()]
 
     def take(self, grads: Sequence[Tensor | None]) -> bool:
         """Take in the gradients of another step; False if something has moved."""
@@ -121,8 +124,7 @@ class Part:
             for array, tensor in zip(column, (local(tensors[j]) for j in indices), strict=True)
         ):
             return False
-        now = [self._signatures(bucket) for bucket, _ in self.buckets]
-        if now != self.signatures:
+        if [self._whereabouts(bucket) for bucket, _ in self.buckets] != self.whereabouts:
             return False
         try:
             self._take(grads if self.whole else [grads[j] for j in self.places])
@@ -136,8 +138,8 @@ class Part:
             grads = local_gradients(self.params, grads)
         if not {*EXACT, type(None)}.issuperset(map(type, grads)):
             raise TypeError("expected gradients that are plain tensors")
-        self.grads = [
-            grads if len(indices) == len(grads) else [grads[j] for j in indices] for _, indices in self.buckets
+        self.grads: list[list[Tensor | None]] = [
+            list(grads) if len(indices) == len(grads) else [grads[j] for j in indices] for _, indices in self.buckets
         ]
         for (bucket, _), own in zip(self.buckets, self.grads, strict=True):
             check_gradients(bucket, own)

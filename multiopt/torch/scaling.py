@@ -47,7 +47,8 @@ class Scaling:
     @classmethod
     def of(cls, optimizer: Any) -> Scaling:
         """Read it off the optimizer."""
-        scale, found = getattr(optimizer, "grad_scale", None), getattr(optimizer, "found_inf", None)
+        scale = getattr(optimizer, "grad_scale", None)
+        found: Any = getattr(optimizer, "found_inf", None)
         if hasattr(found, "full_tensor"):
             found = found.full_tensor()  # of gradients that are DTensors
         if found is None or found.device.type != "cpu":
