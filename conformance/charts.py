@@ -8,8 +8,8 @@ from html import escape
 
 from .growth import Curve
 
-WIDTH, HEIGHT = 560, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 146, 14, 38
+WIDTH, HEIGHT = 576, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 146, 14, 38
 _GAP = 13
 
 

@@ -62,6 +62,7 @@ def page(
         matrix=_matrix(selection, verdicts),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
         bits=_bits(selection, verdicts),
+        laws=_laws(selection, verdicts),
         accuracy=_accuracy(verdicts),
         growth="".join(growth),
         differences="".join(differences),
@@ -157,12 +158,32 @@ def _bits(selection: Selection, verdicts: Sequence[Verdict]) -> str:
     return _table("heat", ["", *selection.backends], rows)
 
 
+def _laws(selection: Selection, verdicts: Sequence[Verdict]) -> str:
+    found = summary.laws(verdicts)
+    if not found:
+        return "<p>Not tried: only a check of everything does it.</p>"
+    rows = []
+    for law in dict.fromkeys(law for law, _ in found):
+        row = []
+        for backend in selection.backends:
+            verdict = found.get((law, backend))
+            if verdict is None or verdict.outcome == "inexpressible":
+                row.append('<td class="none">–</td>')
+                continue
+            kind, mark = {"passed": ("pass", "✓"), "failed": ("fail", "✗")}.get(verdict.outcome, ("told", "x"))
+            title = escape(verdict.note or verdict.reason)
+            row.append(f'<td class="{kind}" style="--heat:.35" title="{title}">{mark}</td>')
+        about = escape(next(v.reason for (name, _), v in found.items() if name == law))
+        rows.append(f'<tr><th title="{about}">{escape(law)}</th>{"".join(row)}</tr>')
+    return _table("heat", ["", *selection.backends], rows)
+
+
 def _accuracy(verdicts: Sequence[Verdict]) -> str:
     rows = []
     for who, found in summary.accuracy(verdicts).items():
         label = f"multiopt: {who}" if who.split(", ")[0] in PLAYERS else who
         row = "".join(_accuracy_cell(found.get(dtype)) for dtype in summary.FAIR)
-        rows.append(f"<tr><th>{escape(label)}</th>{row}</tr>")
+        rows.append(f'<tr><th class="long">{escape(label)}</th>{row}</tr>')
     return _table("heat", ["", *summary.FAIR], rows)
 
 

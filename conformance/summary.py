@@ -10,6 +10,7 @@ from .judge import ABOUT
 from .players import PLAYERS
 from .replay import habits as names_of
 from .scenarios import SCENARIOS
+from .systems import SYSTEMS
 from .tracefile import Trace, TraceFile
 from .verdict import OUTCOMES, Verdict
 
@@ -107,8 +108,10 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Accuracy]]:
     for v in verdicts:
         ours = v.what == "oracle" and v.note == "the whole run"
         dtype = SCENARIOS[v.scenario].dtype if v.scenario in SCENARIOS else ""
+        brief = v.backend in PLAYERS and PLAYERS[v.backend].slow
         if (
             v.observed is None
+            or brief
             or v.scenario not in FAIR.get(dtype, ())
             or not (ours or v.what in ("published", "explained"))
         ):
@@ -120,7 +123,8 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Accuracy]]:
         ):
             numbers[place] = max(numbers[place], v.observed)
     merged: dict[str, dict[str, Accuracy]] = {}
-    for who, rows in found.items():
+    order = [*PLAYERS, *SYSTEMS]
+    for who, rows in sorted(found.items(), key=lambda pair: order.index(pair[0])):
         twin = next((other for other, those in merged.items() if who in PLAYERS and those == rows), None)
         if twin is not None:
             merged = {f"{twin}, {who}" if other == twin else other: those for other, those in merged.items()}
@@ -149,6 +153,11 @@ _ABOUT = {
     "rate": "our schedules against their formulas",
     "bits": "across libraries",
 }
+
+
+def laws(verdicts: Iterable[Verdict]) -> dict[tuple[str, str], Verdict]:
+    """Return, for each (law, backend), whether it holds."""
+    return {(v.kind, v.backend): v for v in verdicts if v.what == "law"}
 
 
 def limits(verdicts: Iterable[Verdict]) -> list[Limit]:

@@ -103,7 +103,7 @@ def laws(verdicts: Sequence[Verdict], selection: Selection) -> Table | None:
     """Laws × backends: how many cases each was tried on."""
     from rich.text import Text
 
-    found = {(v.kind, v.backend): v for v in verdicts if v.what == "law"}
+    found = summary.laws(verdicts)
     if not found:
         return None
     table = _table(

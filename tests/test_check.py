@@ -135,7 +135,7 @@ def test_page_is_whole_and_needs_nothing_else(whole):
     assert "@import" not in text
     assert "$" not in text
     assert page.counts["svg"] == 8
-    assert page.counts["table"] == 6
+    assert page.counts["table"] == 7
     for system, content in FILES.items():
         assert system in text
         assert content.digest() in text
