@@ -125,8 +125,9 @@ def library_of(array: Any) -> Library:
 
 def _name(optimizer: Any) -> str:
     kind = type(optimizer)
-    module = kind.__module__.partition("." if kind.__module__.startswith("multiopt") else "._")[0]
-    return f"{module}.{kind.__qualname__}"
+    # Keras' classes live in private modules.
+    module = "keras.optimizers" if kind.__module__.startswith("keras.src") else kind.__module__
+    return f"{module}.{kind.__qualname__}".replace("multiopt.optimizer.", "multiopt.")
 
 
 def _dtype(arrays: Sequence[Any]) -> str:
