@@ -107,7 +107,10 @@ def laws(verdicts: Sequence[Verdict], selection: Selection) -> Table | None:
     if not found:
         return None
     table = _table(
-        "Laws", "✓ and the number of cases   – has no words for it, or the law says nothing of it", "law", *selection.backends
+        "Laws",
+        "✓ and the number of cases   – has no words for it, or the law says nothing of it",
+        "law",
+        *selection.backends,
     )
     for law in dict.fromkeys(law for law, _ in found):
         row = []
