@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import summary, tables
+from .law import nothing_left_behind
 from .namespaces import check_id, expect, find, read_xfails
 from .players import PLAYERS
 from .records import record, results
@@ -77,14 +78,16 @@ def main(args: argparse.Namespace) -> int:
     if args.mutants:
         from .hunt import main as hunt
 
-        return hunt(console, args.traces, args.json)
+        with nothing_left_behind():
+            return hunt(console, args.traces, args.json)
     if args.xfails is not None and args.namespace is None:
         raise ValueError("--xfails: expected --namespace with it, whose known failures the file lists")
     xfails = {} if args.xfails is None else read_xfails(args.xfails)
     selection = select(args)
     files = load_all(selection.traces)  # damaged ones are refused here, before the work
     begun = time.monotonic()
-    verdicts = _run(console, selection, args.processes)
+    with nothing_left_behind():
+        verdicts = _run(console, selection, args.processes)
     seconds = time.monotonic() - begun
     if args.xfails is not None:
         verdicts = expect(verdicts, xfails, complete=selection.whole)

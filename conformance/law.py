@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -16,6 +19,21 @@ from .verdict import Place, Verdict
 #: Cases a law is tried on: of a player that is fast, and of one that is slow or compiles a kernel for each option.
 EXAMPLES, FEW = 12, 3
 _COMPILE = ("host", "jit", "keras", "cuda")
+
+
+_STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Let hypothesis keep its folder where it is thrown away, and not where the command is run."""
+    with tempfile.TemporaryDirectory() as folder:
+        mine = os.environ.setdefault(_STORAGE, folder) == folder
+        try:
+            yield
+        finally:
+            if mine:
+                del os.environ[_STORAGE]
 
 
 class BrokenError(AssertionError):
