@@ -10,12 +10,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from .floats import rounded
-from .inputs import Gradient
 from .players import Player
-from .replay import Question
+from .replay import Question, question_of
 from .specification import HOLDERS, Config
 from .stages import inexpressible
-from .tracefile import gradient_arrays
 
 #: Options by name. Few, because each asks a compiler for a kernel of its own.
 OPTIONS: Mapping[str, Config] = {
@@ -99,19 +97,3 @@ def make_question(
     low, high = (-2, 0) if half else (-4, 2)
     gradients = [[draw(shape, low, high) for shape in shapes] for _ in range(steps * chosen.accumulate)]
     return question_of(label, dtype, chosen, start, gradients)
-
-
-def question_of(
-    name: str,
-    dtype: str,
-    config: Config,
-    start: Sequence[np.ndarray],
-    gradients: Sequence[Sequence[Gradient]],
-    rates: tuple[float, ...] | None = None,
-) -> Question:
-    """Return the question of these parameters and gradients; a gradient may be None."""
-    missing = tuple((t, i) for t, row in enumerate(gradients) for i, g in enumerate(row) if g is None)
-    shapes = tuple(tuple(values.shape) for values in start)
-    return Question(
-        name, "", dtype, shapes, config, missing, list(start), gradients, gradient_arrays(gradients, start), rates
-    )

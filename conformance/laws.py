@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from .cases import OPTIONS, Case, question_of
+from .cases import OPTIONS, Case
 from .compare import differences, same_bits
 from .floats import REAL, parts, rounded, ulps
 from .inputs import Gradient
 from .law import BrokenError, Law
 from .players import Array, Player
 from .promises import PROMISES
-from .replay import Question, play
+from .replay import Question, play, question_of
 from .specification import Config
 from .tolerances import COMPILED
 from .tracefile import STATES, Trace

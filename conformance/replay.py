@@ -133,6 +133,22 @@ class Question:
         return sha.hexdigest()
 
 
+def question_of(
+    name: str,
+    dtype: str,
+    config: Config,
+    start: Sequence[Array],
+    gradients: Sequence[Sequence[Gradient]],
+    rates: tuple[float, ...] | None = None,
+) -> Question:
+    """Return the question of these parameters and gradients; a gradient may be None."""
+    missing = tuple((t, i) for t, row in enumerate(gradients) for i, g in enumerate(row) if g is None)
+    shapes = tuple(tuple(values.shape) for values in start)
+    return Question(
+        name, "", dtype, shapes, config, missing, list(start), gradients, gradient_arrays(gradients, start), rates
+    )
+
+
 def first(trace: Trace, steps: int) -> Trace:
     """Return the beginning of a trace with dense gradients."""
     if trace.steps <= steps:

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from .adapters import Adapter, Asked, adapt, asked
-from .cases import question_of
 from .compare import units_apart
 from .floats import parts
 from .players import Array
-from .replay import Question
+from .replay import Question, question_of
 from .specification import HOLDERS, Config
 from .tracefile import STATES, Trace
 

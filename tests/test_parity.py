@@ -5,9 +5,6 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 from conftest import run_python
-
-pytest.importorskip("hypothesis")
-
 from multiopt.conformance import (
     TrajectoryError,
     assert_published_rule,
@@ -15,8 +12,8 @@ from multiopt.conformance import (
     assert_same_trajectory,
     record_trajectory,
 )
-from multiopt.conformance.cases import question_of
 from multiopt.conformance.mutants import MUTANTS
+from multiopt.conformance.replay import question_of
 from multiopt.conformance.specification import Config
 from multiopt.conformance.tracefile import load, path_of
 
