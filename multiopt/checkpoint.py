@@ -249,7 +249,7 @@ def save(opt: Optimizer, path: str | Path) -> None:
     tensors, kept = {}, {}
     for place in places(opt, params=True):
         host = place.bucket.backend.to_host(place.get())
-        kept[place.key] = [place.dtype, list(host.shape), zlib.crc32(host)]
+        kept[place.key] = [place.dtype, list(host.shape), zlib.crc32(host.data)]
         # Complex numbers as pairs; bfloat16, which NumPy does not have, stays the bits that `to_host` gives.
         tensors[place.key] = _pairs(host) if place.dtype.startswith("complex") else host
     text = json.dumps({**about(opt, encode), "arrays": kept})

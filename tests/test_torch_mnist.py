@@ -15,7 +15,19 @@ PROGRAM = Path(__file__).parent.parent / "examples" / "torch_mnist.py"
 
 def test_same_losses_with_either_optimizer(monkeypatch, capsys):
     def run(optimizer):
-        options = ["--double", "--epochs", "1", "--log-interval", "1", "--images", "320", "--batch-size", "32", "--optimizer", optimizer]
+        options = [
+            "--double",
+            "--epochs",
+            "1",
+            "--log-interval",
+            "1",
+            "--images",
+            "320",
+            "--batch-size",
+            "32",
+            "--optimizer",
+            optimizer,
+        ]
         monkeypatch.setattr(sys, "argv", [str(PROGRAM), *options])
         try:
             runpy.run_path(str(PROGRAM), run_name="__main__")

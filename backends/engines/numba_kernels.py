@@ -108,7 +108,9 @@ STORAGE = {
     "float32": (4, _pointer(types.float32), "{}", "{}"),
     "float64": (8, _pointer(types.float64), "{}", "{}"),
 }
-capsule_pointer: Any = types.ExternalFunction("PyCapsule_GetPointer", numba.core.typing.signature(types.intp, types.intp, types.intp))
+capsule_pointer: Any = types.ExternalFunction(
+    "PyCapsule_GetPointer", numba.core.typing.signature(types.intp, types.intp, types.intp)
+)
 
 
 @numba.njit("int64(int64[::1], int64[::1], int64[::1])")
