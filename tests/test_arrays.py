@@ -183,11 +183,14 @@ ALIASES = {
     "across two": lambda w: [(w[:40], w[20:60]), (w[40:80], w[30:70])],
     "strided": lambda w: [(w[:80:2], w[:40]), (w[1:80:2], w[40:80])],
     "nested": lambda w: [(w[:80:10], w[80:88]), (w[1:9], w[18:10:-1]), (w[11:19], w[8:0:-1]), (w[21:29], w[2:10])],
+    # Two wide views with others in their gaps; the second's gradient lies on an element of the first.
     "between": lambda w: [
-        (w[:80:10], w[90:98]),
-        (w[1:9], w[30:38]),
-        (w[11:19], w[100:108]),
-        (w[21:29], w[110:118]),
+        (w[:80:20], w[90:94]),
+        (w[1:5], w[94:98]),
+        (w[7:80:20], w[38:42]),
+        (w[11:15], w[98:102]),
+        (w[21:25], w[102:106]),
+        (w[31:35], w[106:110]),
     ],
     "one for all": lambda w: [(w[:40], w[80:]), (w[40:80], w[80:])],
 }

@@ -421,6 +421,15 @@ def test_a_failing_write_leaves_the_old_file(error, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["x"]
 
 
+def test_who_reads_while_another_writes_sees_one_file_whole(tmp_path):
+    opt, content = saved(tmp_path)
+    with open(tmp_path / "x", "rb") as reader:
+        opt.steps = 99
+        opt.save(tmp_path / "x")
+        assert reader.read() == content
+    assert (tmp_path / "x").read_bytes() != content
+
+
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     pytest.importorskip("resource", reason="limits on files are a thing of Unix")
     _, content = saved(tmp_path)

@@ -457,6 +457,11 @@ def test_nonfinite_gradients(plain, bad):
     assert np.isfinite(np.asarray(plain.back(free.params[0]))).all()
 
 
+def test_nan_is_not_clipped_away(plain):
+    opt = Adadelta(plain.param(np.ones(2)), engine=plain.engine, clip_value=1.0)
+    assert np.isnan(np.asarray(plain.back(opt.step(plain.grad(np.array([np.nan, 1.0])))))).tolist() == [True, False]
+
+
 def test_infinite_gradients_and_clipping():
     x = np.ones(3)
     Adadelta(x, clip_value=1.0).step(np.array([np.inf, 1.0, 1.0]))
