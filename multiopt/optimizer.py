@@ -115,8 +115,8 @@ class Optimizer:
     ) -> None:
         if "lr" not in rule.hypers:
             raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or accumulate < 1:
-            raise ValueError(f"accumulate: expected a positive integer, got {accumulate!r}")
+        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or not 1 <= accumulate < 2**31:
+            raise ValueError(f"accumulate: expected an integer from 1 to 2**31 - 1, got {accumulate!r}")
         self.rule = rule
         self.accumulate = accumulate
         self.clip_global_norm = clip_global_norm

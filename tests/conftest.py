@@ -14,7 +14,9 @@ import pytest
 from hypothesis import settings
 
 # Where a test first imports a library may be slow, and the machine may be busy: time is no defect here.
-settings.register_profile("multiopt", deadline=None, print_blob=True)
+# The same examples in every run, so that a change is judged by what it changes; MULTIOPT_TEST_EXPLORE=1 makes new ones.
+EXPLORE = os.environ.get("MULTIOPT_TEST_EXPLORE") == "1"
+settings.register_profile("multiopt", deadline=None, print_blob=True, derandomize=not EXPLORE)
 settings.load_profile("multiopt")
 
 
