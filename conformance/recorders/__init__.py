@@ -49,7 +49,8 @@ def record_to(system: str, path: Path, *, timeout: float = 900.0) -> None:
     RuntimeError
         If the recorder fails; the message ends with what it said.
     """
-    command = [sys.executable, "-m", "multiopt.conformance.recorders", system, str(path)]
+    # -P: the folder that one stands in may hold another multiopt, such as the sources of this one.
+    command = [sys.executable, "-P", "-m", "multiopt.conformance.recorders", system, str(path)]
     done = subprocess.run(
         command,
         env={**os.environ, **SYSTEMS[system].environment},
