@@ -160,6 +160,16 @@ def test_absent_and_failing_contenders_are_named_and_the_others_are_measured():
     assert [row.samples for row in (missing, failing, dying)] == [[], [], []]
 
 
+def test_a_process_that_is_killed_between_two_samples_is_an_error_and_closes():
+    process = race.Process(Contender("numpy", "plain", "host_rows:plain_numpy"))
+    process.open(SMALL)
+    process._process.kill()
+    process._process.wait()
+    with pytest.raises(RuntimeError, match="its process ended with status -9"):
+        process("sample", n=1)
+    process.close()
+
+
 @pytest.mark.skipif(not worker.RESET.exists(), reason="this system does not tell a process its highest memory")
 def test_the_peak_of_memory_sees_an_array_that_came_and_went():
     seen = worker.peak(lambda n: float(np.ones(4_000_000).sum()))
