@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rows", default="", help="comma-separated contenders, by default all (the floor always runs)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the arrays are")
     parser.add_argument("--quick", action="store_true", help="tiny workloads: shows that all works, not how fast it is")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which compiles for minutes")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, which compiles for a minute or more")
     parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (15; 3 if quick)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures as a picture")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")

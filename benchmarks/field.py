@@ -52,7 +52,7 @@ def contenders(device: str, compiled: bool, rows: list[str] | None) -> dict[str,
     device : str
         ``"cpu"`` or ``"cuda"``.
     compiled : bool
-        Whether to run what compiles for minutes; else it is absent and says so.
+        Whether to run what compiles for a minute or more; else it is absent and says so.
     rows : list of str or None
         Keys to choose; the floor is always chosen. None chooses all.
 
@@ -69,5 +69,7 @@ def contenders(device: str, compiled: bool, rows: list[str] | None) -> dict[str,
     if unknown:
         raise ValueError(f"--rows: expected some of {', '.join(everybody)}, got {', '.join(unknown)}")
     if not compiled:
-        everybody["torch-compile"] = replace(everybody["torch-compile"], excuse="compiles for minutes: pass --compile")
+        everybody["torch-compile"] = replace(
+            everybody["torch-compile"], excuse="compiles for a minute or more: pass --compile"
+        )
     return {key: c for key, c in everybody.items() if rows is None or key in rows or key == FLOOR}
