@@ -113,7 +113,7 @@ capsule_pointer: Any = types.ExternalFunction(
 )
 
 
-@numba.njit("int64(int64[::1], int64[::1], int64[::1])")
+@numba.njit  # compiled when the first NumPy array comes: PyTorch tensors never need it
 def gather(capsules: Any, need: Any, addresses: Any) -> int:
     """Read ``__array_struct__`` capsules (the array interface's C side) in one call.
 
