@@ -6,8 +6,8 @@ For tests of one's own: `assert_same_trajectory`, `assert_same_bits`, `assert_pu
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .parity import TrajectoryError, assert_published_rule, assert_same_bits, assert_same_trajectory
-    from .trajectory import Trajectory, record_trajectory
+    from .parity.parity import TrajectoryError, assert_published_rule, assert_same_bits, assert_same_trajectory
+    from .parity.trajectory import Trajectory, record_trajectory
 
 #: Where each name is: modules are imported when one of theirs is used.
 _HOMES = {

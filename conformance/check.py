@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import summary, tables
-from .law import nothing_left_behind
-from .namespaces import check_id, expect, find, read_xfails
-from .players import PLAYERS
-from .records import record, results
-from .run import Selection, run
-from .scenarios import SCENARIOS
-from .systems import SYSTEMS
-from .tracefile import FOLDER, load_all
-from .verdict import Verdict, count
+from .checks.law import nothing_left_behind
+from .checks.run import Selection, run
+from .checks.verdict import Verdict, count
+from .data.scenarios import SCENARIOS
+from .data.systems import SYSTEMS
+from .data.tracefile import FOLDER, load_all
+from .report import summary, tables
+from .report.records import record, results
+from .targets.namespaces import check_id, expect, find, read_xfails
+from .targets.players import PLAYERS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -76,7 +76,7 @@ def main(args: argparse.Namespace) -> int:
         _list(console)
         return 0
     if args.mutants:
-        from .hunt import main as hunt
+        from .mutation.hunt import main as hunt
 
         with nothing_left_behind():
             return hunt(console, args.traces, args.json)
@@ -97,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
     if args.record is not None:
         console.print(f"recorded in {record(args.record, selection, files, verdicts, seconds)}")
     if args.report is not None:
-        from .report import write
+        from .report.report import write
 
         write(args.report, selection, files, verdicts, notes(selection, verdicts))
         console.print(f"wrote {args.report}")

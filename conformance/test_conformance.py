@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from multiopt.conformance.check import select
-from multiopt.conformance.namespaces import check_id, read_xfails
-from multiopt.conformance.run import Part, Selection, checks
-from multiopt.conformance.tracefile import FOLDER
-from multiopt.conformance.verdict import Verdict
+from multiopt.conformance.checks.run import Part, Selection, checks
+from multiopt.conformance.checks.verdict import Verdict
+from multiopt.conformance.data.tracefile import FOLDER
+from multiopt.conformance.targets.namespaces import check_id, read_xfails
 
 _OPTIONS = ("backend", "namespace", "against", "scenario", "quick")
 

@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from conftest import run_python
+from processes import run_python
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = {

@@ -1,0 +1,122 @@
+"""What a law is, and how it is tried: on cases drawn by hypothesis, the same ones in every run."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from ..data.specification import HOLDERS, Config
+from ..targets.players import Player
+from .cases import Case, can_say, cases, dtypes_for, labels_for
+from .verdict import Place, Verdict
+
+#: Cases a law is tried on: of a player that is fast, and of one that is slow or compiles a kernel for each option.
+EXAMPLES, FEW = 12, 3
+_COMPILE = ("host", "jit", "keras", "cuda")
+
+
+_STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
+
+
+@contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Let hypothesis keep its folder where it is thrown away, and not where the command is run."""
+    with tempfile.TemporaryDirectory() as folder:
+        mine = os.environ.setdefault(_STORAGE, folder) == folder
+        try:
+            yield
+        finally:
+            if mine:
+                del os.environ[_STORAGE]
+
+
+class BrokenError(AssertionError):
+    """A law that does not hold, and where."""
+
+    def __init__(self, message: str, place: Place | None = None) -> None:
+        super().__init__(message)
+        self.place = place
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law.
+
+    Attributes
+    ----------
+    name, about : str
+    check : callable
+        ``check(player, case)``; raises `BrokenError`.
+    labels : tuple of str
+        Names of the options that it holds for.
+    dtypes : tuple of str
+        Data types that it holds for.
+    engines : tuple of str or None
+        Engines that it is about; None for all.
+    needs : Config or None
+        Options that its second question has, whatever those of the first.
+    """
+
+    name: str
+    about: str
+    check: Callable[[Player, Case], None]
+    labels: tuple[str, ...]
+    dtypes: tuple[str, ...] = tuple(HOLDERS)
+    engines: tuple[str, ...] | None = None
+    needs: Config | None = None
+
+    def concerns(self, player: Player) -> bool:
+        """Tell whether the law says anything about `player`."""
+        if self.engines is not None and (player.engine not in self.engines or player.stage is not None):
+            return False
+        said = self.needs is None or can_say(player, self.needs)
+        return bool(said and self._labels(player) and self._dtypes(player))
+
+    def _labels(self, player: Player) -> list[str]:
+        return labels_for(player, self.labels)
+
+    def _dtypes(self, player: Player) -> list[str]:
+        return [dtype for dtype in dtypes_for(player) if dtype in self.dtypes]
+
+    def verdict(self, player: Player, examples: int | None = None) -> Verdict:
+        """Try the law on `player`, on the same cases every time.
+
+        Parameters
+        ----------
+        player : Player
+        examples : int, optional
+            How many cases; by default `EXAMPLES`, or `FEW` where each takes long.
+        """
+        costly = player.slow or player.engine in _COMPILE
+        count = examples or (FEW if costly else EXAMPLES)
+        tried: list[Case] = []
+
+        # The same cases in every run. Others for each law, unless each new shape asks a compiler for something.
+        @seed(0 if costly else zlib.crc32(self.name.encode()))
+        @settings(
+            max_examples=count,
+            database=None,
+            deadline=None,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=cases(self._labels(player), self._dtypes(player)))
+        def holds(case: Case) -> None:
+            tried.append(case)
+            self.check(player, case)
+
+        blank = Verdict("law", player.name, "", "", self.name, "passed", reason=self.about)
+        try:
+            holds()
+        except Exception as error:
+            # Whatever goes wrong is a finding about the player, not the end of the check.
+            place = error.place if isinstance(error, BrokenError) else None
+            told = str(error) if isinstance(error, BrokenError) else f"{type(error).__name__}: {error}"
+            return replace(blank, outcome="failed", place=place, note=f"{' '.join(told.split())} ({tried[-1]})")
+        return replace(blank, note=f"{len(tried)} cases")

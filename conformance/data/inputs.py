@@ -1,0 +1,88 @@
+"""Initial values and gradients of a scenario: the same numbers on every machine.
+
+Only IEEE arithmetic on a PCG64 stream of uniform doubles; no library's logarithm or normal generator, whose last
+bits differ from one machine to another. The seed is the scenario's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..reference.floats import rounded
+from .specification import HOLDERS, Draw, Scenario
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Rows of a gradient: ``values[i]`` belongs to row ``indices[i]``; a row may occur more than once."""
+
+    indices: NDArray[np.int64]
+    values: NDArray[np.generic]
+
+
+Gradient = NDArray[np.generic] | Sparse | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Initial values, one per tensor, and the gradients: ``gradients[step][tensor]``."""
+
+    start: tuple[NDArray[np.generic], ...]
+    gradients: tuple[tuple[Gradient, ...], ...]
+
+
+def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_complex: bool) -> NDArray[np.generic]:
+    if draw.kind == "listed":
+        places = (offset + np.arange(count)) % len(draw.values)
+        return np.asarray(draw.values)[places]
+    parts = 2 * count if is_complex else count
+    if draw.kind == "uniform":
+        flat = draw.low + (draw.high - draw.low) * rng.random(parts)
+    elif draw.kind == "decades":
+        powers = np.array([float(f"1e{k}") for k in range(int(draw.low), int(draw.high) + 1)])
+        sign = np.where(rng.random(parts) < 0.5, -1.0, 1.0)
+        which = (rng.random(parts) * len(powers)).astype(np.int64)
+        flat = sign * (1.0 + 9.0 * rng.random(parts)) * powers[which]
+    else:
+        raise ValueError(f"Draw.kind: expected 'uniform', 'decades' or 'listed', got {draw.kind!r}")
+    return flat.view(np.complex128) if is_complex else flat
+
+
+def inputs_of(scenario: Scenario) -> Inputs:
+    """Return the initial values and gradients of ``scenario``, rounded to its data type.
+
+    bfloat16 values come in float32 arrays, which hold them exactly.
+    """
+    seed = int.from_bytes(hashlib.sha256(scenario.name.encode()).digest()[:16], "little")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    is_complex = scenario.dtype.startswith("complex")
+    offset = 0
+
+    def draw(source: Draw, shape: tuple[int, ...]) -> NDArray[np.generic]:
+        nonlocal offset
+        count = int(np.prod(shape, dtype=np.int64))
+        values = _numbers(source, count, offset, rng, is_complex)
+        offset += count
+        with np.errstate(over="ignore", under="ignore"):
+            held = values.astype(HOLDERS[scenario.dtype])
+        return rounded(held, scenario.dtype).reshape(shape)
+
+    start = tuple(draw(scenario.start, shape) for shape in scenario.shapes)
+    offset = 0
+    steps: list[tuple[Gradient, ...]] = []
+    for step in range(scenario.steps):
+        row: list[Gradient] = []
+        for i, shape in enumerate(scenario.shapes):
+            if scenario.is_missing(step, i):
+                row.append(None)
+            elif i == 0 and scenario.rows:
+                indices = np.array(scenario.rows[step % len(scenario.rows)], dtype=np.int64)
+                row.append(Sparse(indices, draw(scenario.gradients, (len(indices), *shape[1:]))))
+            else:
+                row.append(draw(scenario.gradients, shape))
+        steps.append(tuple(row))
+    return Inputs(start, tuple(steps))

@@ -1,0 +1,162 @@
+"""Options that a trajectory gives away: the rule's first step, solved for one of them at a time.
+
+From zero accumulators the first step is ``v = (1 − ρ) g²``, ``d = √ε / √(v + ε) · g``, ``u = (1 − ρ) d²``. Each is
+an estimate from rounded numbers: rounder ones beside it are offered first, and the caller tries them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..data.specification import Config
+from ..reference.floats import parts
+from ..reference.machine import Machine
+from ..targets.adapters import Asked
+from ..targets.players import Array
+from .trajectory import Trajectory
+
+#: How far a rounder number may be from the estimate: a hundredth. Whether it is right, the trajectory says.
+NEAR = 0.02
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first step, flat and in float64: gradient as the rule gets it, parameters around it, accumulators."""
+
+    g: Array
+    before: Array
+    after: Array
+    v: Array | None
+    u: Array | None
+
+
+def estimated(trajectory: Trajectory, base: Asked) -> Iterator[Config]:
+    """Yield options like those of `base`, with numbers that the trajectory gives away."""
+    c = base.config
+    lr = base.rates[0] if base.rates else c.lr
+    if c.accumulate > 1 or not lr or trajectory.gradients is None:
+        return
+    first = _first(trajectory, base)
+    if first is None:
+        return
+    with np.errstate(all="ignore"):
+        found = dict(_solved(first, c, lr, trajectory))
+    for name in ("lr", "rho", "eps"):
+        for value in _rounder(found.get(name)):
+            if name == "lr" and base.rates is not None:
+                continue
+            if value > 0 and (name != "rho" or value < 1):
+                yield _with(c, **{name: value})
+    for kind in ("coupled", "decoupled"):
+        for value in _rounder(found.get(kind)):
+            if value > 0:
+                yield replace(c, weight_decay=value, decay_kind=kind)
+    if c.decay_kind is not None:
+        yield replace(c, weight_decay=0.0, decay_kind=None)
+    together = {name: found.get(f"state {name}") for name in ("lr", "rho", "eps")}
+    if all(together.values()):
+        for digits in (2, 3, 6):
+            numbers = {name: float(f"{value:.{digits}g}") for name, value in together.items()}
+            if numbers["lr"] > 0 and 0 < numbers["rho"] < 1 and numbers["eps"] > 0:
+                yield _with(c, **numbers)
+
+
+def _with(c: Config, **numbers: Any) -> Config:
+    return replace(c, **numbers)
+
+
+def _first(trajectory: Trajectory, base: Asked) -> _First | None:
+    assert trajectory.gradients is not None
+    question = trajectory.question(base.config, base.rates)
+    try:
+        machine = Machine(question)
+    except ValueError:
+        return None
+    flat = [None if g is None else _flat(g) for g in question.gradients[0]]
+    given = machine.prepared([None if g is None else g.astype(machine.wide) for g in flat])
+    columns: dict[str, list[Array]] = {"g": [], "before": [], "after": [], "v": [], "u": []}
+    held = {"v": "square_avg", "u": "acc_delta"}
+    for i, g in enumerate(given):
+        if g is None:
+            continue
+        columns["g"].append(g)
+        x = trajectory.states["x"][i]
+        columns["before"].append(_flat(x[0]))
+        columns["after"].append(_flat(x[1]))
+        for short, kind in held.items():
+            if kind in trajectory.states:
+                columns[short].append(_flat(trajectory.states[kind][i][1]))
+    if not columns["g"]:
+        return None
+    joined: dict[str, Any] = {k: np.concatenate(v).astype(np.float64) if v else None for k, v in columns.items()}
+    usable = (joined["g"] != 0) & np.isfinite(joined["g"])
+    if not usable.any():
+        return None
+    chosen: dict[str, Any] = {k: None if v is None else v[usable] for k, v in joined.items()}
+    return _First(**chosen)
+
+
+def _flat(values: Any) -> Array:
+    return np.asarray(parts(np.asarray(values))).ravel()
+
+
+def _solved(f: _First, c: Config, lr: float, trajectory: Trajectory) -> Iterator[tuple[str, float]]:
+    """Yield names and estimates."""
+    rest, wd = 1.0 - c.rho, c.weight_decay
+    g = f.g + wd * f.before if c.decay_kind == "coupled" else f.g
+    start = f.before * (1.0 - lr * wd) if c.decay_kind == "decoupled" else f.before
+    moved = start - f.after
+    v = rest * g * g
+    d = np.sqrt(c.eps / (v + c.eps)) * g
+    yield "lr", float(np.sum(moved * d) / np.sum(d * d))
+    ratio = (moved / (lr * g)) ** 2
+    yield "eps", _middle(ratio * v / (1.0 - ratio))
+    yield "rho", 1.0 - _middle(c.eps * (1.0 - ratio) / (ratio * g * g))
+    yield "decoupled", _middle((f.before - lr * d - f.after) / (lr * f.before))
+    undecayed = (f.before - f.after) / lr
+    size = np.abs(undecayed) * np.sqrt(c.eps / (c.eps - undecayed**2 * rest)) if f.v is None else np.sqrt(f.v / rest)
+    yield "coupled", _middle((np.sign(undecayed) * size - f.g) / f.before)
+    if f.v is None or f.u is None:
+        return
+    rho = 1.0 - _middle(f.v / (g * g))
+    square = f.u / (1.0 - rho)
+    yield "state rho", rho
+    yield "state eps", _middle(square * f.v / (g * g - square))
+    yield "state lr", _rate(trajectory, rho, -1.0 if c.maximize else 1.0)
+    # Without the motion, which says little where it is small beside the parameters.
+    yield "rho", rho
+    yield "eps", _middle((f.u / rest) * f.v / (g * g - f.u / rest))
+
+
+def _rate(trajectory: Trajectory, rho: float, sign: float) -> float:
+    """Return the learning rate that fits all motion best, updates being known from the second accumulator."""
+    assert trajectory.gradients is not None
+    product = square = 0.0
+    for i, (x, u) in enumerate(zip(trajectory.states["x"], trajectory.states["acc_delta"], strict=True)):
+        for t, row in enumerate(trajectory.gradients):
+            if row[i] is None:
+                continue
+            before, after, old, new = (_flat(a).astype(np.float64) for a in (x[t], x[t + 1], u[t], u[t + 1]))
+            d = sign * np.sign(_flat(row[i])) * np.sqrt(np.maximum(new - rho * old, 0.0) / (1.0 - rho))
+            product += float(np.nansum((before - after) * d))
+            square += float(np.nansum(d * d))
+    return product / square if square else 0.0
+
+
+def _middle(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else 0.0
+
+
+def _rounder(value: float | None) -> list[float]:
+    """Return numbers of few digits near a value, the fewest first, and the value itself."""
+    if not value or not np.isfinite(value):
+        return []
+    near = [float(f"{value:.{digits}g}") for digits in range(1, 8)]
+    singles = [float(np.float32(number)) for number in near]
+    chosen = [number for number in (*near, *singles) if abs(number - value) <= NEAR * abs(value)]
+    return list(dict.fromkeys([*chosen, value]))

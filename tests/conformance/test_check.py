@@ -1,0 +1,452 @@
+"""``multiopt check``: it passes on what is right, and says where it went wrong on what is not."""
+
+import json
+import math
+import re
+import socket
+import struct
+from dataclasses import replace
+from html.parser import HTMLParser
+from itertools import pairwise
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+pytest.importorskip("safetensors")
+pytest.importorskip("rich")
+
+from multiopt.conformance.check import notes
+from multiopt.conformance.checks.across import OPTIONS, Across
+from multiopt.conformance.checks.judge import Judge
+from multiopt.conformance.checks.run import Selection, run
+from multiopt.conformance.checks.verdict import Place, Verdict, count, judged
+from multiopt.conformance.data.tracefile import FOLDER, load, load_all, path_of, save
+from multiopt.conformance.reference import tolerances
+from multiopt.conformance.report.report import summary
+from multiopt.conformance.report.report.charts import line_chart
+from multiopt.conformance.report.report.growth import Curve
+from multiopt.conformance.report.report.tables import short
+from multiopt.conformance.targets.players import PLAYERS, NumPy, Player
+from multiopt.conformance.targets.replay import Question, bits, first, followed, habits, play
+from multiopt.conformance.targets.stages import Core, inexpressible, refusal
+
+from multiopt.cli import main as command
+
+FILES = load_all()
+EAGER = PLAYERS["numpy-eager"]
+
+
+def trace_of(system, scenario):
+    return FILES[system].traces[scenario]
+
+
+def quiet(title, done, total):
+    pass
+
+
+def wrong(**changes):
+    """The core, told other options than it was asked with."""
+
+    def stage(question):
+        return Core(NumPy("numpy"), replace(question, config=replace(question.config, **changes)), "eager")
+
+    return Player("wrong", "made for this test", NumPy, "numpy", engine="eager", stage=stage)
+
+
+# --- The whole of it, on NumPy ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A check of one backend: the exit code, and everything it writes."""
+    folder = tmp_path_factory.mktemp("check")
+    out = {name: folder / name for name in ("all.json", "page.html", "records")}
+    words = ["check", "--backend", "numpy-eager", "--processes", "1", "--verbose"]
+    words += ["--json", str(out["all.json"]), "--report", str(out["page.html"]), "--record", str(out["records"])]
+    status = command(words)
+    return status, json.loads(out["all.json"].read_text()), out["page.html"].read_text(), list(out["records"].iterdir())
+
+
+def test_numpy_passes(whole):
+    status, results, *_ = whole
+    assert status == 0
+    assert results["counts"]["failed"] == 0
+    assert results["counts"]["passed"] > 2000
+
+
+def test_json_holds_every_comparison(whole):
+    _, results, *_ = whole
+    assert results["format"] == "multiopt-check 1"
+    rows = results["verdicts"]
+    traces = {(r["system"], r["scenario"]) for r in rows if r["what"] == "trace"}
+    recorded = {(s, n) for s, f in FILES.items() for n, t in f.traces.items() if t.refusal is None}
+    assert traces == recorded
+    for row in rows:
+        if row["outcome"] == "passed" and row["what"] in ("trace", "oracle", "explained", "bits"):
+            assert row["observed"] <= row["tolerance"]
+            assert row["reason"]
+        if row["outcome"] in ("habit", "inexpressible"):
+            assert row["reason"], row
+    assert {r["kind"] for r in rows if r["what"] == "oracle" and r["outcome"] == "passed"} == {
+        "square_avg", "acc_delta", "x", "average",
+    }  # fmt: skip
+    assert len([r for r in rows if r["what"] == "bits"]) == 2 * len(OPTIONS)
+    assert results["traces"]["optax"]["digest"] == FILES["optax"].digest()
+
+
+def test_records_say_what_machine_and_nothing_private(whole):
+    (path,) = whole[-1]
+    text = path.read_text()
+    content = json.loads(text)
+    assert content["machine"]["python"].startswith("3.")
+    assert content["machine"]["versions"]["numpy"] == np.__version__
+    assert content["figures"]["numpy-eager"]["trace"]["optax"]["paper"]["square_avg"] >= 0
+    assert content["worst"]
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|usr|work|opt|Users)\b", text)
+    assert socket.gethostname() not in text
+    assert path.stat().st_size < 500_000
+
+
+class Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.counts, self.outside = [], {}, []
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        if tag not in ("meta", "line", "path", "br"):
+            self.open.append(tag)
+        self.outside += [v for k, v in attrs if k in ("src", "href", "action", "data") and v]
+
+    def handle_startendtag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_needs_nothing_else(whole):
+    text = whole[2]
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.outside == []
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "$" not in text
+    assert page.counts["svg"] == 8
+    assert page.counts["table"] == 7
+    for system, content in FILES.items():
+        assert system in text
+        assert content.digest() in text
+    for svg in re.findall(r"<svg.*?</svg>", text, re.DOTALL):
+        ElementTree.fromstring(svg)
+        assert "nan" not in svg.lower().replace("multiopt", "")
+
+
+def test_nothing_is_dropped_in_silence():
+    """What the core has no words for, and what it refuses, is known by name; all else is judged."""
+    without, refused = set(), set()
+    for content in FILES.values():
+        for name, trace in content.traces.items():
+            if trace.refusal is None:
+                question = Question.of_trace(trace)
+                if inexpressible(EAGER, question):
+                    without.add(name)
+                elif refusal(EAGER, question):
+                    refused.add(name)
+    assert without == {"sparse", "sparse-clipvalue", "constraint", "constraint-ema", "ema-overwrite"}
+    assert refused == {
+        "zero-eps", "subnormals-dyadic-float32", "clipvalue-zero", "clipvalue-negative", "none-at-all",
+    }  # fmt: skip
+    face = PLAYERS["keras-face"]
+    for name in ("sparse", "constraint-ema", "ema-overwrite"):
+        verdicts = Judge().against_trace(face, trace_of("tf-keras", name))
+        assert {v.outcome for v in verdicts} == {"passed"}, name
+
+
+# --- What is wrong, is found, and where -------------------------------------------------------------------------------
+
+
+def test_rho_wrong_by_one_ulp_changes_bits_at_the_first_step():
+    nearly = math.nextafter(0.9, 1.0)
+    across = Across(Judge(), brief=True)
+    (verdict,) = across.verdicts(wrong(rho=nearly), "float64", "plain")
+    assert verdict.outcome == "failed"
+    question = across.question(EAGER, "float64", "plain")
+    g = question.gradients[0][0]
+    # 1 − rho is another number, so that the first gradient whose square is not lost shows it.
+    differs = (1 - 0.9) * (g * g) != (1 - nearly) * (g * g)
+    assert (verdict.place.step, verdict.place.tensor) == (1, "square_avg/p0")
+    assert verdict.place.element == int(np.argmax(differs))
+    assert verdict.place.theirs == (1 - 0.9) * float(g[verdict.place.element]) ** 2
+    (right,) = across.verdicts(PLAYERS["functional"], "float64", "plain")
+    assert right.outcome == "passed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [({"rho": 0.9 + 1e-13}, "square_avg"), ({"eps": 1e-6 * (1 + 1e-12)}, "acc_delta"), ({"lr": 0.3 + 1e-13}, "x")],
+    ids=["rho", "eps", "lr"],
+)
+def test_a_slightly_wrong_number_is_found_by_oracle_and_trace(changes, kind):
+    judge, trace = Judge(), trace_of("torch-forloop", "learning-rate")
+    found = judge.against_oracle(wrong(**changes), Question.of_trace(trace)) + judge.against_trace(
+        wrong(**changes), trace
+    )
+    failed = {(v.what, v.kind) for v in found if v.failed}
+    assert {("oracle", kind), ("trace", kind)} <= failed
+    assert all(v.place.step >= 1 for v in found if v.failed)
+
+
+@pytest.fixture
+def forged(tmp_path):
+    """Traces of torch in which one number of one step is another, with hashes that agree."""
+    content = load(path_of("torch-forloop"))
+    trace = content.traces["learning-rate"]
+    arrays = {key: values.copy() for key, values in trace.arrays.items()}
+    arrays["acc_delta/p1"][5].flat[3] *= 1 + 1e-12
+    traces = {**content.traces, "learning-rate": replace(trace, arrays=arrays)}
+    for system in FILES:
+        if system != "torch-forloop":
+            path_of(system, tmp_path).write_bytes(path_of(system, FOLDER).read_bytes())
+    save(replace(content, traces=traces), path_of("torch-forloop", tmp_path))
+    return tmp_path
+
+
+def test_a_forged_trace_fails_where_it_was_forged(forged, capsys):
+    out = forged / "all.json"
+    words = ["check", "--backend", "numpy-eager", "--against", "torch-forloop", "--scenario", "learning-rate"]
+    assert command([*words, "--traces", str(forged), "--json", str(out), "--processes", "1"]) == 1
+    failed = [r for r in json.loads(out.read_text())["verdicts"] if r["outcome"] == "failed"]
+    assert {r["what"] for r in failed} == {"trace", "explained"}
+    for row in failed:
+        assert (row["place"]["step"], row["place"]["tensor"], row["place"]["element"]) == (5, "p1", 3)
+        assert row["kind"] == "acc_delta"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "p1[3] after step 5" in said
+    assert "FAILED" in said
+    assert command([*words, "--processes", "1"]) == 0
+
+
+def test_a_damaged_file_is_refused_before_the_work(tmp_path, capsys):
+    for system in FILES:
+        path_of(system, tmp_path).write_bytes(path_of(system, FOLDER).read_bytes())
+    path = path_of("optax", tmp_path)
+    raw = bytearray(path.read_bytes())
+    raw[struct.unpack("<Q", raw[:8])[0] + 8 + 100] ^= 1
+    path.write_bytes(bytes(raw))
+    assert command(["check", "--backend", "numpy-eager", "--traces", str(tmp_path)]) == 2
+    assert "differs from its recorded hash" in capsys.readouterr().err
+
+
+def test_other_inputs_are_not_compared():
+    # A trace with other inputs is another question: ours then answers that one, and theirs does not fit it.
+    trace = trace_of("torch-forloop", "paper")
+    arrays = {**trace.arrays, "gradient/p0": trace.arrays["gradient/p0"] * 2}
+    verdicts = Judge().against_trace(EAGER, replace(trace, arrays=arrays))
+    assert any(v.failed for v in verdicts)
+
+
+def test_an_exception_is_a_finding_not_the_end():
+    def stage(question):
+        raise RuntimeError("no such thing")
+
+    broken = replace(wrong(), stage=stage)
+    verdicts = Judge().against_trace(broken, trace_of("torch-forloop", "paper"))
+    assert [v.outcome for v in verdicts] == ["failed"]
+    assert "RuntimeError: no such thing" in verdicts[0].reason
+
+
+def test_who_must_refuse_and_does_not_fails():
+    def stage(question):
+        return Core(NumPy("numpy"), replace(question, config=replace(question.config, eps=1e-6)), "eager")
+
+    lenient = replace(wrong(), stage=stage)
+    verdicts = Judge().against_oracle(lenient, Question.of_trace(trace_of("torch-forloop", "zero-eps")))
+    assert [v.outcome for v in verdicts] == ["failed"]
+    assert "expected a ValueError" in verdicts[0].reason
+    assert Judge().against_oracle(EAGER, Question.of_trace(trace_of("torch-forloop", "zero-eps")))[0].outcome == (
+        "inexpressible"
+    )
+
+
+# --- Replay -----------------------------------------------------------------------------------------------------------
+
+
+def test_habits_of_options_are_followed_and_both_numbers_told():
+    trace = trace_of("tf-keras-legacy", "learning-rate")
+    assert {"lr-through-float32", "rho-through-float32"} <= set(habits(trace))
+    question, left = followed(trace)
+    assert left == ()
+    assert question.rates[0] == float(np.float32(0.3))
+    assert question.config.rho == float(np.float32(0.9))
+    judge = Judge()
+    verdicts = judge.against_trace(EAGER, trace)
+    assert {v.outcome for v in verdicts} == {"passed"}
+    assert re.search(r"they \S+e\+0[0-9] ulp .* we [0-9.]+ ulp", verdicts[0].note), verdicts[0].note
+    # Not followed, the same comparison fails by far.
+    published = judge.answer(EAGER, Question.of_trace(trace))
+    assert judge.from_oracle(published, stepwise=False)["square_avg"].units < 16
+    assert judge.accuracy(trace).published["square_avg"].units > 1e6
+
+
+def test_habits_of_arithmetic_are_told_and_judged_by_the_rule():
+    trace = trace_of("torch-forloop", "float16")
+    verdicts = Judge().against_trace(EAGER, trace)
+    assert {v.outcome for v in verdicts} == {"habit"}
+    assert all("half-arithmetic" in v.reason for v in verdicts)
+    mine = Judge().against_oracle(EAGER, Question.of_trace(trace))
+    assert {v.outcome for v in mine} == {"passed"}
+    # Rounded once: half a unit. The framework's own step is further away.
+    assert max(v.observed for v in mine if v.note == "one step") <= 0.51
+
+
+def test_schedules_in_single_precision_are_seen_in_the_rates():
+    trace = trace_of("optax", "schedule-exponential")
+    assert trace.quirks == ()
+    assert habits(trace) == ("schedule-in-float32",)
+    far = {**trace.arrays, "lr": trace.arrays["lr"] * 1.001}
+    assert habits(replace(trace, arrays=far)) == ()
+
+
+def test_replay_holds_every_state_after_every_step():
+    trace = trace_of("tf-keras", "accumulation-ema" if "accumulation-ema" in FILES["tf-keras"].traces else "ema")
+    mine = play(EAGER, Question.of_trace(trace))
+    for kind in ("x", "square_avg", "acc_delta", "average"):
+        for shape, series in zip(trace.shapes, mine.series(kind), strict=True):
+            assert series.shape == (trace.steps + 1, *shape)
+    assert not any(series[0].any() for series in mine.series("square_avg"))
+    assert bits(mine) == bits(play(PLAYERS["functional"], Question.of_trace(trace))) or trace.config.ema_momentum
+    short_one = first(mine, 3)
+    assert short_one.steps == 3
+    assert len(short_one.arrays["x/p0"]) == 4
+    assert first(mine, 99) is mine
+
+
+@pytest.mark.parametrize("name", [n for n in PLAYERS if PLAYERS[n].device == "cpu"])
+def test_each_player_is_right_in_one_scenario(name):
+    player = PLAYERS[name]
+    if reason := player.absent():
+        pytest.skip(reason)
+    judge = Judge()
+    # Two steps and more: a state that comes back in another order shows from the second on.
+    for trace in (trace_of("torch-forloop", "by-hand"), trace_of("tf-keras", "several-shapes")):
+        assert {v.outcome for v in judge.against_trace(player, trace)} == {"passed"}
+    (verdict,) = [
+        v
+        for v in judge.against_oracle(player, Question.of_trace(trace_of("optax", "by-hand")))
+        if v.kind == "x" and v.note == "one step"
+    ]
+    assert verdict.outcome == "passed"
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--backend", "nunpy"], "--backend: expected one of numpy, numpy-eager"),
+        (["--against", "caffe"], "--against: expected one of torch-forloop"),
+        (["--scenario", "all"], "--scenario: expected one of by-hand"),
+        (["--device", "cuda", "--backend", "numpy"], "no backend is left"),
+    ],
+)
+def test_wrong_names_are_told(words, said, capsys):
+    assert command(["check", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(Player, "absent", lambda self: "it is not here" if self.name == "torch" else None)
+    assert command(["check", "--backend", "torch"]) == 2
+    assert "--backend torch: it is not here" in capsys.readouterr().err
+    assert "torch: it is not here" in notes(Selection(("numpy",)), [])
+
+
+def test_list(capsys):
+    assert command(["check", "--list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*PLAYERS, *FILES, "schedule-piecewise"):
+        assert name in out
+
+
+def test_processes_find_the_same():
+    selection = Selection(("numpy-eager", "functional"), ("optax", "tf-v1"), ("paper", "by-hand", "clipvalue"))
+    told = []
+    alone = run(selection, lambda *news: told.append(news), processes=1)
+    together = run(selection, quiet, processes=2)
+    assert alone == together
+    assert {title for title, done, total in told if done == total} == {"numpy-eager", "functional", "frameworks"}
+
+
+def test_quick_shortens_and_says_so():
+    selection = Selection(("numpy-eager",), ("torch-forloop",), ("long-float64",), quick=True)
+    verdicts = run(selection, quiet, processes=1)
+    assert all("the first 40 of 1000 steps" in v.note for v in verdicts if v.what == "trace")
+    assert not any(v.what == "explained" for v in verdicts)
+    assert any("--quick" in note for note in notes(selection, verdicts))
+
+
+# --- Small parts ------------------------------------------------------------------------------------------------------
+
+
+def test_verdicts():
+    assert judged(1.0, 1.0) == "passed"
+    assert judged(math.nan, 1e300) == "failed"
+    assert judged(math.inf, 1e300) == "failed"
+    place = Place(3, "p1", 2, math.inf, 1.0)
+    verdict = Verdict("trace", "numpy", "optax", "paper", "x", "failed", math.inf, "motion", 8.0, "why", place)
+    assert json.loads(json.dumps(verdict.as_json()))["observed"] == "inf"
+    assert "note" not in verdict.as_json()
+    assert str(verdict) == (
+        "numpy · optax · paper · x: failed, inf motion (8 allowed) at p1[2] after step 3: inf against 1.0; why"
+    )
+    assert count([verdict])["failed"] == 1
+    with pytest.raises(ValueError, match="outcome: expected one of passed"):
+        replace(verdict, outcome="fine")
+
+
+def test_every_tolerance_has_a_reason():
+    table = tolerances.everything()
+    assert len(table) > 15
+    assert all(len(entry.reason) > 5 and entry.unit and entry.limit >= 0 for entry in table.values())
+
+
+def test_limits_keep_the_worst_and_count_nan_as_worse_than_any():
+    verdicts = [
+        Verdict("trace", "numpy", "optax", name, "x", "passed", seen, "motion", 8.0, "why")
+        for name, seen in (("a", 1.0), ("b", 3.0), ("c", 2.0))
+    ]
+    (limit,) = summary.limits(verdicts)
+    assert (limit.observed, limit.where) == (3.0, "numpy · optax · b")
+    (limit,) = summary.limits([*verdicts, replace(verdicts[0], scenario="d", observed=math.nan)])
+    assert limit.where.endswith("d")
+
+
+def test_matrix_counts_scenarios_by_their_worst_outcome():
+    row = Verdict("trace", "numpy", "optax", "paper", "x", "passed", 1.0, "motion", 8.0)
+    cells = summary.matrix([row, replace(row, kind="square_avg", observed=9.0, unit="ulp", outcome="failed")])
+    cell = cells["optax", "numpy"]
+    assert (cell.failed, cell.judged, cell.state, cell.motion) == (1, 1, 9.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0.0, "0"), (0.001, "<.01"), (1.234, "1.2"), (33.3, "33"), (2e9, "2e+09"), (math.inf, "∞")]
+)
+def test_short_numbers(number, text):
+    assert short(number) == text
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_charts_keep_their_labels_on_the_picture(log):
+    curves = [Curve(f"tf-keras {i}", [1, 2, 3], [1e-6, 1e-3, 1.0 + i * 1e-9]) for i in range(14)]
+    tree = ElementTree.fromstring(line_chart(curves, "x < y", log=log))
+    names = [e for e in tree.iter("text") if "name" in e.get("class")]
+    heights = sorted(float(e.get("y")) for e in names)
+    assert len(names) == 14
+    assert heights[0] > 0
+    assert heights[-1] < 300
+    assert min(b - a for a, b in pairwise(heights)) > 10

@@ -1,0 +1,198 @@
+"""Other people's array namespaces: judged by import name, with a strict list of expected failures; also by pytest."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+
+pytest.importorskip("hypothesis")
+pytest.importorskip("safetensors")
+pytest.importorskip("rich")
+
+from multiopt.conformance.checks.verdict import Verdict
+from multiopt.conformance.targets.namespaces import check_id, expect, find, read_xfails
+from multiopt.conformance.targets.players import PLAYERS
+
+from multiopt.cli import main
+
+#: A namespace of its own array type on top of NumPy. Its square root is off by one unit in the last place.
+BROKEN = """
+import sys
+import numpy as np
+import array_api_compat.numpy as inner
+
+class Array:
+    def __init__(self, values): self._values = np.asarray(values)
+    def __array_namespace__(self, api_version=None): return sys.modules[__name__]
+    def __dlpack__(self, **options): return np.ascontiguousarray(self._values).__dlpack__(**options)
+    def __dlpack_device__(self): return self._values.__dlpack_device__()
+    def __setitem__(self, key, value): self._values[key] = unwrap(value)
+    def __getattr__(self, name):
+        if name.startswith("__"): raise AttributeError(name)
+        return getattr(self._values, name)
+    dtype = property(lambda self: self._values.dtype)
+    shape = property(lambda self: self._values.shape)
+    ndim = property(lambda self: self._values.ndim)
+    device = "cpu"
+
+def unwrap(value):
+    if isinstance(value, Array): return value._values
+    if isinstance(value, (list, tuple)): return type(value)(map(unwrap, value))
+    return value
+
+def wrap(value): return Array(value) if isinstance(value, (np.ndarray, np.generic)) else value
+
+def method(name):
+    def call(self, *args):
+        with np.errstate(all="ignore"):
+            return wrap(getattr(np.asarray(self._values), name)(*map(unwrap, args)))
+    return call
+
+for _name in ("add radd sub rsub mul rmul truediv rtruediv pow neg pos abs and or xor invert rshift lshift lt le gt ge "
+              "eq ne mod floordiv").split():
+    setattr(Array, f"__{_name}__", method(f"__{_name}__"))
+for _name in ("getitem", "bool", "int", "float", "index", "len"):
+    setattr(Array, f"__{_name}__", method(f"__{_name}__"))
+
+def __getattr__(name):
+    found = getattr(inner, name)
+    if isinstance(found, type) or not callable(found): return found
+    def call(*args, **options):
+        options = {key: unwrap(value) for key, value in options.items()}
+        with np.errstate(all="ignore"):
+            return wrap(found(*map(unwrap, args), **options))
+    return call
+
+def sqrt(x):
+    root = np.sqrt(x._values)
+    return Array(OFF(root))
+"""
+OFF = {"sound": "lambda root: root", "broken": "lambda root: np.where(root > 0, np.nextafter(root, np.inf), root)"}
+
+
+@pytest.fixture
+def namespace(request, tmp_path, monkeypatch):
+    """A namespace of a name of its own, sound or broken."""
+    pytest.importorskip("array_api_compat")
+    kind = request.param
+    name = f"namespace_{kind}"
+    (tmp_path / f"{name}.py").write_text(f"OFF = lambda root: OFFSET(root)\n{BROKEN}\nOFFSET = {OFF[kind]}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield name
+    PLAYERS.pop(name, None)
+    sys.modules.pop(name, None)
+
+
+#: Enough scenarios to see something, few enough to be quick.
+FEW = [
+    part
+    for name in ("paper", "large-eps", "float32", "clipvalue-global-clipnorm", "coupled-decay", "none-gradients")
+    for part in ("--scenario", name)
+]
+
+
+def check(capsys, *arguments):
+    status = main(["check", "--processes", "1", "--quick", *arguments])
+    return status, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("namespace", ["sound"], indirect=True)
+def test_a_sound_namespace_passes(namespace, capsys):
+    status, said = check(capsys, "--namespace", namespace, *FEW)
+    assert status == 0, said
+    assert namespace in said
+
+
+@pytest.mark.parametrize("namespace", ["broken"], indirect=True)
+def test_a_broken_root_is_seen_and_can_be_expected(namespace, capsys, tmp_path):
+    # One unit is within the tolerance for another framework; it is the bits that tell. They are looked at over the
+    # whole suite only, so ask for them apart.
+    from multiopt.conformance.checks.across import Across
+    from multiopt.conformance.checks.judge import Judge
+
+    player = find(namespace)
+    runs = [v for name in ("plain", "accumulate 3, average") for v in Across(Judge()).verdicts(player, "float64", name)]
+    assert [v.outcome for v in runs] == ["failed", "failed"]
+    assert [check_id(v) for v in runs] == [
+        "bits/float64, plain/all states",
+        "bits/float64, accumulate 3, average/all states",
+    ]
+    assert 0 < float(runs[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
+    path = tmp_path / "xfails.txt"
+    path.write_text("# known\nbits/float64, plain/all states  # its root\n")
+    judged = expect(runs, read_xfails(path))
+    assert [v.outcome for v in judged] == ["expected failure", "failed"]
+    assert judged[0].reason == "expected: its root"
+
+
+@pytest.mark.parametrize("namespace", ["broken"], indirect=True)
+def test_the_command_lists_ids_and_takes_them_back(namespace, capsys, tmp_path, monkeypatch):
+    import multiopt.conformance.checks.judge as judge
+
+    # With tolerances of 0 the broken root shows in every scenario.
+    strict = {kind: judge.Tolerance(0.0, t.unit, t.reason) for kind, t in judge.TRACE.items()}
+    monkeypatch.setattr(judge, "TRACE", strict)
+    arguments = ("--namespace", namespace, "--scenario", "paper", "--against", "tf-raw", "--against", "torch-forloop")
+    status, said = check(capsys, *arguments)
+    assert status == 1
+    ids = [line for line in said.splitlines() if line.startswith("trace/")]
+    assert "trace/tf-raw/paper/acc_delta" in ids
+    path = tmp_path / "xfails.txt"
+    path.write_text("\n".join(ids))
+    status, said = check(capsys, *arguments, "--xfails", str(path))
+    assert status == 0, said
+    assert "failed as expected" in said
+    # The list is strict: what passes may not stand in it.
+    path.write_text("\n".join([*ids, "oracle/paper/x/one step"]))
+    status, said = check(capsys, *arguments, "--xfails", str(path))
+    assert status == 1
+    assert "expected to fail, but it passes" in said
+
+
+def test_strict_expectations():
+    good, bad = (Verdict("law", "mine", "", "", name, outcome) for name, outcome in (("a", "passed"), ("b", "failed")))
+    assert [v.outcome for v in expect([good, bad], {"law/b": ""})] == ["passed", "expected failure"]
+    *_, extra = expect([good, bad], {"law/b": "", "law/a": ""})
+    assert (extra.what, extra.kind, extra.outcome) == ("xfail", "law/a", "failed")
+    *_, extra = expect([good, bad], {"law/b": "", "law/c": ""})
+    assert "there is no such check" in extra.reason
+    assert len(expect([good, bad], {"law/c": ""}, complete=False)) == 2
+
+
+def test_the_list_of_expected_failures(tmp_path):
+    path = tmp_path / "xfails.txt"
+    path.write_text("# a comment\n\nlaw/split # why\ntrace/optax/paper/x\n")
+    assert read_xfails(path) == {"law/split": "why", "trace/optax/paper/x": ""}
+    path.write_text("law/split\nlaw/split\n")
+    with pytest.raises(ValueError, match="2: 'law/split' is listed twice"):
+        read_xfails(path)
+
+
+def test_what_is_no_namespace_is_refused(capsys):
+    assert main(["check", "--namespace", "json"]) == 2
+    assert "expected an array API namespace" in capsys.readouterr().err
+    assert main(["check", "--xfails", "x.txt"]) == 2
+    assert "expected --namespace with it" in capsys.readouterr().err
+
+
+def test_array_api_strict_by_pytest():
+    pytest.importorskip("array_api_strict")
+    done = run_pytest("--namespace", "array_api_strict", "--scenario", "paper", "--scenario", "zero-eps")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "passed" in done.stdout
+    assert "skipped" in done.stdout
+
+
+def test_pytest_refuses_an_unknown_backend():
+    done = run_pytest("--backend", "abacus")
+    assert done.returncode == 2
+    assert "--backend: expected one of" in done.stdout + done.stderr
+
+
+def run_pytest(*arguments):
+    words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "--pyargs", "multiopt.conformance"]
+    if "multiopt-conformance" not in entry_points(group="pytest11").names:
+        # An editable install from before the entry point was added.
+        words += ["-p", "multiopt.conformance.plugin"]
+    return subprocess.run([*words, *arguments], capture_output=True, text=True, timeout=300, check=False)

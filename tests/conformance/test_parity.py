@@ -1,0 +1,382 @@
+"""Parity for other people's tests: what agrees passes, what parts is told where, and known differences are named."""
+
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from multiopt.conformance import (
+    TrajectoryError,
+    assert_published_rule,
+    assert_same_bits,
+    assert_same_trajectory,
+    record_trajectory,
+)
+from multiopt.conformance.data.specification import Config
+from multiopt.conformance.data.tracefile import load, path_of
+from multiopt.conformance.mutation.mutants import MUTANTS
+from multiopt.conformance.targets.replay import question_of
+from processes import run_python
+
+import multiopt
+
+
+def ours(**options):
+    return lambda params: multiopt.Adadelta(params, **options)
+
+
+def torchs(**options):
+    torch = pytest.importorskip("torch")
+    return lambda params: torch.optim.Adadelta([torch.tensor(p, requires_grad=True) for p in params], **options)
+
+
+def parted(a, b, **options):
+    with pytest.raises(TrajectoryError) as caught:
+        assert_same_trajectory(a, b, **options)
+    return caught.value
+
+
+def causes(error):
+    return [explanation.cause for explanation in error.explanations]
+
+
+F64 = [np.linspace(-1, 1, 5), np.full((3, 2), 0.7), np.array(0.3)]
+
+
+# --- what agrees ---
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"lr": 0.3, "rho": 0.95, "eps": 1e-4}, {"weight_decay": 0.1}, {"maximize": True}]
+)
+@pytest.mark.parametrize("params", [None, F64], ids=["float32", "float64"])
+def test_ours_and_torch_agree(options, params):
+    worst = assert_same_trajectory(ours(**options), torchs(**options), params=params)
+    assert set(worst) == {"square_avg", "acc_delta", "x"}
+    assert max(worst.values()) < 20
+
+
+def test_bound_optimizers_of_any_structure():
+    params = {"b": np.ones(3), "a": [np.zeros((2, 2)), np.array(1.0)]}
+    pytest.importorskip("optree")
+    copy = {"b": np.ones(3), "a": [np.zeros((2, 2)), np.array(1.0)]}
+    assert_same_bits(multiopt.Adadelta(params), multiopt.Adadelta(copy, engine="eager"))
+    groups = [{"params": [np.ones(3)]}, {"params": np.zeros(2)}]
+    again = [np.ones(3), np.zeros(2)]
+    assert_same_bits(multiopt.Adadelta(groups, ema=0.5), multiopt.Adadelta(again, ema=0.5))
+
+
+def test_none_gradients_and_groups_of_torch():
+    torch = pytest.importorskip("torch")
+    tensors = [torch.ones(3, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)]
+    theirs = torch.optim.Adadelta([{"params": [t]} for t in tensors])
+    gradients = [[np.ones(3), None], [None, np.ones(2)], [np.ones(3), np.full(2, 0.5)]]
+    assert_same_trajectory(multiopt.Adadelta([np.ones(3), np.zeros(2)]), theirs, gradients=gradients)
+
+
+def test_optax_agrees_and_is_named_where_it_ascends():
+    optax = pytest.importorskip("optax")
+    params = [np.linspace(-1, 1, 5, dtype=np.float32), np.array(0.5, np.float32)]
+    assert_same_trajectory(optax.adadelta(0.5, rho=0.95), ours(lr=0.5, rho=0.95), params=params)
+    error = parted(optax.adadelta(), ours(), params=params)
+    assert "maximize True in a and False in b" in str(error)
+    error = parted(optax.adadelta(0.5, rho=0.95, eps=1e-5), ours(), params=params)
+    assert "lr 0.5 in a and 1.0 in b, rho 0.95 in a and 0.9 in b, eps 1e-05 in a and 1e-06 in b" in str(error)
+
+
+@pytest.mark.skipif(find_spec("keras") is None or find_spec("torch") is None, reason="needs Keras on PyTorch")
+def test_keras_agrees_and_its_defaults_are_named():
+    said = run_python(
+        """
+import warnings
+warnings.simplefilter("ignore")  # Keras on PyTorch reads tensors by a protocol that NumPy has given up
+import numpy as np, keras, multiopt, multiopt.keras
+from multiopt.conformance import assert_same_trajectory
+ones = [np.ones((3, 2), "float32")]
+assert_same_trajectory(keras.optimizers.Adadelta(0.5), multiopt.keras.Adadelta(0.5), params=ones)
+assert_same_trajectory(keras.optimizers.Adadelta(0.5, use_ema=True, ema_momentum=0.75, weight_decay=0.1, clipnorm=1.0),
+                       multiopt.keras.Adadelta(0.5, use_ema=True, ema_momentum=0.75, weight_decay=0.1, clipnorm=1.0),
+                       params=ones, limits={"x": 16, "square_avg": 32, "acc_delta": 128})
+try:
+    assert_same_trajectory(keras.optimizers.Adadelta(), lambda p: multiopt.Adadelta(p), params=[np.ones(3, "float32")])
+except AssertionError as error:
+    print(error)
+try:
+    assert_same_trajectory(keras.optimizers.Adadelta(0.3), lambda p: multiopt.Adadelta.keras(p, lr=0.3),
+                           params=[np.linspace(-1, 1, 3)])
+except AssertionError as error:
+    print(error)
+""",
+        KERAS_BACKEND="torch",
+    )
+    assert "those of a are the defaults of Keras" in said
+    assert "those of b are the defaults of PyTorch" in said
+    assert "passed through float32" in said
+
+
+def test_recorded_traces_and_plain_sequences():
+    pytest.importorskip("safetensors")
+    trace = load(path_of("torch-forloop")).traces["learning-rate"]
+    assert_same_trajectory(trace, ours(lr=0.3))
+    error = parted(trace, ours(lr=0.25))
+    assert "lr 0.3 in a and 0.25 in b" in str(error)
+    gradients = [[np.array([1.0, -2.0])], [np.array([0.5, 0.0])]]
+    recorded = record_trajectory(multiopt.Adadelta([np.ones(2)]), gradients)
+    plain = [[recorded.states["x"][0][t]] for t in range(3)]
+    assert assert_same_trajectory(plain, ours(), gradients=gradients) == {"x": 0.0}
+    # Without gradients one can be compared, but not explained.
+    wrong = [plain[0], plain[1], [plain[2][0] + 1e-3]]
+    error = parted(plain, wrong)
+    assert error.explanations == []
+    assert error.partings[0].step == 2
+
+
+# --- where they part ---
+
+
+def test_says_where():
+    gradients = [[np.zeros((2, 3)), np.array([1.0])] for _ in range(4)]
+    gradients[2][0] = np.array([[0, 0, 0], [0, 2.0, 0]])
+    states = [record_trajectory(multiopt.Adadelta([np.zeros((2, 3)), np.ones(1)]), gradients) for _ in range(2)]
+    states[1].states["acc_delta"][0][3, 1, 1] *= 1.5
+    error = parted(*states)
+    (wrong,) = [p for p in error.partings if p.units > p.allowed]
+    assert (wrong.kind, wrong.step, wrong.tensor, wrong.index) == ("acc_delta", 3, 0, (1, 1))
+    assert "part after step 3 of 4" in str(error)
+    assert "acc_delta of params[0][1, 1]" in str(error)
+    assert "x and square_avg" in str(error) or "square_avg and x still agree" in str(error)
+    assert "the gradient there was 2.0, the parameter 0.0" in str(error)
+    assert "none of the differences that are known" in str(error)
+
+
+def test_nan_is_infinitely_far_and_agrees_with_nan():
+    gradients = [[np.array([1.0, np.nan])]]
+    a, b = (record_trajectory(multiopt.Adadelta([np.zeros(2)]), gradients) for _ in range(2))
+    assert_same_bits(a, b)
+    b.states["x"][0][1, 1] = 0.0
+    assert parted(a, b).partings[-1].units == np.inf
+
+
+def test_refuses_what_cannot_be_compared():
+    with pytest.raises(ValueError, match="start apart"):
+        assert_same_trajectory(multiopt.Adadelta([np.ones(2)]), multiopt.Adadelta([np.zeros(2)]))
+    with pytest.raises(ValueError, match="one dtype"):
+        assert_same_trajectory(multiopt.Adadelta([np.ones(2)]), multiopt.Adadelta([np.ones(2, np.float32)]))
+    with pytest.raises(ValueError, match="same shapes"):
+        assert_same_trajectory([[np.ones(2)]] * 3, [[np.ones(2)]] * 4)
+    with pytest.raises(TypeError, match=r"got builtins\.object"):
+        assert_same_trajectory(object(), ours(), params=[np.ones(2)])
+    with pytest.raises(ValueError, match="limits: expected some of"):
+        assert_same_trajectory(ours(), ours(), limits={"velocity": 1.0})
+    with pytest.raises(ValueError, match="at least two entries"):
+        assert_same_trajectory([[np.ones(2)]], [[np.ones(2)]])
+
+
+# --- what it looks like ---
+
+VALUES = {
+    "lr": ({"lr": 0.3}, {"lr": 0.25}, "lr 0.3 in a and 0.25 in b"),
+    "rho": ({"rho": 0.95}, {}, "rho 0.95 in a and 0.9 in b"),
+    "eps": ({"eps": 1e-7}, {}, "eps 1e-07 in a and 1e-06 in b"),
+    "weight decay": ({"weight_decay": 0.01}, {}, "weight_decay 0.01 in a and 0.0 in b"),
+    "decay coupling": (
+        {"weight_decay": 0.1, "decoupled": True},
+        {"weight_decay": 0.1},
+        "weight decay decoupled in a and coupled in b",
+    ),
+    "sign": ({"maximize": True}, {}, "maximize True in a and False in b"),
+    "defaults": ({"lr": 0.001, "rho": 0.95, "eps": 1e-7}, {}, "those of a are the defaults of Keras"),
+    "float32": ({"lr": float(np.float32(0.3))}, {"lr": 0.3}, "a's has passed through float32"),
+}
+
+
+@pytest.mark.parametrize("case", VALUES)
+@pytest.mark.parametrize("known", ["told", "all states", "parameters only"])
+def test_other_options_are_found(case, known):
+    mine, theirs, expected = VALUES[case]
+    a, b = ours(**mine), torchs(**theirs)
+    params = [np.linspace(-1, 1, 7), np.full((3, 2), 0.7)]
+    if known != "told":
+        # Nothing is known of either but its numbers, and these in full only in one case.
+        rng = np.random.default_rng(3)
+        gradients = [[rng.standard_normal(p.shape) for p in params] for _ in range(8)]
+        columns = ("x", "square_avg", "acc_delta") if known == "all states" else ("x",)
+        a, b = (stripped(record_trajectory(make([p.copy() for p in params]), gradients), columns) for make in (a, b))
+        # Without a name for its options, only frameworks' defaults and one number apart from them are looked for.
+        if case in ("lr", "float32", "decay coupling"):
+            return check_unnamed(parted(a, b, gradients=gradients), case)
+        assert expected.partition(" in a")[0] in str(parted(a, b, gradients=gradients))
+        return None
+    error = parted(a, b, params=params)
+    assert causes(error) == ["options"]
+    assert expected in str(error)
+    return None
+
+
+def stripped(trajectory, columns):
+    return [{kind: [s[t] for s in trajectory.states[kind]] for kind in columns} for t in range(trajectory.steps + 1)]
+
+
+def check_unnamed(error, case):
+    assert causes(error) == ["options"]
+    if case == "float32":
+        assert "float32" in str(error)
+
+
+OPTIONS = {
+    "lr-inside-u": {"lr": 0.5},
+    "lr-through-float32": {"lr": 0.3},
+    "coupled-for-decoupled": {"weight_decay": 0.1, "decoupled": True},
+    "decay-without-lr": {"weight_decay": 0.1, "decoupled": True, "lr": 0.5},
+    "decoupled-for-coupled": {"weight_decay": 0.1},
+    "decay-ignored": {"weight_decay": 0.1},
+    "decay-before-maximize": {"weight_decay": 0.1, "maximize": True},
+    "maximize-ignored": {"maximize": True},
+    "clip-after-decay": {"weight_decay": 0.5, "clip_value": 0.5},
+    "clip-ignored": {"clip_value": 0.5},
+    "norm-clipped-before-value": {"clip_value": 0.5, "clip_global_norm": 1.0},
+    "norm-of-each-for-norm-of-all": {"clip_global_norm": 1.0},
+    "small-norms-raised": {"clip_global_norm": 3.0},
+    "norm-plus-1e-6": {"clip_global_norm": 1.0},
+    "sum-for-mean": {"accumulate": 2},
+    "clip-before-accumulation": {"accumulate": 2, "clip_value": 0.5},
+    "last-gradient-only": {"accumulate": 2},
+    "average-before-update": {"ema": 0.75},
+    "average-momentum-swapped": {"ema": 0.75},
+    "schedule-one-late": {"lr": lambda step: 0.5 * 0.8**step},
+    "schedule-one-early": {"lr": lambda step: 0.5 * 0.8**step},
+    "schedule-frozen": {"lr": lambda step: 0.5 * 0.8**step},
+}
+#: Some look the same as another option, which then is what is said.
+AS_OPTIONS = {
+    "ascends",
+    "clip-ignored",
+    "coupled-for-decoupled",
+    "decay-ignored",
+    "decay-without-lr",
+    "decoupled-for-coupled",
+    "lr-through-float32",
+    "maximize-ignored",
+    "rho-swapped",
+    "schedule-frozen",
+}
+#: Only bits tell, or other gradients than these.
+BITS_ONLY = {"fused-multiply-add", "reciprocal-root", "one-root-of-the-quotient", "squares-scaled-first"}
+ELSEWHERE = {"subnormals-flushed", "complex-squares", "missing-gradient-is-zero"}
+
+
+class Wrong:
+    """A mutant as an optimizer of one's own: an adapter."""
+
+    def __init__(self, name, params, gradients, **options):
+        config = {
+            "clipvalue": options.pop("clip_value", None),
+            "global_clipnorm": options.pop("clip_global_norm", None),
+            "ema_momentum": options.pop("ema", None),
+        }
+        lr = options.pop("lr", 1.0)
+        kind = "decoupled" if options.pop("decoupled", False) else "coupled" if "weight_decay" in options else None
+        rates = tuple(lr(t) for t in range(len(gradients) + 1)) if callable(lr) else None
+        asked = Config(lr=rates[0] if rates else lr, decay_kind=kind, **config, **options)
+        self.machine = MUTANTS[name].machine(question_of("", params[0].dtype.name, asked, params, gradients, rates))
+        self.name, self.dtype = name, params[0].dtype.name
+
+    def step(self, number, gradients):
+        self.machine.step(number, gradients)
+
+    def states(self):
+        return self.machine.states()
+
+
+def question(dtype=np.float64, steps=8):
+    rng = np.random.default_rng(11)
+    params = [rng.uniform(-1, 1, shape).astype(dtype) for shape in ((6,), (2, 3))]
+    return params, [[rng.standard_normal(p.shape).astype(dtype) for p in params] for _ in range(steps)]
+
+
+@pytest.mark.parametrize("name", [name for name in MUTANTS if name not in BITS_ONLY | ELSEWHERE])
+def test_mistakes_are_recognised(name):
+    options = OPTIONS.get(name, {"rho": 0.95, "eps": 1e-5} if "float32" in name else {})
+    params, gradients = question()
+    error = parted(ours(**options), Wrong(name, params, gradients, **options), params=params, gradients=gradients)
+    told = causes(error)
+    expected = "options" if name in AS_OPTIONS else name
+    assert expected in told, error
+    assert "It looks like this:" in str(error)
+
+
+@pytest.mark.parametrize("name", sorted(BITS_ONLY))
+def test_other_bits_are_recognised(name):
+    params, gradients = question(steps=20)
+    wrong = Wrong(name, params, gradients)
+    assert_same_trajectory(ours(), wrong, params=params, gradients=gradients)
+    with pytest.raises(TrajectoryError) as caught:
+        assert_same_bits(ours(), Wrong(name, params, gradients), params=params, gradients=gradients)
+    assert causes(caught.value) == [name]
+
+
+def test_a_mistake_in_torch_code_is_recognised():
+    torch = pytest.importorskip("torch")
+
+    class Mine(torch.optim.Adadelta):
+        """Somebody's Adadelta, with ε outside the roots."""
+
+        @torch.no_grad()
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if not self.state[p]:
+                        self.state[p] = {"square_avg": torch.zeros_like(p), "acc_delta": torch.zeros_like(p)}
+                    v, u = self.state[p]["square_avg"], self.state[p]["acc_delta"]
+                    rho, eps = group["rho"], group["eps"]
+                    v.mul_(rho).addcmul_(p.grad, p.grad, value=1 - rho)
+                    d = (u.sqrt() + eps) / (v.sqrt() + eps) * p.grad
+                    u.mul_(rho).addcmul_(d, d, value=1 - rho)
+                    p.sub_(group["lr"] * d)
+
+    def mine(params):
+        return Mine([torch.tensor(p, requires_grad=True) for p in params], lr=0.5)
+
+    error = parted(torchs(lr=0.5), mine, params=F64)
+    assert causes(error)[0] == "eps-outside-root"
+    assert "ε is added outside the square roots" in str(error)
+
+
+def test_a_scheduler_one_step_late_is_recognised():
+    torch = pytest.importorskip("torch")
+    from multiopt.conformance.targets.adapters import adapt
+
+    tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
+    start = tensors[0].numpy().copy()
+    theirs = torch.optim.Adadelta(tensors, lr=0.5)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs, 0.8)
+    late = adapt(theirs, after_step=lambda step: scheduler.step() if step > 0 else None)
+    error = parted(multiopt.Adadelta([start], lr=lambda step: 0.5 * 0.8**step), late, steps=6)
+    assert "schedule-one-late" in causes(error)
+
+
+def test_torch_clipping_goes_between():
+    torch = pytest.importorskip("torch")
+    from multiopt.conformance.targets.adapters import adapt
+
+    tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
+    start = tensors[0].numpy().copy()
+    clip = lambda step: torch.nn.utils.clip_grad_norm_(tensors, 0.5)  # noqa: E731
+    theirs = adapt(torch.optim.Adadelta(tensors), before_step=clip)
+    error = parted(multiopt.Adadelta([start], clip_global_norm=0.5), theirs)
+    assert "norm-plus-1e-6" in causes(error)
+
+
+# --- one alone ---
+
+
+def test_the_published_rule():
+    assert max(assert_published_rule(torchs(lr=0.5)).values()) < 64
+    assert max(assert_published_rule(ours(rho=0.95, weight_decay=0.1), params=F64).values()) < 10
+    optax = pytest.importorskip("optax")
+    params = [np.ones(3, np.float32)]
+    assert_published_rule(optax.adadelta(0.5), params=params, lr=0.5, rho=0.9, eps=1e-6)
+    with pytest.raises(TrajectoryError, match="maximize") as caught:
+        assert_published_rule(optax.adadelta(), params=params, lr=1.0, rho=0.9, eps=1e-6)
+    assert "does not follow the published rule" in str(caught.value)
+    with pytest.raises(ValueError, match="does not say what it was asked for"):
+        assert_published_rule(optax.adadelta(), params=params)

@@ -1,0 +1,450 @@
+"""State that moves between frameworks: what one began, another continues with the same trajectory."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from processes import run_python
+
+import multiopt
+from multiopt import convert
+from multiopt import keras as ours
+from multiopt.keras import schedules
+from multiopt.keras.legacy import Adadelta as Legacy
+
+SHAPES = [(3, 4), (5,), ()]
+#: Hyperparameters that float32 holds, so that no framework rounds them; decoupled decay where there is one.
+HYPERS = {"lr": 0.5, "rho": 0.75, "eps": 2.0**-10}
+KERAS = {"learning_rate": 0.5, "rho": 0.75, "epsilon": 2.0**-10}
+#: Frameworks order the operations differently: a few roundings of float64 a step.
+CLOSE = {"rtol": 1e-13, "atol": 1e-15}
+
+
+def numbers(seed):
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.normal(size=shape)) for shape in SHAPES]
+
+
+def run(opt, params, steps, apply):
+    for t in steps:
+        apply(opt, [np.asarray(np.cos(x + t)) for x in numbers(7)], params)
+
+
+def core(**options):
+    params = numbers(0)
+    return multiopt.Adadelta(params, **{**HYPERS, **options}), params
+
+
+def step(opt, grads, params):
+    opt.step(grads)
+
+
+def apply(opt, grads, params):
+    opt.apply_gradients(zip(grads, params, strict=True))
+
+
+def expected(steps, **options):
+    opt, params = core(**options)
+    run(opt, params, range(steps), step)
+    return opt, params
+
+
+def same(params, others, **close):
+    for a, b in zip(params, others, strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, **close or {"rtol": 0})
+
+
+def ours_keras(**options):
+    params = numbers(0)
+    opt = ours.Adadelta(**KERAS, **options)
+    opt.build(params)
+    return opt, params, apply
+
+
+def ours_legacy(**options):
+    params = [ours.Variable(x) for x in numbers(0)]
+    opt = Legacy(**KERAS, **options)
+    opt._create_all_weights(params)
+    return opt, params, apply
+
+
+def ours_core(**options):
+    return *core(**options), step
+
+
+@pytest.mark.parametrize("target", [ours_core, ours_keras, ours_legacy])
+@pytest.mark.parametrize("source", [ours_core, ours_keras, ours_legacy])
+def test_ours_continue_each_other_bit_for_bit(source, target):
+    _, want = expected(9)
+    opt, params, drive = source()
+    run(opt, params, range(4), drive)
+    state = convert.State.of(opt)
+    assert state.steps == 4
+    assert {name: state.options[name] for name in HYPERS} == HYPERS
+    other, fresh, drive = target()
+    for x, now in zip(fresh, params, strict=True):
+        (x.value if isinstance(x, ours.Variable) else x)[...] = np.asarray(now)
+    state.into(other)
+    run(other, fresh, range(4, 9), drive)
+    same(fresh, want)
+    assert convert.State.of(other).steps == 9
+
+
+def test_averages_and_options_move_too():
+    options = {"weight_decay": 0.1, "ema": 0.5, "clip_value": 0.5, "clip_global_norm": 0.75, "accumulate": 2}
+    opt, params = core(decoupled=True, **options)
+    run(opt, params, range(4), step)
+    state = convert.State.of(opt)
+    twin = ours.Adadelta.from_config(convert.keras_config(state))
+    assert twin.get_config() == {
+        **ours.Adadelta().get_config(), **KERAS, "weight_decay": 0.1, "clipvalue": 0.5, "global_clipnorm": 0.75,
+        "gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.5,
+        "loss_scale_factor": 1.0,
+    }  # fmt: skip
+    boxes = [x.copy() for x in params]
+    twin.build(boxes)
+    state.into(twin)
+    assert int(twin.iterations) == 2
+    back = convert.State.of(twin)
+    assert (
+        back.options == {**state.options, "maximize": False, "clip_norm": None}
+        or back.options.items() <= state.options.items()
+    )
+    for a, b in zip(
+        state.square_avg + state.acc_delta + state.average, back.square_avg + back.acc_delta + back.average, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    run(opt, params, range(2), step)
+    run(twin, boxes, range(2), apply)
+    same(boxes, params)
+    twin.apply_gradients([(np.zeros_like(boxes[0]), boxes[0])] + [(np.zeros_like(x), x) for x in boxes[1:]])
+    with pytest.raises(ValueError, match="finish them first"):
+        convert.State.of(twin)
+    plain = core()[0]
+    with pytest.raises(ValueError, match="average: expected"):
+        state.into(plain)
+
+
+def test_what_would_mean_something_else_is_refused():
+    def state(**options):
+        return convert.State(1, [np.zeros(2)], [np.zeros(2)], options=options)
+
+    with pytest.raises(ValueError, match="coupled decay"):
+        convert.keras_config(state(weight_decay=0.1, decoupled=False))
+    with pytest.raises(ValueError, match="maximize"):
+        convert.keras_config(state(maximize=True))
+    with pytest.raises(ValueError, match="decoupled decay"):
+        convert.to_torch(state(weight_decay=0.1, decoupled=True))
+    with pytest.raises(ValueError, match="clip_value"):
+        convert.to_torch(state(clip_value=0.1))
+    with pytest.raises(ValueError, match="finish them first"):
+        convert.from_keras([np.array(3), np.array(0.5)] + [np.zeros(2)] * 3, {"gradient_accumulation_steps": 2})
+    with pytest.raises(ValueError, match="2 arrays for each"):
+        convert.from_tf_keras([np.array(3)] + [np.zeros(2)] * 3)
+    with pytest.raises(ValueError, match="two arrays for each"):
+        convert.from_tf_keras_legacy([np.array(3)] + [np.zeros(2)] * 3)
+    with pytest.raises(TypeError, match="expected an Adadelta"):
+        convert.State.of(3)
+    with pytest.raises(ValueError, match="one ScaleByAdaDeltaState"):
+        convert.from_optax((1, 2))
+    with pytest.raises(ValueError, match="square_avg: expected 3 arrays"):
+        state().into(core()[0])
+    wrong = convert.State(1, numbers(1), [np.zeros(2), *numbers(1)[1:]])
+    opt, _ = core()
+    with pytest.raises(ValueError, match=r"acc_delta\[0\]: expected shape \(3, 4\)"):
+        wrong.into(opt)
+    keras_opt, *_ = ours_keras()
+    with pytest.raises(ValueError, match="expected arrays of the shapes"):
+        wrong.into(keras_opt)
+    with pytest.raises(ValueError, match="built"):
+        convert.State.of(ours.Adadelta())
+    with pytest.raises(ValueError, match="which never had gradients"):
+        convert.to_keras(convert.State(1, [None], [None]))
+    different = multiopt.Adadelta([{"params": numbers(0), "lr": 0.5}, {"params": numbers(1)}])
+    with pytest.raises(ValueError, match="same options"):
+        convert.State.of(different)
+
+
+def test_configurations():
+    config = {"learning_rate": np.float32(0.5), "decay": 0.25, "rho": 0.75, "epsilon": 1e-7}
+    options = convert.from_tf_keras_legacy([np.array(0)], config).options
+    assert options == {"lr": multiopt.schedules.InverseTime(0.5, 1.0, 0.25), "rho": 0.75, "eps": 1e-7}
+    rate = schedules.ExponentialDecay(0.5, 10, 0.75)
+    scheduled = ours.Adadelta(rate)
+    scheduled.build([np.zeros(2)])
+    found = convert.State.of(scheduled).options["lr"]
+    assert [found(t) for t in range(3)] == [rate(t) for t in range(3)]
+    assert convert.keras_config(convert.State.of(scheduled))["learning_rate"] == schedules.serialize(rate)
+    with pytest.raises(ValueError, match="decay"):
+        convert.from_tf_keras_legacy([np.array(0)], {"learning_rate": schedules.serialize(rate), "decay": 0.1})
+
+
+# --- PyTorch ---
+
+
+@pytest.mark.parametrize("kind", ["torch.optim", "multiopt.torch"])
+def test_pytorch(kind):
+    torch = pytest.importorskip("torch")
+    make = torch.optim.Adadelta if kind == "torch.optim" else __import__("multiopt.torch").torch.Adadelta
+    options = {"weight_decay": 0.125}
+
+    def optimizer():
+        params = [torch.nn.Parameter(torch.tensor(x)) for x in numbers(0)]
+        return make(params, **HYPERS, **options), params
+
+    def drive(opt, grads, params):
+        for p, g in zip(params, grads, strict=True):
+            p.grad = torch.tensor(g)
+        opt.step()
+
+    _, want = expected(9, **options)
+    opt, params = optimizer()
+    run(opt, params, range(4), drive)
+    state = convert.State.of(opt)
+    assert state.steps == 4
+    assert state.options == {**HYPERS, **options, "maximize": False, "decoupled": False}
+    # PyTorch to NumPy.
+    arrays = [p.detach().numpy().copy() for p in params]
+    continued = multiopt.Adadelta(arrays, **state.options)
+    state.into(continued)
+    run(continued, arrays, range(4, 9), step)
+    same(arrays, want, **CLOSE)
+    # NumPy to PyTorch, by the object and by plain data.
+    begun, arrays = expected(4, **options)
+    for way in ("object", "data"):
+        opt, params = optimizer()
+        for p, x in zip(params, arrays, strict=True):
+            p.data.copy_(torch.tensor(x))
+        if way == "object":
+            convert.State.of(begun).into(opt)
+        else:
+            plain = convert.to_torch(convert.State.of(begun))
+            assert all(isinstance(a, np.ndarray) for entry in plain["state"].values() for a in entry.values())
+            tensors = {i: {k: torch.tensor(a) for k, a in e.items()} for i, e in plain["state"].items()}
+            opt.load_state_dict({**plain, "state": tensors})
+        run(opt, params, range(4, 9), drive)
+        same([p.detach() for p in params], want, **CLOSE)
+    # What never had a gradient has no state there.
+    opt, params = optimizer()
+    params[0].grad = torch.ones_like(params[0])
+    opt.step()
+    partial = convert.State.of(opt)
+    assert partial.square_avg[1] is None
+    target, _ = core()
+    partial.into(target)
+    assert not target.state[1]["square_avg"].any()
+    assert target.state[0]["square_avg"].all()
+    partial.into(optimizer()[0])
+
+
+# --- optax ---
+
+
+@pytest.mark.parametrize("rate", [0.5, "schedule"])
+def test_optax(rate):
+    optax = pytest.importorskip("optax")
+    jax = pytest.importorskip("jax")
+    names = ["w", "b", "a"]  # JAX sorts them
+    schedule = multiopt.schedules.Exponential(0.5, 2.0, 0.5) if rate == "schedule" else 0.5
+
+    def tree(arrays):
+        return dict(zip(names, map(jax.numpy.asarray, arrays), strict=True))
+
+    tx = optax.adadelta(schedule, rho=0.75, eps=2.0**-10)
+
+    def drive(held, grads, params):
+        updates, held["state"] = tx.update(tree(grads), held["state"], params)
+        params.update(optax.apply_updates(params, updates))
+
+    with (
+        jax.enable_x64(True) if hasattr(jax, "enable_x64") else __import__("jax.experimental").experimental.enable_x64()
+    ):
+        _, want = expected(9, lr=schedule)
+        params = tree(numbers(0))
+        held = {"state": tx.init(params)}
+        run(held, params, range(4), drive)
+        state = convert.from_optax(held["state"], params=dict.fromkeys(names))
+        assert state.steps == (4 if rate == "schedule" else 0)
+        arrays = [np.array(params[name]) for name in names]
+        continued = multiopt.Adadelta(arrays, **{**HYPERS, "lr": schedule})
+        state.into(continued)
+        run(continued, arrays, range(4, 9), step)
+        same(arrays, want, **CLOSE)
+        # And back.
+        begun, arrays = expected(4, lr=schedule)
+        params = tree(arrays)
+        held = {"state": convert.to_optax(convert.State.of(begun), like=tx.init(params), params=dict.fromkeys(names))}
+        run(held, params, range(4, 9), drive)
+        same([params[name] for name in names], want, **CLOSE)
+        with pytest.raises(TypeError, match="to_optax"):
+            state.into(tx.init(params))
+        assert convert.to_optax(state)["e_g"][0].shape == SHAPES[0]
+
+
+# --- Keras 3, on PyTorch ---
+
+KERAS3 = """
+import warnings
+warnings.simplefilter("ignore")  # what Keras and PyTorch warn of among themselves
+import numpy as np, keras
+sys_float = keras.config.set_floatx("float64")
+import multiopt
+from multiopt import convert, keras as ours
+SHAPES = [(3, 4), (5,), ()]
+rng = np.random.default_rng(0)
+start = [np.asarray(rng.normal(size=s)) for s in SHAPES]
+KERAS = {"learning_rate": 0.5, "rho": 0.75, "epsilon": 2.0**-10}
+
+def grads(t):
+    return [np.asarray(np.cos(np.arange(x.size).reshape(x.shape) + t)) for x in start]
+
+def host(v):
+    return np.array(keras.ops.convert_to_numpy(v.value))
+
+for options in (
+    {},
+    {"weight_decay": 0.125, "clipnorm": 0.5},
+    {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.5},
+    {"learning_rate": keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)},
+):
+    def real(values):
+        variables = [keras.Variable(x, dtype="float64") for x in values]
+        opt = keras.optimizers.Adadelta(**{**KERAS, **options})
+        opt.build(variables)
+        return opt, variables
+    opt, variables = real(start)
+    for t in range(4):
+        opt.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], variables)
+    state = convert.State.of(opt)
+    assert state.steps == (2 if "gradient_accumulation_steps" in options else 4)
+    # The same by plain data.
+    again = convert.from_keras([host(v) for v in opt.variables], opt.get_config())
+    for a, b in zip(state.square_avg + state.acc_delta, again.square_avg + again.acc_delta):
+        assert np.array_equal(a, b)
+    # Continued on NumPy, by the core and by our Keras.
+    if "use_ema" not in options:
+        arrays = [host(v) for v in variables]
+        core = multiopt.Adadelta(arrays, **state.options)
+        state.into(core)
+    mine = [host(v) for v in variables]
+    face = ours.Adadelta.from_config(convert.keras_config(state))
+    face.build(mine)
+    state.into(face)
+    # And our state back into a new Keras.
+    back, backs = real([host(v) for v in variables])
+    convert.State.of(face).into(back)
+    for t in range(4, 8):
+        opt.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], variables)
+        back.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], backs)
+        face.apply(grads(t), mine)
+        if "use_ema" not in options:
+            core.step(grads(t))
+    for i, v in enumerate(variables):
+        want = host(v)
+        # Keras' norm passes through float32 on PyTorch, and the schedule too.
+        close = {"rtol": 1e-6, "atol": 1e-7} if options else {"rtol": 1e-13, "atol": 1e-15}
+        np.testing.assert_allclose(mine[i], want, **close)
+        np.testing.assert_array_equal(host(backs[i]), want)
+        if "use_ema" not in options:
+            np.testing.assert_allclose(arrays[i], want, **close)
+    for a, b in zip(opt.variables, back.variables):
+        np.testing.assert_array_equal(host(a), host(b))
+print("done")
+"""
+
+
+def test_keras_3():
+    pytest.importorskip("torch")
+    if not __import__("importlib.util").util.find_spec("keras"):
+        pytest.skip("keras is not installed")
+    assert run_python(KERAS3, timeout=240, KERAS_BACKEND="torch") == "done"
+
+
+# --- tf_keras ---
+
+TF_KERAS = """
+import numpy as np, tensorflow as tf, tf_keras
+import multiopt
+from multiopt import convert, keras as ours
+SHAPES = [(3, 4), (5,), ()]
+rng = np.random.default_rng(0)
+start = [np.asarray(rng.normal(size=s)) for s in SHAPES]
+KERAS = {"learning_rate": 0.5, "rho": 0.75, "epsilon": 2.0**-10}
+
+def grads(t):
+    return [np.asarray(np.cos(np.arange(x.size).reshape(x.shape) + t)) for x in start]
+
+for kind, face, options in (
+    (tf_keras.optimizers.legacy.Adadelta, ours.legacy.Adadelta, {}),
+    (tf_keras.optimizers.legacy.Adadelta, None, {"decay": 0.5}),
+    (tf_keras.optimizers.Adadelta, ours.Adadelta, {}),
+    (tf_keras.optimizers.Adadelta, ours.Adadelta, {"weight_decay": 0.125, "use_ema": True, "ema_momentum": 0.5}),
+):
+    def real(values):
+        variables = [tf.Variable(x) for x in values]
+        opt = kind(**KERAS, **options)
+        (opt._create_all_weights if hasattr(opt, "_create_all_weights") else opt.build)(variables)
+        return opt, variables
+    def drive(opt, variables, t):
+        opt.apply_gradients(zip(map(tf.constant, grads(t)), variables))
+    opt, variables = real(start)
+    for t in range(4):
+        drive(opt, variables, t)
+    state = convert.State.of(opt)
+    assert state.steps == 4
+    mine = None
+    if face is not None:
+        mine = [v.numpy().copy() for v in variables]
+        boxes = [ours.Variable(np.asarray(x)) for x in mine]
+        continued = face.from_config(convert.keras_config(state) if face is ours.Adadelta else opt.get_config())
+        (continued._create_all_weights if face is ours.legacy.Adadelta else continued.build)(boxes)
+        state.into(continued)
+        back, backs = real(mine)
+        convert.State.of(continued).into(back)
+    arrays = [np.asarray(v.numpy().copy()) for v in variables]
+    if "use_ema" not in options:
+        core = multiopt.Adadelta(arrays, **state.options)
+        state.into(core)
+    for t in range(4, 8):
+        drive(opt, variables, t)
+        if face is not None:
+            drive(back, backs, t)
+            continued.apply_gradients(zip(grads(t), boxes))
+        if "use_ema" not in options:
+            core.step(grads(t))
+    for i, v in enumerate(variables):
+        # All hyperparameters but lr under decay are exact in float32.
+        close = {"rtol": 1e-6, "atol": 1e-7} if "decay" in options else {"rtol": 1e-13, "atol": 1e-15}
+        if "use_ema" not in options:
+            np.testing.assert_allclose(arrays[i], v.numpy(), **close)
+        if face is not None:
+            np.testing.assert_allclose(boxes[i].numpy(), v.numpy(), **close)
+            np.testing.assert_array_equal(backs[i].numpy(), v.numpy())
+print("done")
+"""
+
+
+def test_tf_keras():
+    if not __import__("importlib.util").util.find_spec("tf_keras"):
+        pytest.skip("tf_keras is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", TF_KERAS],
+        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.stdout.strip() == "done", done.stderr[-4000:]
+
+
+def test_no_framework_is_imported():
+    code = (
+        "import sys, numpy as np, multiopt; from multiopt import convert\n"
+        "opt = multiopt.Adadelta([np.ones(3)]); state = convert.State.of(opt)\n"
+        "convert.to_torch(state), convert.to_keras(state), convert.to_optax(state), convert.keras_config(state)\n"
+        "print([m for m in ('torch', 'jax', 'keras', 'tensorflow', 'optax') if m in sys.modules])"
+    )
+    assert run_python(code) == "[]"

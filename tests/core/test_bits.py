@@ -1,0 +1,263 @@
+"""The same bits: whatever the library, the engine, the threads, the blocking and the split into tensors."""
+
+import numpy as np
+import pytest
+from libraries import LIBRARIES, OPTIONS, gradients, library_of
+
+from multiopt import Adadelta
+
+#: Sizes on both sides of the engines' blocks (1,024, 32 Ki and 512 Ki elements), awkward on purpose.
+SHAPES = [(), (0,), (1,), (7,), (33, 65), (3, 5, 7), (40_009,)]
+FEW = [(), (0,), (7,), (33, 65)]
+
+
+def decades(dtype, subnormals=True):
+    if not subnormals:
+        return -4, 4  # so that after scaling by 1e-6 or so the squares are normal numbers
+    # Squares must not overflow, or else all that follows is NaN, whose bits are nobody's concern.
+    return (-44, 18) if np.dtype(dtype).name in ("float32", "complex64") else (-320, 135)
+
+
+def run(library, dtype, shapes, steps, options, subnormals, every=1, **kwargs):
+    """Train, and return the bits of parameters, state and averages."""
+    rng = np.random.default_rng(5)
+    starts = [np.asarray(rng.standard_normal(shape)).astype(dtype) for shape in shapes]
+    opt = Adadelta(library.params(starts), engine=library.engine, **options, **kwargs)
+    seen = []
+    for step in range(steps):
+        grads = [gradients(rng, shape, dtype, decades(dtype, subnormals), subnormals) for shape in shapes]
+        opt.step(library.grads(grads))
+        if (step + 1) % every == 0:
+            seen.append(everything(library, opt))
+    return seen
+
+
+def everything(library, opt):
+    columns = [opt.params, *([state[slot] for state in opt.state] for slot in opt.rule.slots)]
+    columns += [opt.ema_params] if opt.ema is not None else []
+    return [library.backs(column) for column in columns]
+
+
+def assert_same(left, right):
+    for step, (a, b) in enumerate(zip(left, right, strict=True)):
+        for name, xs, ys in zip(("params", "square_avg", "acc_delta", "ema"), a, b, strict=False):
+            for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+                assert (x.shape, x.dtype) == (y.shape, y.dtype), (step, name, i)
+                assert x.tobytes() == y.tobytes(), (step, name, i, int(np.sum(x != y)))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """What the plain NumPy eager engine computes, once for each question."""
+    kept = {}
+
+    def ask(*key, **kwargs):
+        if (name := repr((key, kwargs))) not in kept:
+            kept[name] = run(LIBRARIES["numpy-eager"], *key, **kwargs)
+        return kept[name]
+
+    return ask
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_over_a_long_run(lib, dtype, reference):
+    shapes = [(601,), (3, 7), ()]
+    # JAX: its compiler, XLA, flushes subnormal numbers to zero, so that it gets gradients without them.
+    question = (dtype, shapes, 200 if lib.slow else 600, {"weight_decay": 1e-3}, lib.subnormals)
+    assert_same(run(lib, *question, every=50), reference(*question, every=50))
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_with_each_option(lib, dtype, options, reference):
+    question = (dtype, FEW if lib.slow else SHAPES, 6, options, lib.subnormals)
+    assert_same(run(lib, *question), reference(*question))
+
+
+def test_gradients_reach_where_it_hurts():
+    # The questions here are only worth asking if their numbers are small and large enough.
+    for dtype in ("float32", "float64"):
+        g = gradients(np.random.default_rng(0), (40_000,), dtype, decades(dtype))
+        info = np.finfo(dtype)
+        size = np.abs(g[g != 0])
+        assert np.sum(size < info.tiny) > 100
+        assert np.sum(g == 0) > 100
+        with np.errstate(under="ignore"):
+            assert np.sum((size**2 < info.tiny) & (size**2 > 0)) > 100
+        assert size.max() > 1e15
+        assert np.isfinite((size * size).sum())
+
+
+HALVES = ["float16", "bfloat16"]
+
+
+def half(dtype):
+    return np.dtype(dtype) if dtype == "float16" else np.dtype(pytest.importorskip("ml_dtypes").bfloat16)
+
+
+@pytest.mark.parametrize("state", [None, "float32"])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("options", ["plain", "everything", "coupled"])
+def test_half_precision(lib, dtype, state, options):
+    if not lib.half:
+        pytest.skip(f"{lib} has no {dtype}")
+    dtype, options = half(dtype), {**OPTIONS[options], "state_dtype": state, "eps": 1e-4}
+    # Halves that are subnormal are normal in float32, in which the computing is done; JAX flushes them on reading.
+    rng = np.random.default_rng(3)
+    shapes = FEW if lib.slow else SHAPES
+    starts = [np.asarray(rng.standard_normal(shape)).astype(dtype) for shape in shapes]
+    grads = [[gradients(rng, shape, dtype, (-1, 1), False) for shape in shapes] for _ in range(6)]
+    seen = []
+    for library in (lib, LIBRARIES["numpy-eager"]):
+        opt = Adadelta(library.params(starts), engine=library.engine, **options)
+        for g in grads:
+            opt.step(library.grads(g))
+        seen.append([everything(library, opt)])
+        assert all(x.dtype == dtype for x in seen[-1][0][0])
+        assert all(x.dtype == (dtype if state is None else np.float32) for x in seen[-1][0][1])
+    assert_same(*seen)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_half_precision_is_rounded_once(dtype):
+    # Computed in float32 from the halves, and rounded at the end: so says the same run in float32, step by step.
+    dtype = half(dtype)
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal(5000).astype(dtype)
+    v, u = np.zeros_like(x), np.zeros_like(x)
+    opt = Adadelta(x, eps=1e-3)
+    for _ in range(10):
+        wide = x.astype(np.float32)
+        one = Adadelta(wide, eps=1e-3)
+        one.state["square_avg"][...], one.state["acc_delta"][...] = v, u
+        g = rng.standard_normal(5000).astype(dtype)
+        one.step(g.astype(np.float32))
+        opt.step(g)
+        v, u = (one.state[slot].astype(dtype) for slot in ("square_avg", "acc_delta"))
+        assert x.tobytes() == wide.astype(dtype).tobytes()
+        assert opt.state["square_avg"].tobytes() == v.tobytes()
+        assert opt.state["acc_delta"].tobytes() == u.tobytes()
+
+
+def test_float16_keeps_subnormals_and_overflows_to_infinity(numba):
+    results = []
+    for engine in ("host", "eager"):
+        x = np.array([0, 1, 2, 3, 60000, -60000], np.float16).view(np.float16)
+        x[:4] = np.array([1, 2, 3, 1023], np.uint16).view(np.float16)
+        opt = Adadelta(x, lr=1e5, engine=engine)
+        opt.step(np.array([1, -1, 0, 6e-8, -60000, 60000], np.float16))
+        results.append((x.tobytes(), opt.state["square_avg"].tobytes(), opt.state["acc_delta"].tobytes()))
+        assert opt.state["square_avg"][3] == 0  # (6e-8)² is far below the smallest half
+        assert np.isinf(opt.state["square_avg"][4:]).all()
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+@pytest.mark.parametrize("options", ["plain", "everything", "clip_global_norm", "coupled"])
+def test_complex_numbers_are_two_real_ones(lib, dtype, options):
+    real = "float32" if dtype == "complex64" else "float64"
+    rng = np.random.default_rng(6)
+    shapes = [(), (0,), (5,), (33, 65)]
+
+    def draw():
+        return [np.asarray(rng.standard_normal((*s, 2)).astype(real).view(dtype)[..., 0]) for s in shapes]
+
+    starts, grads = draw(), [draw() for _ in range(6)]
+    options = OPTIONS[options]
+    opt = Adadelta(lib.params(starts), engine=lib.engine, **options)
+    # The same numbers, as real arrays with one axis more.
+    pairs = Adadelta([as_pairs(x) for x in starts], engine="eager", **options)
+    for g in grads:
+        opt.step(lib.grads(g))
+        pairs.step([as_pairs(x) for x in g])
+    for mine, theirs in zip(everything(lib, opt), everything(LIBRARIES["numpy-eager"], pairs), strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a.dtype == dtype
+            assert as_pairs(a).tobytes() == b.tobytes()
+
+
+def as_pairs(array):
+    return np.stack([array.real, array.imag], axis=-1)
+
+
+# --- threads, blocking, split ---
+
+
+def split_run(cuts, threads, monkeypatch, options, engine="host"):
+    """The same 1.3 million numbers, cut into tensors."""
+    monkeypatch.setenv("MULTIOPT_NUM_THREADS", str(threads))
+    rng = np.random.default_rng(8)
+    size = 1_300_003
+    whole = rng.standard_normal(size).astype(np.float32)
+    opt = Adadelta(np.split(whole, cuts), engine=engine, **options)
+    for _ in range(2):
+        g = gradients(rng, size, np.float32)
+        opt.step(np.split(g, cuts))
+    state = [np.concatenate([s[slot] for s in opt.state]) for slot in ("square_avg", "acc_delta")]
+    return [whole.tobytes(), *(s.tobytes() for s in state)], opt.grad_norm
+
+
+CUTS = {
+    "whole": [],
+    "two": [524_288],
+    "odd": [1, 2, 1000, 524_287, 524_289, 1_048_576],
+    "even": list(range(7, 1_300_003, 9973)),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_value": 1.0, "weight_decay": 0.1}, {"clip_global_norm": 1.0}], ids=str)
+def test_threads_and_split_change_nothing(options, monkeypatch, numba):
+    expected, norm = split_run([], 1, monkeypatch, options, engine="eager")
+    for cuts in CUTS.values():
+        for threads in (1, 2, 3, 7):
+            got, its = split_run(cuts, threads, monkeypatch, options)
+            assert got == expected
+            assert norm is None or float(its) == float(norm)
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000, 1 << 15])
+def test_blocking_changes_nothing(block, monkeypatch, numba):
+    from multiopt.backends.engines import eager, host
+
+    rng = np.random.default_rng(9)
+    start, g = rng.standard_normal((9, 11, 5)).astype(np.float32), gradients(rng, (9, 11, 5), np.float32, (-20, 10))
+    results = []
+    monkeypatch.setattr(eager, "BLOCK", block)
+    monkeypatch.setattr(host, "BOX", block)
+    monkeypatch.setattr(host, "SERIAL", 0)
+    monkeypatch.setattr(host, "PIECE", block)
+    for library in ("numpy-eager", "numpy", "numpy-strided", "numpy-strided-eager", "torch-strided"):
+        with library_of(LIBRARIES[library]) as lib:
+            opt = Adadelta(lib.param(start), engine=lib.engine, clip_global_norm=2.0)
+            for _ in range(3):
+                opt.step(lib.grad(g))
+            results.append([lib.back(a).tobytes() for a in (opt.params, *opt.state.values())])
+    assert all(result == results[0] for result in results)
+
+
+def test_block_boxes_tile_every_shape():
+    from multiopt.backends.engines.eager import blocks
+
+    for shape in [(), (0,), (5,), (3, 4), (2, 3, 4, 5), (4, 0, 3), (1, 1, 7)]:
+        for size in (1, 2, 5, 7, 60, 1000):
+            seen = np.zeros(shape, int)
+            for box in blocks(shape, size):
+                assert seen[box].size <= size
+                seen[box] += 1
+            assert (seen == 1).all()
+
+
+def test_dask_chunks_change_nothing():
+    pytest.importorskip("dask.array")
+    import dask.array as da
+
+    rng = np.random.default_rng(2)
+    start, g = rng.standard_normal((9, 6)).astype(np.float32), gradients(rng, (9, 6), np.float32)
+    results = []
+    for chunks, other in [((9, 6), (9, 6)), ((4, 6), (4, 6)), ((4, 4), (5, 6)), ((1, 1), (9, 6))]:
+        opt = Adadelta(da.from_array(start, chunks=chunks), clip_norm=0.5)
+        for _ in range(3):
+            x = opt.step(da.from_array(g, chunks=other))
+        assert x.chunks == da.from_array(start, chunks=chunks).chunks
+        results.append([a.compute().tobytes() for a in (x, *opt.state.values())])
+    assert all(result == results[0] for result in results)

@@ -1,0 +1,478 @@
+"""State that is saved, loaded, copied and pickled: the same bits go on, and damage is found before anything changes."""
+
+import copy
+import json
+import os
+import pickle
+import stat
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from libraries import PLAIN, library_of, snapshot
+from processes import run_python
+
+from multiopt import Adadelta, Optimizer, Rule, checkpoint, schedules
+from multiopt.rule import Hyper
+
+pytest.importorskip("safetensors", reason="safetensors is not installed")
+
+SHAPES = {"w": (5, 3), "b": (3,), "scale": (), "none": (0, 2)}
+OPTIONS = {
+    "lr": schedules.WarmUp(schedules.Cosine(0.7, 30), 4),
+    "rho": 0.93,
+    "weight_decay": schedules.Exponential(0.1, 5, 0.5),
+    "clip_norm": 3.0,
+    "clip_global_norm": 2.5,
+    "accumulate": 3,
+    "loss_scale": 16.0,
+    "ema": 0.8,
+}
+
+
+def draw(seed, dtype=np.float32, shapes=SHAPES):
+    rng = np.random.default_rng(seed)
+    return {name: np.asarray(rng.standard_normal(shape)).astype(dtype) for name, shape in shapes.items()}
+
+
+def make(lib, dtype=np.float32, seed=0, **options):
+    params = {name: lib.param(array) for name, array in draw(seed, dtype).items()}
+    return Adadelta(params, engine=lib.engine, **{**OPTIONS, **options})
+
+
+def train(lib, opt, seeds, dtype=np.float32):
+    for seed in seeds:
+        opt.step({name: lib.grad(array) for name, array in draw(seed, dtype).items()})
+
+
+def same(one, other):
+    assert snapshot(one) == snapshot(other)
+    assert one.loss_scale == other.loss_scale
+    assert one.clip_global_norm == other.clip_global_norm
+
+
+@pytest.mark.parametrize("reader", PLAIN, ids=str)
+def test_a_file_goes_on_bit_for_bit_with_any_library(plain, reader, tmp_path):
+    with library_of(reader):
+        whole, first, second = make(plain), make(plain), make(reader, seed=9)
+        # Seven micro-batches of three to an update: the file holds a half-done sum.
+        train(plain, first, range(100, 107))
+        first.save(tmp_path / "checkpoint.safetensors")
+        train(plain, whole, range(100, 117))
+        params = second.load(tmp_path / "checkpoint.safetensors")
+        assert (second.steps, second.micro_steps) == (2, 1)
+        assert params is not None
+        same(first, second)
+        train(reader, second, range(107, 117))
+        same(whole, second)
+
+
+@pytest.mark.parametrize("reader", PLAIN, ids=str)
+def test_a_snapshot_goes_on_with_any_library(plain, reader):
+    with library_of(reader):
+        first, second = make(plain), make(reader)
+        train(plain, first, range(100, 108))
+        # A snapshot holds no parameters, as everywhere: they are copied by hand.
+        values = {name: reader.param(np.asarray(plain.back(array))) for name, array in first.params.items()}
+        second = Adadelta(values, engine=reader.engine, **OPTIONS)
+        second.load_state_dict(first.state_dict())
+        same(first, second)
+        train(plain, first, range(108, 115))
+        train(reader, second, range(108, 115))
+        same(first, second)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("state_dtype", [None, "float32"])
+def test_every_dtype(plain, dtype, state_dtype, tmp_path):
+    if not plain.half and dtype in ("float16", "bfloat16"):
+        pytest.skip(f"{plain} has no {dtype}")
+    kind = np.dtype(pytest.importorskip("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
+    one, other = (make(plain, kind, seed, state_dtype=state_dtype) for seed in (0, 1))
+    train(plain, one, range(5), kind)
+    one.save(tmp_path / "a")
+    other.load(tmp_path / "a")
+    same(one, other)
+    other.load_state_dict(one.state_dict())
+    same(one, other)
+    again = make(plain, kind, 2, state_dtype=state_dtype)
+    again.load(tmp_path / "a")
+    again.save(tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_arrays_of_any_layout(tmp_path):
+    base = draw(0, shapes={"x": (6, 4)})["x"]
+    layouts = {
+        "C": base.copy(),
+        "F": np.asfortranarray(base),
+        "strided": np.repeat(base, 2, 1)[:, ::2],
+        "reversed": base[::-1, ::-1].copy()[::-1, ::-1],
+        "big-endian": base.astype(">f4"),
+    }
+    for x in layouts.values():
+        opt = Adadelta(x)
+        opt.step(base)
+        opt.save(tmp_path / "x")
+        for y in layouts.values():
+            other = Adadelta(np.zeros_like(y))
+            other.load(tmp_path / "x")
+            same(opt, other)
+
+
+def test_loading_writes_into_the_arrays_given(tmp_path):
+    lib = PLAIN[0]
+    one, other = make(lib), make(lib, seed=3)
+    train(lib, one, range(4))
+    one.save(tmp_path / "x")
+    held = dict(other.params), other.state["w"]["square_avg"], other.ema_params["w"]
+    params = other.load(tmp_path / "x")
+    assert all(params[name] is held[0][name] for name in params)
+    assert other.state["w"]["square_avg"] is held[1]
+    assert other.ema_params["w"] is held[2]
+    train(lib, other, [4, 5])
+    assert np.any(held[1] != one.state["w"]["square_avg"])
+
+
+def test_a_snapshot_is_independent(plain):
+    opt = make(plain)
+    train(plain, opt, range(4))
+    state = opt.state_dict()
+    kept = pickle.dumps({key: np.asarray(plain.back(a)).tobytes() for key, a in state["arrays"].items()})
+    about = copy.deepcopy(state["about"])
+    train(plain, opt, range(4, 9))
+    opt.rho = 0.5
+    opt.add_param_group({"params": plain.param(np.ones(2, np.float32))})
+    assert kept == pickle.dumps({key: np.asarray(plain.back(a)).tobytes() for key, a in state["arrays"].items()})
+    assert about == state["about"]
+
+
+def test_copies_are_independent(plain):
+    opt = make(plain)
+    train(plain, opt, range(4))
+    before = snapshot(opt)
+    twin = copy.deepcopy(opt)
+    same(opt, twin)
+    train(plain, twin, range(4, 9))
+    twin.rho = 0.1
+    assert snapshot(opt) == before
+    assert snapshot(twin) != before
+    train(plain, opt, range(4, 9))
+    opt.rho = 0.1
+    same(opt, twin)
+
+
+@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
+def test_pickles_go_on(plain, protocol):
+    if plain.name == "array_api_strict":
+        pytest.skip("array_api_strict's arrays do not pickle")
+    opt = make(plain)
+    train(plain, opt, range(4))
+    twin = pickle.loads(pickle.dumps(opt, protocol))
+    same(opt, twin)
+    train(plain, twin, range(4, 9))
+    train(plain, opt, range(4, 9))
+    same(opt, twin)
+    assert repr(twin) == repr(opt)
+
+
+def test_a_pickle_compiles_nothing_again(numba):
+    from multiopt.backends.engines import numba_kernels
+
+    opt = Adadelta(np.ones(3), weight_decay=0.1, ema=0.5)
+    opt.step(np.ones(3))
+    compiled = numba_kernels.update_kernel.cache_info().currsize
+    for twin in (pickle.loads(pickle.dumps(opt)), copy.deepcopy(opt)):
+        twin.step(np.ones(3))
+    assert numba_kernels.update_kernel.cache_info().currsize == compiled
+
+
+def test_an_array_in_two_places_stays_one_in_a_pickle():
+    x = np.ones(3)
+    both = pickle.loads(pickle.dumps({"x": x, "opt": Adadelta(x)}))
+    both["opt"].step(np.ones(3))
+    assert both["x"] is both["opt"].params
+    assert both["x"][0] < 1
+
+
+def test_without_numba_the_engine_is_chosen_anew(tmp_path, numba):
+    opt = Adadelta([np.linspace(0, 1, 7, dtype=np.float32)], ema=0.9, accumulate=2)
+    opt.step([np.ones(7, np.float32)])
+    opt.save(tmp_path / "x")
+    (tmp_path / "pickle").write_bytes(pickle.dumps(opt))
+    code = f"""
+import sys; sys.modules["numba"] = None
+import pickle, numpy as np
+from multiopt import Adadelta
+loaded = Adadelta([np.zeros(7, np.float32)], ema=0.9, accumulate=2)
+loaded.load({str(tmp_path / "x")!r})
+unpickled = pickle.load(open({str(tmp_path / "pickle")!r}, "rb"))
+for opt in (loaded, unpickled):
+    assert "engine=eager" in repr(opt), opt
+    opt.step([np.full(7, 3, np.float32)])
+    print(opt.params[0].tobytes().hex(), opt.ema_params[0].tobytes().hex(), opt.state[0]["acc_delta"].tobytes().hex())
+"""
+    opt.step([np.full(7, 3, np.float32)])
+    state = opt.params[0], opt.ema_params[0], opt.state[0]["acc_delta"]
+    expected = " ".join(array.tobytes().hex() for array in state)
+    assert run_python(code) == f"{expected}\n{expected}"
+
+
+# --- schedules and callables ---
+
+
+def test_schedules_come_with_the_file(tmp_path):
+    every = [
+        schedules.Constant(0.5),
+        schedules.Exponential(0.5, 7, 0.6, staircase=True),
+        schedules.InverseTime(0.5, 7, 0.6),
+        schedules.Polynomial(0.5, 20, 0.01, power=2.0, cycle=True),
+        schedules.Piecewise([5, 11], [1.0, 0.5, 0.1]),
+        schedules.Cosine(0.5, 20, alpha=0.1),
+        schedules.CosineRestarts(0.5, 5, t_mul=2.0, m_mul=0.8, alpha=0.1),
+        schedules.WarmUp(schedules.WarmUp(schedules.Cosine(0.5, 20), 3), 10, 0.05),
+    ]
+    assert {type(s).__name__ for s in every} >= set(schedules.__all__) - {"Schedule"}
+    for schedule in every:
+        Adadelta(np.ones(2), lr=schedule).save(tmp_path / "x")
+        opt = Adadelta(np.ones(2))
+        opt.load(tmp_path / "x")
+        assert opt.lr == schedule
+
+
+def test_a_function_stays_that_of_the_optimizer_that_loads(tmp_path):
+    Adadelta(np.ones(2), lr=lambda step: 0.5).save(tmp_path / "x")
+    mine = lambda step: 0.25  # noqa: E731
+    opt = Adadelta(np.ones(2), lr=mine)
+    opt.load(tmp_path / "x")
+    assert opt.lr is mine
+    with pytest.raises(ValueError, match=r"expected the optimizer that loads to have the callable '.*<lambda>'"):
+        Adadelta(np.ones(2), lr=0.1).load(tmp_path / "x")
+
+
+# --- what does not fit ---
+
+
+def momentum(xp, x, g, velocity, *, lr):
+    velocity = 0.9 * velocity + g
+    return x - lr * velocity, velocity
+
+
+MOMENTUM = Rule("momentum", momentum, {"velocity": 0.0}, {"lr": Hyper(0.1, low=0.0)})
+
+
+def strangers():
+    """Optimizers whose state is not that of the one in the test, and what the message must say."""
+    x, y = np.ones((2, 3), np.float32), np.ones(4, np.float32)
+    return {
+        "shape": (
+            Adadelta({"a": x.T.copy(), "b": y}),
+            r"expected shape \(2, 3\) and .*, got shape \(3, 2\)",
+        ),
+        "dtype": (Adadelta({"a": x.astype("f8"), "b": y}), r"dtype float32, got shape \(2, 3\) and dtype float64"),
+        "names": (Adadelta({"a": x, "c": y}), r"expected the parameters .*params\['b'\], got .*params\['c'\]"),
+        "fewer": (Adadelta({"a": x}), "expected the parameters 2 in 1 group.*, got 1 in 1 group"),
+        "list": (Adadelta([x, y]), r"expected the parameters .*params\['a'\].*, got .*params\[0\]"),
+        "groups": (Adadelta([{"params": {"a": x}}, {"params": {"b": y}}]), "in 1 group.*in 2 group"),
+        "rule": (Optimizer(MOMENTUM, {"a": x, "b": y}), "rule: expected 'adadelta', got 'momentum'"),
+        "ema": (Adadelta({"a": x, "b": y}, ema=0.5), "ema"),
+        "accumulate": (Adadelta({"a": x, "b": y}, accumulate=2), "accumulate: expected 1, got 2"),
+        "state_dtype": (Adadelta({"a": x, "b": y}, state_dtype="float64"), "square_avg.*got shape .* dtype float64"),
+    }
+
+
+@pytest.mark.parametrize("kind", strangers())
+def test_another_models_state_is_refused(kind, tmp_path):
+    stranger, message = strangers()[kind]
+    opt = Adadelta({"a": np.full((2, 3), 2, np.float32), "b": np.full(4, 2, np.float32)})
+    opt.step({"a": np.ones((2, 3), np.float32), "b": None})
+    before = snapshot(opt)
+    stranger.save(tmp_path / "x")
+    for load, told in [(opt.load, tmp_path / "x"), (opt.load_state_dict, stranger.state_dict())]:
+        with pytest.raises(ValueError, match=message):
+            load(told)
+        assert snapshot(opt) == before
+        assert opt.ema is None
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 3), st.floats(), st.text(max_size=3), st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.text(max_size=2), st.integers(), max_size=2), st.just([{"names": None}]), st.just([[]]),
+)  # fmt: skip
+
+
+@given(data=st.data())
+def test_a_damaged_snapshot_changes_nothing(data):
+    opt, good = (Adadelta([np.ones(2), np.ones(3)], ema=0.5, accumulate=2) for _ in range(2))
+    for each in (opt, good):
+        each.step([np.ones(2), np.ones(3)])
+    state = good.state_dict()
+    path, place = [], state
+    while isinstance(place, (dict, list)) and place and (not path or data.draw(st.booleans(), "deeper")):
+        path.append(data.draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))), "key"))
+        holder, place = place, place[path[-1]]
+    old = place
+    if data.draw(st.booleans(), "delete"):
+        del holder[path[-1]]
+    else:
+        holder[path[-1]] = data.draw(JUNK, "junk")
+    before = snapshot(opt)
+    message = None
+    try:
+        opt.load_state_dict(state)
+    except (TypeError, ValueError) as error:
+        message = str(error)
+    if message is not None:
+        assert message.startswith("state: ") or path[-1] in message, (path, message)
+        assert snapshot(opt) == before
+    else:
+        # Some junk is a good value.
+        assert path[0] == "about", (path, old)
+        assert path[-1] in (*opt.groups[0].options(), *checkpoint.SETTINGS, *checkpoint.COUNTERS, 0, 1), path
+
+
+def saved(tmp_path, **options):
+    opt = Adadelta({"a": np.linspace(0, 1, 6).reshape(2, 3), "b": np.array(3 + 1j, np.complex64)}, ema=0.9, **options)
+    opt.step({"a": np.ones((2, 3)), "b": np.array(1, np.complex64)})
+    opt.save(tmp_path / "x")
+    return opt, (tmp_path / "x").read_bytes()
+
+
+def fresh():
+    return Adadelta({"a": np.zeros((2, 3)), "b": np.array(0, np.complex64)}, ema=0.9)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_truncated_file_changes_nothing(tmp_path, data):
+    _, content = saved(tmp_path)
+    size = data.draw(st.integers(0, len(content) - 1))
+    (tmp_path / "cut").write_bytes(content[:size])
+    opt = fresh()
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match="expected a checkpoint of multiopt, whole"):
+        opt.load(tmp_path / "cut")
+    assert snapshot(opt) == before
+
+
+def test_every_flipped_bit_is_found_or_harmless(tmp_path):
+    one, content = saved(tmp_path)
+    opt = fresh()
+    before, good, harmless = snapshot(opt), snapshot(one), 0
+    header = 8 + int.from_bytes(content[:8], "little")
+    rng = np.random.default_rng(0)
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / "damaged").write_bytes(damaged)
+        message = None
+        try:
+            opt.load(tmp_path / "damaged")
+        except ValueError as error:
+            message = str(error)
+        if message is not None:
+            assert "damaged" in message
+            assert snapshot(opt) == before
+        else:
+            # White space, or the width of a type that the checksum makes sure of: the same arrays came out.
+            assert position < header
+            assert snapshot(opt) == good
+            harmless += 1
+            opt = fresh()
+    assert harmless < len(content) / 20
+
+
+def test_other_files_are_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"a": np.ones(3)}, tmp_path / "foreign", {"format": "pt"})
+    save_file({"a": np.ones(3)}, tmp_path / "bare")
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"a": 1}))
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "json").write_text(json.dumps({"multiopt": 1}))
+    opt = fresh()
+    before = snapshot(opt)
+    for name in ("foreign", "bare", "pickle", "empty", "json"):
+        with pytest.raises(ValueError, match=f"{name}: expected a checkpoint of multiopt, whole"):
+            opt.load(tmp_path / name)
+    with pytest.raises(FileNotFoundError):
+        opt.load(tmp_path / "absent")
+    assert snapshot(opt) == before
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()], ids=repr)
+def test_a_failing_write_leaves_the_old_file(error, tmp_path, monkeypatch):
+    import safetensors.numpy
+
+    opt, content = saved(tmp_path)
+
+    def fail(tensors, path, metadata=None):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    opt.steps = 99
+    with pytest.raises(type(error)):
+        opt.save(tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == content
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_who_reads_while_another_writes_sees_one_file_whole(tmp_path):
+    opt, content = saved(tmp_path)
+    with open(tmp_path / "x", "rb") as reader:
+        opt.steps = 99
+        opt.save(tmp_path / "x")
+        assert reader.read() == content
+    assert (tmp_path / "x").read_bytes() != content
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path):
+    pytest.importorskip("resource", reason="limits on files are a thing of Unix")
+    _, content = saved(tmp_path)
+    code = f"""
+import resource, signal, sys
+import numpy as np
+from multiopt import Adadelta
+opt = Adadelta(np.ones(100_000))
+opt.step(np.ones(100_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+try:
+    opt.save({str(tmp_path / "x")!r})
+except OSError as error:
+    print("OSError", {str(tmp_path / "x")!r} in str(error))
+"""
+    assert run_python(code) == "OSError True"
+    assert (tmp_path / "x").read_bytes() == content
+    assert os.listdir(tmp_path) == ["x"]
+
+
+def test_the_file_has_the_usual_mode(tmp_path):
+    (tmp_path / "usual").write_bytes(b"")
+    saved(tmp_path)
+    assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+
+
+def test_a_missing_folder_is_an_os_error(tmp_path):
+    with pytest.raises(OSError, match="absent"):
+        fresh().save(tmp_path / "absent" / "x")
+
+
+def test_without_safetensors_the_extra_is_named():
+    code = """
+import sys; sys.modules["safetensors"] = sys.modules["safetensors.numpy"] = None
+import numpy as np
+from multiopt import Adadelta
+opt = Adadelta(np.ones(2))
+for act in (opt.save, opt.load):
+    try:
+        act("x")
+    except ImportError as error:
+        print(error)
+"""
+    assert run_python(code).splitlines() == ['checkpoints need safetensors: pip install "multiopt[checkpoint]"'] * 2

@@ -1,0 +1,279 @@
+"""The functional form: pure, over trees, the same bits eagerly, and inside the compilers of JAX and PyTorch."""
+
+import warnings
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from libraries import gradients
+from rules import ADAM, MOMENTUM_LIKE
+
+from multiopt import Adadelta, Optimizer, schedules
+from multiopt.functional import State, init, update
+
+OPTIONS = {
+    "defaults": {},
+    "hypers": {"lr": 0.3, "rho": 0.5, "eps": 1e-3},
+    "coupled": {"weight_decay": 0.1},
+    "decoupled": {"weight_decay": 0.1, "decoupled": True},
+    "maximize": {"maximize": True, "weight_decay": 0.1},
+    "clip_value": {"clip_value": 0.4},
+    "schedules": {"lr": schedules.InverseTime(1.0, 2, 0.5), "weight_decay": lambda step: 0.1 / (1 + step)},
+}
+
+
+def draw(rng, dtype=np.float32, subnormals=False):
+    return {name: gradients(rng, shape, dtype, (-4, 3), subnormals) for name, shape in SHAPES.items()}
+
+
+SHAPES = {"w": (5, 3), "b": (7,), "s": ()}
+
+
+def put(lib, tree):
+    return {name: lib.grad(array) for name, array in tree.items()}
+
+
+def bits(lib, *trees):
+    return [(np.asarray(lib.back(a)).dtype, np.asarray(lib.back(a)).tobytes()) for tree in trees for a in tree.values()]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float32") for name in OPTIONS), *(("coupled", dtype) for dtype in ("float64", "complex64", "float16"))],
+)
+def test_the_bits_are_those_of_the_optimizer(plain, name, dtype):
+    options = OPTIONS[name]
+    if dtype == "float16" and not plain.half:
+        pytest.skip(f"{plain} has no float16")
+    rng = np.random.default_rng(0)
+    real = "float32" if dtype == "complex64" else dtype
+    start = {name: np.asarray(a).astype(dtype) for name, a in draw(rng, np.float32).items()}
+    # PyTorch's optimizer runs compiled; its functions run PyTorch's operations, whose root is off by a unit at times.
+    engine = "auto" if plain.name != "torch" else "eager"
+    opt = Adadelta(put(plain, start), engine=engine, **options)
+    params, state = put(plain, start), init(put(plain, start))
+    for _ in range(4):
+        grads = {name: np.asarray(a).astype(dtype) for name, a in draw(rng, real).items()}
+        opt.step(put(plain, grads))
+        params, state = update(params, put(plain, grads), state, **options)
+    assert state.step == 4
+    held = [{name: s[slot] for name, s in opt.state.items()} for slot in ("square_avg", "acc_delta")]
+    assert bits(plain, params, *state.slots.values()) == bits(plain, opt.params, *held)
+
+
+def test_it_is_pure(lib):
+    rng = np.random.default_rng(1)
+    params, grads = ({name: lib.param(a) for name, a in draw(rng).items()} for _ in range(2))
+    state = init(params)
+    before = bits(lib, params, grads, *state.slots.values())
+    new, after = update(params, grads, state, weight_decay=0.1, clip_value=1.0)
+    again, _ = update(params, grads, state, weight_decay=0.1, clip_value=1.0)
+    assert bits(lib, params, grads, *state.slots.values()) == before
+    assert bits(lib, new) == bits(lib, again)
+    assert (state.step, after.step) == (0, 1)
+    if lib.mutable:
+        new["w"][...] = 0.0
+        assert bits(lib, params, grads, *state.slots.values()) == before
+
+
+def test_none_leaves_a_parameter_alone(plain):
+    params = {"a": plain.grad(np.ones(2)), "b": plain.grad(np.ones(3))}
+    new, state = update(params, {"a": None, "b": plain.grad(np.ones(3))}, init(params))
+    assert new["a"] is params["a"]
+    assert np.asarray(plain.back(state.slots["square_avg"]["a"])).tolist() == [0, 0]
+    assert (np.asarray(plain.back(new["b"])) < 1).all()
+
+
+def test_trees_of_any_kind(plain):
+    pytest.importorskip("optree", reason="optree is not installed")
+    kind = namedtuple("kind", "w rest")
+    one = plain.grad(np.ones(2))
+    for tree in (one, [one, one], (one,), {"b": one, "a": one}, kind(one, [one, {"z": (one,), "a": one}])):
+        new, state = update(tree, tree, init(tree))
+        assert type(new) is type(tree)
+        assert type(state) is State
+        assert type(state.slots["acc_delta"]) is type(tree)
+    assert list(update({"b": one, "a": one}, {"a": one, "b": one}, init({"b": one, "a": one}))[0]) == ["b", "a"]
+
+
+def test_state_dtype(plain):
+    params = {"w": plain.grad(np.ones(3, np.float32)), "z": plain.grad(np.ones(3, np.complex64))}
+    state = init(params, state_dtype="float64")
+    new, state = update(params, params, state)
+    dtypes = [np.asarray(plain.back(a)).dtype for a in (*new.values(), *state.slots["square_avg"].values())]
+    assert dtypes == ["float32", "complex64", "float64", "complex128"]
+
+
+def test_what_is_refused(plain):
+    one = plain.grad(np.ones(2, np.float32))
+    state = init([one])
+    for call, kind, message in [
+        (lambda: init([plain.grad(np.ones(2, np.int32))]), TypeError, r"params\[0\]: expected one of the dtypes"),
+        (lambda: init([1.0]), TypeError, r"params\[0\]: expected an array, got builtins.float"),
+        (lambda: init([one], state_dtype="int32"), ValueError, "state_dtype: expected None or a real floating"),
+        (lambda: update([one], [plain.grad(np.ones(3, np.float32))], state), ValueError, r"grads\[0\]: expected shape"),
+        (
+            lambda: update([one], [plain.grad(np.ones(2))], state),
+            TypeError,
+            r"grads\[0\]: expected a .* dtype float32",
+        ),
+        (lambda: update([one], [1.0], state), TypeError, r"grads\[0\]: expected an array"),
+        (lambda: update([one], one, state), ValueError, "grads: expected a list or tuple, as params is"),
+        (lambda: update([one], [one, one], state), ValueError, "grads: expected 1 entries"),
+        (lambda: update([one, one], [one, one], state), ValueError, r"state.slots\['square_avg'\]: expected 2 entries"),
+        (lambda: update([one], [one], state, rho=2.0), ValueError, r"rho: expected a number in \[0, 1\], got 2"),
+        (lambda: update([one], [one], state, lr=-1), ValueError, "lr: expected a number"),
+        (lambda: update([one], [one], state, lr=lambda step: -1), ValueError, "lr: expected a number"),
+        (lambda: update([one], [one], state, weight_decay=-1), ValueError, "weight_decay: expected a number"),
+        (lambda: update([one], [one], state, clip_value=0), ValueError, "clip_value: expected a number"),
+        (lambda: update([one], [one], state, eps=0), ValueError, "eps: expected a number"),
+        (lambda: update([one], [one], state, eps="1"), TypeError, "eps: expected a real number"),
+        (lambda: update([one], [one], state, maximize=1), TypeError, "maximize: expected True or False"),
+        (lambda: update([one], [one], state, weight_decay=0.1, decoupled=1), TypeError, "decoupled: expected True"),
+        (
+            lambda: update([one], [one], state, beta=0.5),
+            TypeError,
+            r"unknown \['beta'\]; expected some of lr",
+        ),
+        (lambda: update([one], [one], state, rule=ADAM), TypeError, "state: expected what init"),
+        (lambda: update([one], [one], None), TypeError, "state: expected what init"),
+    ]:
+        with pytest.raises(kind, match=message):
+            call()
+
+
+# --- inside jax.jit ---
+
+
+@pytest.fixture
+def jax():
+    return pytest.importorskip("jax", reason="jax is not installed")
+
+
+def close(got, want, dtype):
+    # The compiler contracts to FMA and XLA flushes subnormals: some roundings a step, over four steps.
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=50 * eps, atol=50 * eps)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_inside_jit(jax, options):
+    compiled = jax.jit(lambda params, grads, state: update(params, grads, state, **options))
+    rng = np.random.default_rng(2)
+    start = draw(rng)
+    params = other = {name: jax.numpy.asarray(a) for name, a in start.items()}
+    state, plain = init(params), init(params)
+    for _ in range(4):
+        grads = {name: jax.numpy.asarray(a) for name, a in draw(rng).items()}
+        params, state = compiled(params, grads, state)
+        other, plain = update(other, grads, plain, **options)
+    assert int(state.step) == 4
+    for name in SHAPES:
+        close(params[name], other[name], np.float32)
+        for slot in ("square_avg", "acc_delta"):
+            close(state.slots[slot][name], plain.slots[slot][name], np.float32)
+
+
+def test_traced_numbers_do_not_recompile(jax):
+    traces = []
+
+    @jax.jit
+    def step(params, grads, state, lr, rho, decay):
+        traces.append(1)
+        return update(params, grads, state, lr=lr, rho=rho, weight_decay=decay)
+
+    x = jax.numpy.ones(5)
+    params, state, other, plain = x, init(x), x, init(x)
+    # The first two differ in the type of the step: a Python number at first, an array from then on.
+    for i in range(6):
+        lr, rho, decay = 1.0 / (1 + i), 0.9 - i / 10, i / 20
+        params, state = step(params, x * i, state, lr, rho, decay)
+        other, plain = update(other, x * i, plain, lr=lr, rho=rho, weight_decay=decay)
+        close(params, other, np.float32)
+    assert len(traces) <= 2
+
+
+def test_a_rule_whose_slots_are_not_sorted_inside_jit(jax):
+    # `jax.jit` gives dicts back with their keys sorted; slots are not what they are by their place.
+    rule = MOMENTUM_LIKE
+    assert list(rule.slots) != sorted(rule.slots)
+    x = jax.numpy.linspace(-1, 1, 5)
+    params, state, opt = x, init(x, rule=rule), Optimizer(rule, np.linspace(-1, 1, 5, dtype=np.float32))
+    step = jax.jit(lambda p, g, s: update(p, g, s, rule=rule))
+    for i in range(4):
+        params, state = step(params, x + i, state)
+        opt.step(np.linspace(-1, 1, 5, dtype=np.float32) + np.float32(i))
+    close(params, opt.params, np.float32)
+
+
+def test_grad_scan_and_donation(jax):
+    def loss(params):
+        return sum(((a - 1) ** 2).sum() for a in jax.tree.leaves(params))
+
+    params = {"w": jax.numpy.zeros((3, 2)), "deep": [jax.numpy.zeros(4)]}
+
+    def body(carry, _):
+        params, state = carry
+        params, state = update(params, jax.grad(loss)(params), state, lr=1.0, eps=1e-2)
+        return (params, state), loss(params)
+
+    state = init(params)
+    state = State(jax.numpy.asarray(0), state.slots)
+    (params, state), losses = jax.lax.scan(body, (params, state), None, length=60)
+    assert int(state.step) == 60
+    assert losses[-1] < 0.1 * losses[0]
+    step = jax.jit(lambda p, s: update(p, p, s), donate_argnums=(0, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some platforms cannot donate, and say so
+        params, state = step(params, state)
+    assert int(state.step) == 61
+
+
+def test_vmap(jax):
+    xs = jax.numpy.asarray(np.random.default_rng(0).standard_normal((4, 3)), dtype="float32")
+    batched = jax.vmap(lambda x: update(x, x, init(x))[0])(xs)
+    for x, new in zip(xs, batched, strict=True):
+        close(new, update(x, x, init(x))[0], np.float32)
+
+
+def test_the_optimizer_refuses_traced_arrays(jax):
+    with pytest.raises(TypeError, match=r"params: got a traced array; under jax\.jit use"):
+        jax.jit(lambda x: Adadelta(x).step(x))(jax.numpy.ones(3))
+
+
+# --- inside torch.compile ---
+
+
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_inside_torch_compile(backend):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    rng = np.random.default_rng(3)
+    options = {"weight_decay": 0.1, "clip_value": 1.0}
+
+    def step(params, grads, state, lr):
+        return update(params, grads, state, lr=lr, **options)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own deprecations are not ours to mend
+        torch.compiler.reset()
+        from torch._dynamo.testing import CompileCounterWithBackend
+
+        counter = CompileCounterWithBackend(backend)
+        compiled = torch.compile(step, fullgraph=True, backend=counter)
+        params = other = {name: torch.from_numpy(np.array(a)) for name, a in draw(rng).items()}
+        state = plain = init(params)
+        start = {name: tensor.clone() for name, tensor in params.items()}
+        kept = dict(params)
+        for i in range(5):
+            grads = {name: torch.from_numpy(np.array(a)) for name, a in draw(rng).items()}
+            lr = torch.tensor(1.0 / (1 + i))
+            params, state = compiled(params, grads, state, lr)
+            other, plain = update(other, grads, plain, lr=lr, **options)
+    assert state.step == plain.step == 5
+    for name in SHAPES:
+        assert torch.equal(kept[name], start[name])
+        close(params[name], other[name], np.float32)
+        for slot in ("square_avg", "acc_delta"):
+            close(state.slots[slot][name], plain.slots[slot][name], np.float32)
+    # Once for the first step, whose number is a constant at first, and once for all the others.
+    assert counter.frame_count <= 2

@@ -1,0 +1,172 @@
+"""Our Adadelta inside real Keras 3: a model is compiled, fitted, saved, reloaded and fitted again, on each backend."""
+
+from importlib.util import find_spec
+
+import pytest
+from processes import run_python
+
+PROGRAM = """
+import os, sys, warnings
+import numpy as np
+# What Keras, PyTorch and JAX warn of among themselves is not ours to mend.
+warnings.simplefilter("ignore")
+import keras
+from multiopt.keras import schedules
+from multiopt.keras.for_keras import for_keras
+
+rng = np.random.default_rng(0)
+X, Y = rng.normal(size=(48, 8)).astype("float32"), rng.normal(size=(48, 3)).astype("float32")
+PATH = os.environ["MODEL"]
+
+def model(optimizer):
+    keras.utils.set_random_seed(0)
+    dense = keras.layers.Dense
+    made = keras.Sequential([keras.Input((8,)), dense(9, "tanh"), keras.layers.BatchNormalization(), dense(3)])
+    made.compile(optimizer=optimizer, loss="mse")
+    return made
+
+def fit(model, epochs=2):
+    return model.fit(X, Y, epochs=epochs, batch_size=16, verbose=0, shuffle=False).history["loss"]
+
+def host(variable):
+    return np.asarray(keras.ops.convert_to_numpy(variable.value))
+
+def agree(one, two):
+    pairs = [*zip(one.variables, two.variables), *zip(one.optimizer.variables, two.optimizer.variables)]
+    for a, b in pairs:
+        # The same formula in another order of operations: a few float32 roundings, over six steps.
+        np.testing.assert_allclose(host(a), host(b), rtol=1e-5, atol=1e-6)
+"""
+
+FIT = """
+for options in (
+    {"weight_decay": 0.01, "clipnorm": 0.5},
+    {"global_clipnorm": 0.2, "gradient_accumulation_steps": 2},
+    {"clipvalue": 0.01, "use_ema": True, "ema_momentum": 0.9, "ema_overwrite_frequency": 3},
+):
+    ours, theirs = model(for_keras(1.0, **options)), model(keras.optimizers.Adadelta(1.0, **options))
+    losses = fit(ours), fit(theirs)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert losses[0][1] < losses[0][0], (options, losses)
+    agree(ours, theirs)
+    for a, b in zip(ours.optimizer.variables, theirs.optimizer.variables):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+# A schedule of ours becomes one of Keras; options that are off make no difference.
+scheduled = for_keras(schedules.ExponentialDecay(1.0, 2, 0.5), 0.9, 1e-6, weight_decay=0.01)
+ours, theirs = model(scheduled), model(
+    keras.optimizers.Adadelta(keras.optimizers.schedules.ExponentialDecay(1.0, 2, 0.5), 0.9, 1e-6, weight_decay=0.01)
+)
+fit(ours), fit(theirs)
+agree(ours, theirs)
+config = scheduled.get_config()
+assert (config["rho"], config["epsilon"], config["learning_rate"]["class_name"]) == (0.9, 1e-6, "ExponentialDecay")
+ours.save(PATH)
+again = keras.models.load_model(PATH)
+assert type(again.optimizer) is type(ours.optimizer) and again.optimizer.get_config() == config
+fit(ours), fit(again)
+for a, b in [*zip(ours.variables, again.variables), *zip(ours.optimizer.variables, again.optimizer.variables)]:
+    assert host(a).tobytes() == host(b).tobytes(), a.path
+
+# Weights that Keras' own optimizer trained go on here.
+weights = [host(v) for v in theirs.optimizer.variables]
+fresh = for_keras(schedules.ExponentialDecay(1.0, 2, 0.5), 0.9, 1e-6, weight_decay=0.01)
+fresh.build(theirs.trainable_variables)
+fresh.set_weights(weights)
+g = [keras.ops.ones(v.shape) for v in theirs.trainable_variables]
+fresh.apply(g)
+one = [host(v) for v in theirs.trainable_variables]
+assert int(host(fresh.iterations)) == int(weights[0]) + 1
+
+# A shared row of an embedding: its gradients are added up, on every backend.
+table = keras.Sequential([keras.Input((3,), dtype="int32"), keras.layers.Embedding(5, 2), keras.layers.Flatten()])
+table.compile(optimizer=for_keras(1.0), loss="mse")
+start = host(table.layers[0].embeddings)
+table.fit(np.array([[1, 1, 3]]), np.zeros((1, 6), "float32"), verbose=0)
+moved = host(table.layers[0].embeddings) - start
+assert not moved[[0, 2, 4]].any() and moved[[1, 3]].all()
+# loss = mean of squares: the gradient of a row is 2/6 of it for each time it occurs.
+square = 0.05 * (np.array([2, 1])[:, None] / 3 * start[[1, 3]]) ** 2
+held = host(table.optimizer._accumulated_grads[0])
+np.testing.assert_allclose(held[[1, 3]], square, rtol=1e-5)
+
+# Half precision: computed in float32, rounded once.
+keras.config.set_dtype_policy("bfloat16")
+half = model(for_keras(1.0))
+assert fit(half, 1)[0] > 0 and half.optimizer.variables[2].dtype == "bfloat16"
+
+for bad, error in (({"rho": 2.0}, ValueError), ({"epsilon": -1.0}, ValueError), ({"momentum": 1.0}, ValueError)):
+    try:
+        for_keras(1.0, **bad)
+    except error:
+        continue
+    raise AssertionError(bad)
+if keras.backend.backend() == "torch":
+    engine, = {b.engine.name for _, bound in ours.optimizer._engines.updates for b, _ in bound.buckets}
+    print(engine)
+print("done")
+"""
+
+RELOAD = """
+from multiopt.keras.for_keras import register
+try:
+    keras.models.load_model(PATH)
+except TypeError:
+    pass  # Keras does not know the class before it is registered
+else:
+    raise AssertionError
+register()
+again = keras.models.load_model(PATH)
+assert int(host(again.optimizer.iterations)) == 6
+fit(again)
+print("done")
+"""
+
+BACKENDS = {"torch": "torch", "jax": "jax", "tensorflow": "tensorflow"}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_trains_with_it(backend, tmp_path):
+    for package in ("keras", BACKENDS[backend]):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    environment = {
+        "KERAS_BACKEND": backend,
+        "MODEL": str(tmp_path / "model.keras"),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_PLATFORMS": "cpu",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    printed = run_python(PROGRAM + FIT, timeout=240, **environment).split()
+    assert printed[-1] == "done"
+    if backend == "torch" and find_spec("numba"):
+        assert printed == ["host", "done"]
+    assert run_python(PROGRAM + RELOAD, timeout=240, **environment) == "done"
+
+
+def test_keras_is_imported_inside_only():
+    code = "import sys, multiopt.keras.for_keras; print('keras' in sys.modules, 'torch' in sys.modules)"
+    assert run_python(code) == "False False"
+
+
+def test_without_keras(monkeypatch):
+    import sys
+
+    from multiopt.keras.for_keras import for_keras
+
+    monkeypatch.setitem(sys.modules, "keras", None)
+    monkeypatch.delitem(sys.modules, "multiopt.keras.inside_keras", raising=False)
+    with pytest.raises(ImportError, match="for_keras needs Keras 3"):
+        for_keras()
+
+
+def test_the_example(tmp_path):
+    if find_spec("keras") is None:
+        pytest.skip("keras is not installed")
+    from test_examples import run
+
+    lines = run("keras_three_backends.py", tmp_path).splitlines()
+    assert [line.split()[0] for line in lines] == list(BACKENDS)
+    for line in lines:
+        if "not installed" not in line:
+            assert float(line.split()[1].removesuffix("%")) > 90, line

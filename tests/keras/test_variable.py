@@ -1,0 +1,245 @@
+"""`multiopt.keras.Variable` and `IndexedSlices`, on each library's arrays."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+from libraries import LIBRARIES, library_of
+
+from multiopt.keras import IndexedSlices, Variable, sparse
+from multiopt.keras.initializers import fresh, like
+from multiopt.keras.variable import Boxes
+
+
+@pytest.fixture(params=["numpy", "torch", "jax"])
+def lib(request):
+    with library_of(LIBRARIES[request.param]) as library:
+        yield library
+
+
+def made(lib, values, dtype=np.float32, **options):
+    return Variable(lib.param(np.asarray(values, dtype)), **options)
+
+
+def test_it_says_what_it_holds(lib):
+    v = made(lib, [[1, 2, 3], [4, 5, 6]], name="kernel")
+    assert (v.name, v.shape, v.ndim, v.dtype, v.trainable, v.constraint) == ("kernel", (2, 3), 2, "float32", True, None)
+    assert "kernel" in repr(v)
+    np.testing.assert_array_equal(v.numpy(), [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_array_equal(np.asarray(v), v.numpy())
+    assert len(v) == 2
+
+
+def test_the_array_is_the_callers_own(lib):
+    array = lib.param(np.ones(3, np.float32))
+    v = Variable(array)
+    assert v.value is array
+    v.assign([1, 2, 3])
+    assert (v.value is array) == lib.mutable
+    if lib.mutable:
+        np.testing.assert_array_equal(lib.back(array), [1, 2, 3])
+
+
+def test_assignment(lib):
+    v = made(lib, [1, 2, 3])
+    assert v.assign([4, 5, 6]) is v
+    v.assign_add(np.ones(3))
+    v.assign_sub(made(lib, [0.5, 0.5, 0.5]))
+    np.testing.assert_array_equal(v.numpy(), [4.5, 5.5, 6.5])
+    v.assign_add(v)
+    assert v.dtype == "float32"
+    np.testing.assert_array_equal(v.numpy(), [9, 11, 13])
+
+
+def test_a_wrong_shape_is_refused_and_nothing_is_written(lib):
+    v = made(lib, [1, 2, 3], name="bias")
+    for value in ([1, 2], 5.0, np.ones((3, 1))):
+        with pytest.raises(ValueError, match=r"bias: expected a value of shape \(3,\)"):
+            v.assign(value)
+    np.testing.assert_array_equal(v.numpy(), [1, 2, 3])
+
+
+def test_another_library_is_refused():
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    with pytest.raises(TypeError, match="expected a torch or numpy array, got a jax array"):
+        Variable(torch.ones(2)).assign(jnp.ones(2))
+    with pytest.raises(TypeError, match=r"expected an array, got builtins\.str"):
+        Variable("one")
+    with pytest.raises(TypeError, match="constraint"):
+        Variable([1.0], constraint=3)
+
+
+def test_numbers_and_lists_become_numpy_arrays_as_in_tensorflow():
+    assert Variable(3.0).dtype == Variable([[1.0]]).dtype == "float32"
+    assert Variable([1, 2]).dtype == "int32"
+    assert Variable(True).dtype == "bool"
+    assert Variable(np.float64(2)).dtype == "float64"
+    assert Variable(lambda: [1.0, 2.0]).shape == (2,)
+    assert Variable(3.0, dtype="float64").dtype == "float64"
+    assert (int(Variable(7)), float(Variable(0.5)), bool(Variable(0))) == (7, 0.5, False)
+    assert [10, 20, 30][Variable(2)] == 30
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64"])
+def test_other_dtypes(lib, dtype):
+    pytest.importorskip("ml_dtypes")
+    import ml_dtypes
+
+    held = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+    v = made(lib, [1.5, -2.0, 0.25], held)
+    v.assign(np.array([0.1, 2.0, -3.0]))
+    assert v.dtype == dtype
+    expected = np.array([0.1, 2.0, -3.0]).astype(held)
+    if dtype == "bfloat16":
+        expected = expected.astype(np.float32)
+    assert v.numpy().dtype == expected.dtype
+    np.testing.assert_array_equal(v.numpy(), expected)
+
+
+def test_it_stands_in_expressions_for_its_array(lib):
+    v, other = made(lib, [1, 2, 3]), lib.param(np.array([2, 2, 2], np.float32))
+    for result, expected in [
+        (3 * v * v + 2 * v, [5, 16, 33]), (v - other, [-1, 0, 1]), (other - v, [1, 0, -1]), (v / other, [0.5, 1, 1.5]),
+        (2**v, [2, 4, 8]), (-v, [-1, -2, -3]), (abs(-v), [1, 2, 3]), (v[1:], [2, 3]), (v @ other, 12),
+        (v > 1, [False, True, True]), (v <= other, [True, True, False]), (+v, [1, 2, 3]), (v % 2, [1, 0, 1]),
+    ]:  # fmt: skip
+        np.testing.assert_array_equal(lib.back(result), expected)
+    assert {v: 1}[v] == 1  # hashable, by identity
+
+
+def test_torch_functions_take_it():
+    torch = pytest.importorskip("torch")
+    v = Variable(torch.tensor([1.0, 4.0]))
+    assert torch.sqrt(v).tolist() == [1, 2]
+    assert torch.stack([v, v]).shape == (2, 2)
+    assert torch.nn.functional.mse_loss(input=v, target=torch.zeros(2)).item() == 8.5
+
+
+def test_trainable_tensors_require_gradients():
+    torch = pytest.importorskip("torch")
+    tensor = torch.ones(2)
+    v = Variable(tensor)
+    assert tensor.requires_grad
+    v.trainable = False
+    assert not tensor.requires_grad
+    Variable(torch.ones(2, dtype=torch.int64))  # cannot, and is not asked to
+    assert not Variable(torch.ones(2), trainable=False).value.requires_grad
+
+
+def test_copies_have_memory_of_their_own(lib):
+    v = made(lib, [1, 2], name="v", trainable=False)
+    for twin in (copy.deepcopy(v), pickle.loads(pickle.dumps(v))):
+        twin.assign([8, 9])
+        assert (twin.name, twin.trainable) == ("v", False)
+    np.testing.assert_array_equal(v.numpy(), [1, 2])
+
+
+def test_no_numpy_view_is_promised(lib):
+    with pytest.raises(ValueError, match="without a copy"):
+        np.array(made(lib, [1]), copy=False)
+
+
+# --- plain arrays ---
+
+
+def test_a_plain_array_gets_one_box():
+    boxes, array = Boxes(), np.ones(3)
+    v = boxes.of(array)
+    assert boxes.of(array) is v
+    assert v.value is array
+    assert boxes.of(v) is v
+    assert boxes.of(np.ones(3)) is not v
+
+
+def test_a_plain_array_that_cannot_be_written_to_is_refused():
+    jnp = pytest.importorskip("jax.numpy")
+    with pytest.raises(TypeError, match="x: jax arrays are immutable; expected a Variable"):
+        Boxes().of(jnp.ones(3), "x")
+    with pytest.raises(TypeError, match="x: expected a Variable or an array"):
+        Boxes().of([1.0], "x")
+
+
+# --- rows ---
+
+
+def test_rows_are_checked():
+    with pytest.raises(ValueError, match="one for each of the rows"):
+        IndexedSlices(np.ones((2, 3)), [0])
+    with pytest.raises(ValueError, match=r"expected indices in \[0, 5\)"):
+        IndexedSlices(np.ones((2, 3)), [0, 5], (5, 3))
+    with pytest.raises(ValueError, match="expected indices"):
+        IndexedSlices(np.ones((1, 3)), [-1], (5, 3))
+    with pytest.raises(ValueError, match=r"rows of shape \(4,\)"):
+        IndexedSlices(np.ones((1, 3)), [0], (5, 4))
+    with pytest.raises(TypeError, match="expected integers"):
+        IndexedSlices(np.ones((1, 3)), [0.5])
+
+
+def test_repeated_rows_are_added_up(lib):
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 7, 50)
+    values = rng.integers(-9, 9, (50, 2)).astype(np.float32)  # whole numbers: every order gives the same sum
+    expected = np.zeros((9, 2), np.float32)
+    np.add.at(expected, indices, values)
+    slices = IndexedSlices(lib.grad(values), indices, (9, 2))
+    single = sparse.summed(slices)
+    assert single.indices.tolist() == sorted(set(indices.tolist()))
+    np.testing.assert_array_equal(lib.back(single.values), expected[single.indices])
+    np.testing.assert_array_equal(lib.back(sparse.dense(slices, made(lib, np.ones((9, 2))))), expected)
+
+
+def test_sums_have_the_same_bits_on_every_library():
+    rng = np.random.default_rng(1)
+    indices, values = rng.integers(0, 5, 64), rng.standard_normal((64, 3)).astype(np.float32)
+    sums = []
+    for name in ("numpy", "torch", "jax"):
+        with library_of(LIBRARIES[name]) as lib:
+            sums.append(lib.back(sparse.summed(IndexedSlices(lib.grad(values), indices)).values).tobytes())
+    assert len(set(sums)) == 1
+
+
+def test_no_rows_at_all(lib):
+    none = sparse.summed(IndexedSlices(lib.grad(np.ones((0, 2), np.float32)), []))
+    assert none.values.shape == (0, 2)
+
+
+def test_rows_are_taken_out_and_put_back(lib):
+    array = lib.param(np.arange(8, dtype=np.float32).reshape(4, 2))
+    rows = np.array([3, 1])
+    out = sparse.take(array, rows)
+    np.testing.assert_array_equal(lib.back(out), [[6, 7], [2, 3]])
+    after = sparse.put(array, rows, out * 10)
+    np.testing.assert_array_equal(lib.back(after), [[0, 1], [20, 30], [4, 5], [60, 70]])
+    assert (after is array) == lib.mutable
+
+
+def test_torch_sparse_gradients_become_rows():
+    torch = pytest.importorskip("torch")
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    table(torch.tensor([1, 1, 3])).sum().backward()
+    rows = sparse.as_gradient(table.weight.grad)
+    assert rows.indices.tolist() == [1, 1, 3]
+    assert rows.dense_shape == (4, 2)
+    with pytest.raises(TypeError, match="1 sparse dimension, got 2"):
+        sparse.as_gradient(torch.eye(3).to_sparse())
+
+
+# --- initial values ---
+
+
+def test_initial_values(lib):
+    v = made(lib, np.ones((2, 3)), np.float64)
+    cases = {"zeros": 0.0, "ones": 1.0, None: 2.0}
+    for name, expected in cases.items():
+        initializer = (lambda shape, dtype: np.full(shape, 2, dtype)) if name is None else name
+        for shape in (None, (4,)):
+            array = like(v, initializer, shape)
+            box = Variable(array, trainable=False)
+            assert (box.shape, box.dtype, box.backend.name) == (shape or (2, 3), "float64", lib.name)
+            assert (box.numpy() == expected).all()
+        box = Variable(fresh((2,), None, initializer, v), trainable=False)
+        assert (box.shape, box.dtype, box.backend.name) == ((2,), "float32", lib.name)
+    assert fresh((2,), "int64", "ones", None).dtype == np.int64
+    with pytest.raises(ValueError, match="expected one of zeros, ones"):
+        like(v, "glorot")

@@ -1,0 +1,350 @@
+"""multiopt.torch.Adadelta in the company it keeps: schedulers, GradScaler, clipping, averages, shared memory."""
+
+import inspect
+
+import pytest
+from processes import run_python
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("numba", reason="the host engine needs numba")
+
+from torch.optim import lr_scheduler, swa_utils  # noqa: E402
+
+import multiopt  # noqa: E402
+from multiopt.torch import Adadelta, clip_grad_norm_  # noqa: E402
+from multiopt.torch import adadelta as face  # noqa: E402
+from multiopt.torch.scaling import Scaling  # noqa: E402
+
+THEIRS = torch.optim.Adadelta
+
+
+def model_and_data(seed=0):
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 16), torch.nn.BatchNorm1d(16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
+    )
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 6, generator=generator)
+    return model, x, x.sin().sum(1, keepdim=True)
+
+
+def loss_of(model, x, y):
+    return torch.nn.functional.mse_loss(model(x), y)
+
+
+def assert_same(ours, theirs, **tolerances):
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), **tolerances)
+
+
+# --- schedulers ---
+
+SCHEDULERS = {
+    "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda t: 0.9),
+    "StepLR": lambda o: lr_scheduler.StepLR(o, 2, gamma=0.5),
+    "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, [2, 5], gamma=0.3),
+    "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, 0.5, 3),
+    "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.1, total_iters=4),
+    "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.8),
+    "SequentialLR": lambda o: lr_scheduler.SequentialLR(
+        o, [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[2]
+    ),
+    "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 5, power=2.0),
+    "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 5, eta_min=0.01),
+    "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
+        [lr_scheduler.ConstantLR(o, 0.1, 2), lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
+    # Adadelta has no momentum that these could cycle.
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 0.1, 1.0, step_size_up=2, cycle_momentum=False),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, 1.0, total_steps=9, cycle_momentum=False),
+    "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=3),
+}
+
+
+def test_every_scheduler_is_tried():
+    kinds = {
+        name
+        for name, kind in inspect.getmembers(lr_scheduler, inspect.isclass)
+        if issubclass(kind, lr_scheduler.LRScheduler) and kind.__module__ == lr_scheduler.__name__
+    }
+    assert kinds - {"LRScheduler", "_LRScheduler"} <= SCHEDULERS.keys()
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scheduler(name, tensor_lr):
+    def train(kind):
+        model, x, y = model_and_data()
+        opt = kind(model.parameters(), lr=torch.tensor(0.5) if tensor_lr else 0.5)
+        scheduler, rates = SCHEDULERS[name](opt), []
+        for _ in range(8):
+            opt.zero_grad()
+            loss = loss_of(model, x, y)
+            loss.backward()
+            opt.step()
+            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            rates.append(float(opt.param_groups[0]["lr"]))
+        return list(model.parameters()), rates
+
+    (ours, rates), (theirs, other) = train(Adadelta), train(THEIRS)
+    assert rates == other
+    # Eight steps through a batch norm spread a difference of one unit in the last place.
+    assert_same(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_scheduler_does_not_find_its_optimizer_strange():
+    """It warns where `step` was overwritten, or called after its own."""
+    model, x, y = model_and_data()
+    opt = Adadelta(model.parameters())
+    scheduler = lr_scheduler.StepLR(opt, 1)
+    loss_of(model, x, y).backward()
+    opt.step()
+    scheduler.step()  # warnings are errors in these tests
+
+
+# --- GradScaler ---
+
+
+@pytest.mark.parametrize("unscaled", [False, True], ids=["scaled", "unscale_"])
+@pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}], ids=str)
+def test_grad_scaler(unscaled, options):
+    def train(kind):
+        params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 3)]
+        opt = kind(params, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
+        scales = []
+        for step in range(6):
+            opt.zero_grad()
+            scaler.scale(sum((p**2).sum() for p in params)).backward()
+            if step in (0, 3):
+                params[1].grad[1] = float("inf")
+            if unscaled:
+                scaler.unscale_(opt)
+            scaler.step(opt)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        return params, opt, scales
+
+    (ours, a, scales), (theirs, b, others) = train(Adadelta), train(THEIRS)
+    assert scales == others
+    # The scale is a power of two: dividing by it within the step or before is the same.
+    assert_same(ours, theirs)
+    for p, q in zip(ours, theirs, strict=True):
+        assert a.state[p]["step"] == b.state[q]["step"] == 4
+    assert not hasattr(a, "found_inf")
+
+
+@pytest.mark.parametrize("found", [0.0, 1.0, 2.0])
+def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
+    """On CUDA the host does not look at `found_inf`: the pass does. Here it is told that it may not look."""
+    monkeypatch.setattr(face.Scaling, "of", lambda opt: Scaling(torch.tensor(4.0), torch.tensor(found), False))
+    params = [torch.nn.Parameter(torch.linspace(-1, 1, 7)), torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]
+    plain = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    for p, q in zip(params, plain, strict=True):
+        p.grad, q.grad = torch.full_like(p, 2.0), torch.full_like(p, 0.5)
+        if found:
+            p.grad[0] = float("nan")
+    opt = Adadelta(params, maximize=True)
+    opt.step()
+    monkeypatch.undo()
+    other = Adadelta(plain, maximize=True)
+    if not found:
+        other.step()
+    assert_same(params, plain, rtol=0, atol=0)
+    for p in params:
+        assert opt.state[p]["step"] == (0 if found else 1)
+        assert (opt.state[p]["square_avg"].isfinite()).all()
+
+
+@pytest.mark.parametrize("engine", ["host", "eager"])
+def test_a_guarded_pass_keeps_everything(engine):
+    """A rule of anybody's, on every engine: NaN included."""
+    from multiopt.stepping import Job, Pass, make_buckets, prepare, run
+
+    for skip in (0.0, 1.0):
+        x = torch.linspace(-1, 1, 5)
+        g = torch.tensor([1.0, float("nan"), 0.0, float("inf"), -2.0])
+        ((bucket, indices),) = make_buckets(multiopt.ADADELTA, [x], ["x"], engine=engine)
+        one_pass = Pass(multiopt.ADADELTA, guarded=True)
+        prepare(bucket, one_pass)
+        before = [column[0].clone() for column in bucket.arrays()]
+        numbers = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "skip": torch.tensor(skip)}
+        run([Job(bucket, indices, one_pass, [g], numbers)])
+        for old, column in zip(before, bucket.arrays(), strict=True):
+            assert torch.equal(old, column[0]) == bool(skip)
+
+
+# --- clipping ---
+
+
+def test_clipping_by_pytorch():
+    def train(kind):
+        model, x, y = model_and_data()
+        opt = kind(model.parameters())
+        for _ in range(4):
+            opt.zero_grad()
+            loss_of(model, x, y).backward()
+            torch.nn.utils.clip_grad_value_(model.parameters(), 0.05)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            opt.step()
+        return model.parameters()
+
+    assert_same(train(Adadelta), train(THEIRS), rtol=1e-4, atol=1e-5)
+
+
+def gradients():
+    shapes = [(3, 4), (), (0,), (50, 41)]
+    params = [torch.nn.Parameter(torch.zeros(s, dtype=d)) for s in shapes for d in (torch.float32, torch.float64)]
+    params += [torch.nn.Parameter(torch.zeros(9, dtype=d)) for d in (torch.bfloat16, torch.complex64)]
+    generator = torch.Generator().manual_seed(5)
+    for p in params:
+        p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
+    return params
+
+
+def test_exact_clipping():
+    params = gradients()
+    before = [p.grad.clone() for p in params]
+    exact = torch.cat(
+        [torch.view_as_real(g).double().flatten() if g.is_complex() else g.double().flatten() for g in before]
+    )
+    norm = clip_grad_norm_([*params, torch.nn.Parameter(torch.ones(3))], 0.5)
+    # 4,000 squares added in double here, exactly there.
+    torch.testing.assert_close(norm, exact.norm(), rtol=1e-14, atol=0)
+    for p, g in zip(params, before, strict=True):
+        torch.testing.assert_close(p.grad, (g * (0.5 / norm)).to(g.dtype))
+    after = [p.grad.clone() for p in params]
+    assert clip_grad_norm_(params, 10.0) < 0.51
+    assert_same([p.grad for p in params], after, rtol=0, atol=0)
+
+
+def test_exact_clipping_of_one_tensor_and_of_none():
+    p = torch.nn.Parameter(torch.zeros(2))
+    assert clip_grad_norm_(p, 1.0) == 0
+    assert clip_grad_norm_(iter([]), 1.0) == 0
+    p.grad = torch.tensor([3.0, 4.0])
+    assert clip_grad_norm_(p, 2.5) == 5
+    assert p.grad.tolist() == [1.5, 2.0]
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_exact_clipping_of_what_is_not_finite(value):
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.tensor([1.0, value])
+    with pytest.raises(RuntimeError, match="not finite"):
+        clip_grad_norm_([p], 1.0, error_if_nonfinite=True)
+    assert p.grad[0] == 1
+    assert not clip_grad_norm_([p], 1.0).isfinite()
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_exact_clipping_checks_its_threshold(value):
+    with pytest.raises(ValueError, match="max_norm: expected a finite number above 0"):
+        clip_grad_norm_(gradients(), value)
+
+
+def test_exact_clipping_refuses_what_it_cannot_read():
+    p = torch.nn.Parameter(torch.zeros(2))
+    p.grad = torch.ones(2).to_sparse()
+    with pytest.raises(TypeError, match=r"parameters\[0\].grad: expected a plain tensor"):
+        clip_grad_norm_([p], 1.0)
+
+
+# --- averages ---
+
+
+@pytest.mark.parametrize("kind_of_average", ["ema", "swa"])
+def test_averaged_models(kind_of_average):
+    def train(kind):
+        model, x, y = model_and_data()
+        opt = kind(model.parameters())
+        function = swa_utils.get_ema_multi_avg_fn(0.9) if kind_of_average == "ema" else swa_utils.get_swa_multi_avg_fn()
+        average = swa_utils.AveragedModel(model, multi_avg_fn=function)
+        for _ in range(5):
+            opt.zero_grad()
+            loss_of(model, x, y).backward()
+            opt.step()
+            average.update_parameters(model)
+        swa_utils.update_bn([x], average)
+        return average.parameters()
+
+    assert_same(train(Adadelta), train(THEIRS), rtol=1e-4, atol=1e-5)
+
+
+# --- memory that others see ---
+
+HOGWILD = """
+import torch, torch.multiprocessing as mp
+from multiopt.torch import Adadelta
+
+def work(model, lock):
+    torch.set_num_threads(1)
+    opt = Adadelta(model.parameters())
+    for _ in range(20):
+        with lock:
+            opt.zero_grad()
+            (model.weight ** 2).sum().backward()
+            opt.step()
+
+if __name__ == "__main__":
+    model = torch.nn.Linear(8, 8, bias=False)
+    torch.nn.init.ones_(model.weight)
+    model.share_memory()
+    opt = Adadelta(model.parameters())  # this process has stepped before it forks
+    model.weight.grad = torch.ones(8, 8)
+    opt.step()
+    processes = [mp.get_context("fork").Process(target=work, args=(model, mp.get_context("fork").Lock()))]
+    processes += [mp.get_context("fork").Process(target=work, args=(model, mp.get_context("fork").Lock()))]
+    for p in processes: p.start()
+    for p in processes: p.join(60)
+    assert [p.exitcode for p in processes] == [0, 0]
+    print(model.weight.detach().max().item())
+"""
+
+
+def test_parameters_shared_between_processes():
+    """Both processes' work arrives: one alone would come to where 21 steps lead."""
+    w = torch.nn.Parameter(torch.ones(1))
+    opt = Adadelta([w])
+    w.grad = torch.ones(1)
+    opt.step()
+    opt = Adadelta([w])
+    for _ in range(20):
+        w.grad = 2 * w.detach()
+        opt.step()
+    assert float(run_python(HOGWILD)) < w.detach().max().item()
+
+
+# --- what it is built on ---
+
+
+def test_same_bits_as_the_core():
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    start, grads = rng.standard_normal(1000).astype("f"), rng.standard_normal((5, 1000)).astype("f")
+    array, tensor = start.copy(), torch.nn.Parameter(torch.from_numpy(start.copy()))
+    core = multiopt.Adadelta.torch(array, lr=0.7, weight_decay=0.01)
+    opt = Adadelta([tensor], lr=0.7, weight_decay=0.01)
+    for g in grads:
+        core.step(g)
+        tensor.grad = torch.from_numpy(g)
+        opt.step()
+    np.testing.assert_array_equal(array, tensor.detach().numpy())
+
+
+def test_import_is_light():
+    """Neither PyTorch's compiler nor its distributed tensors are imported before they are needed."""
+    code = """
+import sys, multiopt
+assert "torch" not in sys.modules
+import torch
+before = set(sys.modules)
+import multiopt.torch
+heavy = ("torch.distributed.tensor", "torch._dynamo", "numba")
+print(sorted(name for name in set(sys.modules) - before if name.startswith(heavy)))
+"""
+    assert run_python(code) == "[]"
