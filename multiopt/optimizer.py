@@ -170,7 +170,7 @@ class Optimizer:
             memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
         )
-        binding.check(self._update(made)[0])
+        binding.check(compose(self.rule, made.options(), self.settings)[0])
         accumulator = Accumulator(binding, dtype) if self.accumulate > 1 else None
         average = Average(binding, dtype) if self.ema is not None else None
         made.holder, self._memory = binding, binding.memory
