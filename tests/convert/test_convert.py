@@ -287,13 +287,56 @@ KERAS = {"learning_rate": 0.5, "rho": 0.75, "epsilon": 2.0**-10}
 
 def grads(t):
     return [np.asarray(np.cos(np.arange(x.size).reshape(x.shape) + t)) for x in start]
+
+def check(real, drive, host, face, close):
+    # What a framework's optimizer began, it continues itself, and so do the core, our optimizer for Keras and a twin.
+    opt, variables = real(start)
+    for t in range(4):
+        drive(opt, variables, t)
+    state, values = convert.State.of(opt), [host(v) for v in variables]
+    averaged, mine, back = "ema" in state.options, None, None
+    arrays = [np.array(x) for x in values]
+    core = multiopt.Adadelta(arrays, **state.options)
+    if not averaged:
+        state.into(core)
+    if face:
+        boxes = [ours.Variable(x) for x in values]
+        mine = face.from_config(opt.get_config() if face is ours.legacy.Adadelta else convert.keras_config(state))
+        getattr(mine, "_create_all_weights" if face is ours.legacy.Adadelta else "build")(boxes)
+        state.into(mine)
+        back, backs = real(values)
+        convert.State.of(mine).into(back)
+    for t in range(4, 8):
+        drive(opt, variables, t)
+        core.step(grads(t))
+        if face:
+            mine.apply_gradients(zip(grads(t), boxes))
+            drive(back, backs, t)
+    for i, v in enumerate(variables):
+        if not averaged:
+            np.testing.assert_allclose(arrays[i], host(v), **close)
+        if face:
+            np.testing.assert_allclose(boxes[i].numpy(), host(v), **close)
+            np.testing.assert_array_equal(host(backs[i]), host(v))
+    if face:
+        held = [o.variables() if callable(o.variables) else o.variables for o in (opt, back)]
+        for a, b in zip(*held, strict=True):
+            np.testing.assert_array_equal(host(a), host(b))
+    return state, opt
 """
-#: Keras 3, on PyTorch.
-KERAS3 = (
-    PRELUDE
-    + """
+#: Keras 3, on PyTorch. Its norm passes through float32 there, and the schedule does too.
+KERAS3 = """
 import keras
 keras.config.set_floatx("float64")
+
+def real(values):
+    variables = [keras.Variable(x, dtype="float64") for x in values]
+    opt = keras.optimizers.Adadelta(**{**KERAS, **options})
+    opt.build(variables)
+    return opt, variables
+
+def drive(opt, variables, t):
+    opt.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], variables)
 
 def host(v):
     return np.array(keras.ops.convert_to_numpy(v.value))
@@ -304,119 +347,50 @@ for options in (
     {"gradient_accumulation_steps": 2, "use_ema": True, "ema_momentum": 0.5},
     {"learning_rate": keras.optimizers.schedules.ExponentialDecay(0.5, 2, 0.5)},
 ):
-    def real(values):
-        variables = [keras.Variable(x, dtype="float64") for x in values]
-        opt = keras.optimizers.Adadelta(**{**KERAS, **options})
-        opt.build(variables)
-        return opt, variables
-    opt, variables = real(start)
-    for t in range(4):
-        opt.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], variables)
-    state = convert.State.of(opt)
+    close = {"rtol": 1e-6, "atol": 1e-7} if options else {"rtol": 1e-13, "atol": 1e-15}
+    state, opt = check(real, drive, host, ours.Adadelta, close)
     assert state.steps == (2 if "gradient_accumulation_steps" in options else 4)
-    # The same by plain data.
-    again = convert.from_keras([host(v) for v in opt.variables], opt.get_config())
-    for a, b in zip(state.square_avg + state.acc_delta, again.square_avg + again.acc_delta):
+    by_object, by_data = convert.State.of(opt), convert.from_keras([host(v) for v in opt.variables], opt.get_config())
+    for a, b in zip(by_object.square_avg + by_object.acc_delta, by_data.square_avg + by_data.acc_delta, strict=True):
         assert np.array_equal(a, b)
-    # Continued on NumPy, by the core and by our Keras.
-    if "use_ema" not in options:
-        arrays = [host(v) for v in variables]
-        core = multiopt.Adadelta(arrays, **state.options)
-        state.into(core)
-    mine = [host(v) for v in variables]
-    face = ours.Adadelta.from_config(convert.keras_config(state))
-    face.build(mine)
-    state.into(face)
-    # And our state back into a new Keras.
-    back, backs = real([host(v) for v in variables])
-    convert.State.of(face).into(back)
-    for t in range(4, 8):
-        opt.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], variables)
-        back.apply([keras.ops.convert_to_tensor(g) for g in grads(t)], backs)
-        face.apply(grads(t), mine)
-        if "use_ema" not in options:
-            core.step(grads(t))
-    for i, v in enumerate(variables):
-        want = host(v)
-        # Keras' norm passes through float32 on PyTorch, and the schedule too.
-        close = {"rtol": 1e-6, "atol": 1e-7} if options else {"rtol": 1e-13, "atol": 1e-15}
-        np.testing.assert_allclose(mine[i], want, **close)
-        np.testing.assert_array_equal(host(backs[i]), want)
-        if "use_ema" not in options:
-            np.testing.assert_allclose(arrays[i], want, **close)
-    for a, b in zip(opt.variables, back.variables):
-        np.testing.assert_array_equal(host(a), host(b))
 print("done")
 """
-)
-
-
-TF_KERAS = (
-    PRELUDE
-    + """
+#: All hyperparameters but lr under decay are exact in float32.
+TF_KERAS = """
 import tensorflow as tf, tf_keras
 
+def real(values):
+    variables = [tf.Variable(x) for x in values]
+    opt = kind(**KERAS, **options)
+    (opt._create_all_weights if hasattr(opt, "_create_all_weights") else opt.build)(variables)
+    return opt, variables
+
+def drive(opt, variables, t):
+    opt.apply_gradients(zip(map(tf.constant, grads(t)), variables))
+
+new, legacy = tf_keras.optimizers.Adadelta, tf_keras.optimizers.legacy.Adadelta
 for kind, face, options in (
-    (tf_keras.optimizers.legacy.Adadelta, ours.legacy.Adadelta, {}),
-    (tf_keras.optimizers.legacy.Adadelta, None, {"decay": 0.5}),
-    (tf_keras.optimizers.Adadelta, ours.Adadelta, {}),
-    (tf_keras.optimizers.Adadelta, ours.Adadelta, {"weight_decay": 0.125, "use_ema": True, "ema_momentum": 0.5}),
+    (legacy, ours.legacy.Adadelta, {}),
+    (legacy, None, {"decay": 0.5}),
+    (new, ours.Adadelta, {}),
+    (new, ours.Adadelta, {"weight_decay": 0.125, "use_ema": True, "ema_momentum": 0.5}),
 ):
-    def real(values):
-        variables = [tf.Variable(x) for x in values]
-        opt = kind(**KERAS, **options)
-        (opt._create_all_weights if hasattr(opt, "_create_all_weights") else opt.build)(variables)
-        return opt, variables
-    def drive(opt, variables, t):
-        opt.apply_gradients(zip(map(tf.constant, grads(t)), variables))
-    opt, variables = real(start)
-    for t in range(4):
-        drive(opt, variables, t)
-    state = convert.State.of(opt)
-    assert state.steps == 4
-    mine = None
-    if face is not None:
-        mine = [v.numpy().copy() for v in variables]
-        boxes = [ours.Variable(np.asarray(x)) for x in mine]
-        continued = face.from_config(convert.keras_config(state) if face is ours.Adadelta else opt.get_config())
-        (continued._create_all_weights if face is ours.legacy.Adadelta else continued.build)(boxes)
-        state.into(continued)
-        back, backs = real(mine)
-        convert.State.of(continued).into(back)
-    arrays = [np.asarray(v.numpy().copy()) for v in variables]
-    if "use_ema" not in options:
-        core = multiopt.Adadelta(arrays, **state.options)
-        state.into(core)
-    for t in range(4, 8):
-        drive(opt, variables, t)
-        if face is not None:
-            drive(back, backs, t)
-            continued.apply_gradients(zip(grads(t), boxes))
-        if "use_ema" not in options:
-            core.step(grads(t))
-    for i, v in enumerate(variables):
-        # All hyperparameters but lr under decay are exact in float32.
-        close = {"rtol": 1e-6, "atol": 1e-7} if "decay" in options else {"rtol": 1e-13, "atol": 1e-15}
-        if "use_ema" not in options:
-            np.testing.assert_allclose(arrays[i], v.numpy(), **close)
-        if face is not None:
-            np.testing.assert_allclose(boxes[i].numpy(), v.numpy(), **close)
-            np.testing.assert_array_equal(backs[i].numpy(), v.numpy())
+    close = {"rtol": 1e-6, "atol": 1e-7} if "decay" in options else {"rtol": 1e-13, "atol": 1e-15}
+    assert check(real, drive, lambda v: v.numpy().copy(), face, close)[0].steps == 4
 print("done")
 """
-)
 
 
 def test_keras_3():
     pytest.importorskip("torch")
     installed("keras")
-    assert run_python(KERAS3, timeout=240, KERAS_BACKEND="torch") == "done"
+    assert run_python(PRELUDE + KERAS3, timeout=240, KERAS_BACKEND="torch") == "done"
 
 
 def test_tf_keras():
     installed("tf_keras")
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    assert run_python(TF_KERAS, timeout=300, **environment) == "done"
+    assert run_python(PRELUDE + TF_KERAS, timeout=300, **environment) == "done"
 
 
 def installed(name):
