@@ -11,17 +11,20 @@ from .state import Converter, State, cast_like, check_shapes, to_host
 
 __all__ = ["CONVERTER"]
 
-_WHOLE = ("clip_global_norm", "accumulate", "loss_scale", "ema")  # options that groups do not have
+#: Options of the whole optimizer, which groups do not have.
+_WHOLE = ("clip_global_norm", "accumulate", "loss_scale", "ema")
 
 
 def _read(opt: Any) -> State:
     snapshot, columns = _snapshot(opt)
     about = snapshot["about"]
     options = [{name: value for name, value in group.items() if name != "names"} for group in about["groups"]]
+    whole = {name: about[name] for name in _WHOLE}
     if any(own != options[0] for own in options):
         raise ValueError(f"groups: expected groups with the same options, got {options}")
-    host: list[Any] = [[to_host(snapshot["arrays"][key]) for key in keys] for keys in columns]
-    return State(about["steps"], *host, options={**options[0], **{name: about[name] for name in _WHOLE}})
+    squares, deltas, *averages = [[to_host(snapshot["arrays"][key]) for key in keys] for keys in columns]
+    average = averages[0] if averages else None
+    return State(about["steps"], [*squares], [*deltas], average, {**options[0], **whole})
 
 
 def _write(state: State, opt: Any) -> None:
@@ -48,6 +51,4 @@ def _snapshot(opt: Any) -> tuple[dict[str, Any], list[list[str]]]:
     return snapshot, [[f"{slot}/{name}" for name in names] for slot in slots]
 
 
-CONVERTER = Converter(
-    lambda thing: isinstance(thing, Optimizer) and thing.rule.name == "adadelta", read=_read, write=_write
-)
+CONVERTER = Converter(lambda thing: isinstance(thing, Optimizer) and thing.rule.name == "adadelta", _read, _write)

@@ -83,9 +83,11 @@ def from_tf_keras_legacy(weights: Sequence[Any], config: Mapping[str, Any] | Non
     Raises
     ------
     ValueError
-        If there are not two arrays for each variable.
+        If there are not a counter and two arrays for each variable.
     """
-    return _from_weights(weights, config or {}, legacy=True)
+    state, arrays = from_tf_keras(weights), [to_host(weight) for weight in weights[1:]]
+    n = len(state.square_avg)
+    return State(state.steps, [*arrays[:n]], [*arrays[n:]], options=_options(config or {}))
 
 
 def to_tf_keras_legacy(state: State) -> Arrays:
@@ -101,12 +103,29 @@ def from_tf_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = Non
     ValueError
         If their number does not agree with the configuration, or an accumulation of gradients is not finished.
     """
-    return _from_weights(weights, config or {})
+    arrays, config = [to_host(weight) for weight in weights], config or {}
+    every, per_variable = _layout(config)
+    n, rest = divmod(len(arrays) - 1, per_variable)
+    if rest or not arrays or arrays[0].shape != ():
+        raise ValueError(
+            f"weights: expected a counter and {per_variable} arrays for each variable, "
+            f"got arrays of the shapes {[array.shape for array in arrays]}"
+        )
+    steps, half = divmod(int(arrays[0]), every)
+    if half:
+        raise ValueError(f"weights: expected a multiple of {every} gradients, got {half} more; finish them first")
+    pairs: list[Any] = arrays[1 + n * (per_variable - 2) :]
+    average = arrays[1 : n + 1] if config.get("use_ema") else None
+    return State(steps, pairs[::2], pairs[1::2], average, {**_options(config), "decoupled": True})
 
 
 def to_tf_keras(state: State) -> Arrays:
     """Make the weights for ``set_weights`` of ``tf_keras.optimizers.Adadelta``."""
-    return _to_weights(state)
+    every = state.options.get("accumulate", 1)
+    squares, deltas = whole(state.square_avg), whole(state.acc_delta)
+    sums = [np.zeros_like(array) for array in squares] if every > 1 else []
+    pairs = [array for pair in zip(squares, deltas, strict=True) for array in pair]
+    return [np.array(state.steps * every, np.int64), *(state.average or []), *sums, *pairs]
 
 
 def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None) -> State:
@@ -118,44 +137,22 @@ def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None) 
         If their number does not agree with the configuration, or an accumulation of gradients is not finished.
     """
     arrays, config = [to_host(weight) for weight in weights], dict(config or {})
-    per_variable = 2 + bool(config.get("use_ema")) + bool(config.get("gradient_accumulation_steps"))
-    has_rate = (len(arrays) - 1) % per_variable != 0  # a schedule has no variable
-    if has_rate and len(arrays) > 1 and arrays[1].shape == ():
-        config["learning_rate"] = float(arrays[1])
-    return _from_weights(arrays, config, numbers=1 + has_rate)
+    if (len(arrays) - 1) % _layout(config)[1] and len(arrays) > 1 and arrays[1].shape == ():
+        config["learning_rate"] = float(arrays.pop(1))  # a schedule is not among the variables
+    return from_tf_keras(arrays, config)
 
 
 def to_keras(state: State) -> Arrays:
-    """Make the weights for ``set_weights`` of Keras 3's optimizer."""
+    """Make the weights for ``set_weights`` of ``keras.optimizers.Adadelta`` (Keras 3)."""
+    steps, *arrays = to_tf_keras(state)
     lr = state.options.get("lr", 0.001)
-    return _to_weights(state, [] if callable(lr) else [np.array(lr, np.float32)])
+    return [steps, *([] if callable(lr) else [np.array(lr, np.float32)]), *arrays]
 
 
-def _from_weights(weights: Sequence[Any], config: Mapping[str, Any], numbers: int = 1, legacy: bool = False) -> State:
-    arrays = [to_host(weight) for weight in weights]
+def _layout(config: Mapping[str, Any]) -> tuple[int, int]:
+    """How many gradients make an update, and the number of arrays for each variable."""
     every = config.get("gradient_accumulation_steps") or 1
-    averages, sums = bool(config.get("use_ema")), every > 1
-    n, rest = divmod(len(arrays) - numbers, 2 + averages + sums)
-    if rest or n < 0 or arrays[0].shape != ():
-        raise ValueError(
-            f"weights: expected {numbers} numbers and {2 + averages + sums} arrays for each variable, "
-            f"got arrays of the shapes {[array.shape for array in arrays]}"
-        )
-    steps, half = divmod(int(arrays[0]), every)
-    if half:
-        raise ValueError(f"weights: expected a multiple of {every} gradients, got {half} more; finish them first")
-    slots: list[Any] = arrays[numbers + n * (averages + sums) :]
-    squares, deltas = (slots[:n], slots[n:]) if legacy else (slots[::2], slots[1::2])
-    options = _options(config) | ({} if legacy else {"decoupled": True})
-    return State(steps, squares, deltas, arrays[numbers : numbers + n] if averages else None, options)
-
-
-def _to_weights(state: State, rate: Arrays | None = None) -> Arrays:
-    every = state.options.get("accumulate", 1)
-    squares, deltas = whole(state.square_avg), whole(state.acc_delta)
-    sums = [np.zeros_like(array) for array in squares] if every > 1 else []
-    pairs = [array for pair in zip(squares, deltas, strict=True) for array in pair]
-    return [np.array(state.steps * every, np.int64), *(rate or []), *(state.average or []), *sums, *pairs]
+    return every, 2 + bool(config.get("use_ema")) + (every > 1)
 
 
 def _read(optimizer: Any) -> State:

@@ -33,8 +33,8 @@ def from_optax(opt_state: Any, params: Any = None) -> State:
         raise ValueError(f"opt_state: expected one ScaleByAdaDeltaState in it, got {len(found)}")
     counts = [int(node.count) for node in nodes if "count" in getattr(node, "_fields", ())]
     structure = Structure(found[0].e_g if params is None else params)
-    slots: list[Any] = [structure.flatten(tree, "opt_state") for tree in (found[0].e_g, found[0].e_x)]
-    return State(max(counts, default=0), *(list(map(to_host, arrays)) for arrays in slots))
+    squares, deltas = (structure.flatten(tree, "opt_state") for tree in (found[0].e_g, found[0].e_x))
+    return State(max(counts, default=0), [*map(to_host, squares)], [*map(to_host, deltas)])
 
 
 def to_optax(state: State, like: Any = None, params: Any = None) -> Any:
