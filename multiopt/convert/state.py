@@ -107,7 +107,7 @@ def cast_like(host: np.ndarray, like: Any) -> Any:
     backend = backends.of(like)
     dtype = backend.dtype(like)
     wide = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16
-    made = backend.from_host(np.ascontiguousarray(host, wide).reshape(host.shape), like, wide)
+    made = backend.from_host(np.ascontiguousarray(host, wide).reshape(host.shape), wide, like)
     return made if wide == dtype else backend.cast(made, dtype)
 
 
