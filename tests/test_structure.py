@@ -30,8 +30,8 @@ PUBLIC = (
 )
 FACES = ("multiopt.torch", "multiopt.keras", "multiopt.optax")
 BACKENDS = ("multiopt.backends", "multiopt.backends.engines", "multiopt.backends.engines.program")
-BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules")
-BINDING = (*BASE, "multiopt.update", "multiopt.binding", "multiopt.clipping")
+BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
+BINDING = (*BASE, "multiopt.update", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping")
 
 #: Each layer, and the layers that it may import besides itself. A layer is a module, or a package with all that is in
 #: it, down to layers within it that have rows of their own. The package `multiopt` is its `__init__` alone.
@@ -41,14 +41,16 @@ LAYERS = {
     "multiopt.backends": BACKENDS,
     "multiopt.rule": (),
     "multiopt.tree": (),
-    "multiopt.options": ("multiopt.rule", "multiopt.tree"),
+    "multiopt.memory": BACKENDS,
+    "multiopt.options": ("multiopt.rule", "multiopt.tree", "multiopt.backends"),
     "multiopt.schedules": ("multiopt.rule", "multiopt.options", "multiopt.backends"),
     "multiopt.update": (*BASE, *BACKENDS),
     "multiopt.binding": (*BASE, *BACKENDS, "multiopt.update"),
+    "multiopt.accumulation": (*BASE, *BACKENDS, "multiopt.update", "multiopt.binding"),
     "multiopt.clipping": (*BASE, *BACKENDS, "multiopt.update", "multiopt.binding"),
     "multiopt.checkpoint": (*BINDING, *BACKENDS),
     "multiopt.optimizer": (*BINDING, *BACKENDS, "multiopt.checkpoint"),
-    "multiopt.adadelta": ("multiopt.rule", "multiopt.optimizer"),
+    "multiopt.adadelta": ("multiopt.rule", "multiopt.options", "multiopt.optimizer"),
     "multiopt.functional": (*BINDING, *BACKENDS, "multiopt.adadelta"),
     "multiopt": (*BASE, "multiopt.optimizer", "multiopt.adadelta", "multiopt.functional"),
     **dict.fromkeys(FACES, (*BINDING, "multiopt.backends", "multiopt.adadelta")),
