@@ -384,13 +384,13 @@ print("done")
 def test_keras_3():
     pytest.importorskip("torch")
     installed("keras")
-    assert run_python(PRELUDE + KERAS3, timeout=240, KERAS_BACKEND="torch") == "done"
+    assert run_python(PRELUDE + KERAS3, KERAS_BACKEND="torch") == "done"
 
 
 def test_tf_keras():
     installed("tf_keras")
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    assert run_python(PRELUDE + TF_KERAS, timeout=300, **environment) == "done"
+    assert run_python(PRELUDE + TF_KERAS, **environment) == "done"
 
 
 def installed(name):
