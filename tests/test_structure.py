@@ -127,7 +127,7 @@ def test_conformance_uses_what_any_third_party_may():
 ROOTS = {
     "multiopt.rule": "Adadelta's",
     "multiopt.backends.engines.norms": "a norm's",
-    "multiopt.keras.plain": "a norm's",
+    "multiopt.keras.later.step": "a norm's",
     "multiopt.demo_digits": "of the sizes of layers, for the first weights",
 }
 

@@ -202,5 +202,5 @@ def _keras_kind(optimizer: Any) -> str:
     modules = [base.__module__ for base in type(optimizer).__mro__]
     if any("optimizer_v2" in module or module.startswith("multiopt.keras.legacy") for module in modules):
         return "legacy"
-    ours = any(module == "multiopt.keras.base" for module in modules)
+    ours = any(module == "multiopt.keras.later.optimizer" for module in modules)
     return "keras" if not ours and any(module.startswith("keras.") for module in modules) else "tf_keras"

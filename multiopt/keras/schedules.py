@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .. import schedules as core
-from .serialization import restore, store
+from .configuration import restore, store
 
 __all__ = [
     "CosineDecay",

@@ -5,8 +5,8 @@ import pytest
 from libraries import LIBRARIES, library_of
 
 from multiopt.keras import GradientTape, IndexedSlices, Variable
-from multiopt.keras.differentiate import gradients
 from multiopt.keras.legacy import Adadelta, Operation
+from multiopt.keras.variables.differentiate import gradients
 
 
 @pytest.fixture(params=["torch", "jax"])

@@ -9,8 +9,8 @@ from libraries import LIBRARIES, library_of
 from processes import run_python
 
 from multiopt.keras import IndexedSlices, Variable
-from multiopt.keras.aggregation import VariableAggregation, VariableSynchronization
 from multiopt.keras.distribute import ReplicaContext, Replicas, get_replica_context
+from multiopt.keras.distribute.aggregation import VariableAggregation, VariableSynchronization
 from multiopt.keras.legacy import Adadelta
 
 

@@ -402,7 +402,7 @@ def test_apply_gradients(lib):
 @pytest.mark.feature("A:apply_gradients-typeerror", "B:apply_gradients-typeerror", "E:apply_gradients-typeerror")
 @pytest.mark.parametrize("wrong", [3, None, [1, 2], [(1, 2, 3)], "ab", [np.ones(2)[0]]])
 def test_malformed_pairs_are_refused(wrong):
-    with pytest.raises(TypeError, match=r"grads_and_vars: expected \(gradient, variable\) pairs"):
+    with pytest.raises(TypeError, match=r"grads_and_vars: expected an iterable of \(gradient, variable\) pairs"):
         Adadelta().apply_gradients(wrong)
 
 

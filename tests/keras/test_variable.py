@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from libraries import LIBRARIES, library_of
 
-from multiopt.keras import IndexedSlices, Variable, sparse
-from multiopt.keras.initializers import fresh, like
-from multiopt.keras.variable import Boxes
+from multiopt.keras import IndexedSlices, Variable
+from multiopt.keras.variables import slices as sparse
+from multiopt.keras.variables.initializers import fresh, like
+from multiopt.keras.variables.variable import Boxes
 
 
 @pytest.fixture(params=["numpy", "torch", "jax"])

@@ -1,7 +1,7 @@
-"""Arrays that are spread over a mesh: PyTorch's DTensors, and JAX's arrays with a `NamedSharding`.
+"""Arrays that are sharded over a mesh of devices: PyTorch's DTensors, and JAX arrays with a `NamedSharding`.
 
-A DTensor's shard is stepped in place by the same engines as any tensor; JAX sees the whole array and spreads the work
-itself. Neither library is imported here unless one of its arrays or meshes is given.
+The local shard of a DTensor is updated in place by the same engines as any tensor; JAX sees whole arrays and
+distributes the work itself. Neither library is imported here unless one of its arrays or meshes is given.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Array
-from .variable import Variable
+from ...backends.base import Array
+from ..variables.variable import Variable
 
 __all__ = [
     "aligned",
@@ -26,6 +26,7 @@ __all__ = [
     "numpy",
     "reducer",
     "replicated",
+    "with_local",
 ]
 
 
@@ -36,33 +37,41 @@ def is_dtensor(array: Array) -> bool:
 
 
 def mesh_of(array: Array) -> Any:
-    """The mesh over which an array is spread: a `DeviceMesh`, a JAX `Mesh`, or None."""
+    """The mesh over which an array is sharded: a `DeviceMesh`, a JAX `Mesh`, or None."""
     if is_dtensor(array):
         return array.device_mesh
     return getattr(getattr(array, "sharding", None), "mesh", None)
 
 
 def local(array: Array) -> Array:
-    """What this process computes on: a DTensor's shard, which shares its memory; any other array itself."""
+    """A DTensor's shard in this process, which shares its memory; any other array itself."""
     if not is_dtensor(array):
         return array
-    from ..torch import shards
+    from ...torch import shards
 
     return shards.local(array)
 
 
+def with_local(array: Array, shard: Array) -> Array:
+    """An array laid out as `array`, of which this process computes on `shard`."""
+    if not is_dtensor(array):
+        return shard
+    layout = array.device_mesh, array.placements
+    return type(array).from_local(shard, *layout, run_check=False, shape=array.shape, stride=array.stride())
+
+
 def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> None:
-    """Check that all arrays lie on a mesh, if one is given, and that each DTensor can be updated here.
+    """Check that all arrays are on `mesh`, if it is not None, and that each DTensor can be updated in this process.
 
     Raises
     ------
     ValueError
-        If one does not, or is a sum that is still to be made (`Partial`), or this process is not on its mesh.
+        If one is not, if it is a pending sum (`Partial`), or if this process is not part of its mesh.
     """
     for array, name in zip(arrays, names, strict=True):
         found = mesh_of(array)
         if mesh is not None and found != mesh:
-            raise ValueError(f"{name}: expected an array spread over {mesh}, the optimizer's mesh, got one on {found}")
+            raise ValueError(f"{name}: expected an array on {mesh}, the optimizer's mesh, got one on {found}")
         if is_dtensor(array):
             if any(placement.is_partial() for placement in array.placements):
                 raise ValueError(f"{name}: expected shards or replicas, got {array.placements}")
@@ -71,7 +80,7 @@ def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> N
 
 
 def aligned(gradient: Array, like: Array, name: str) -> Array:
-    """The gradient in the layout of its variable: sums that are still to be made are made, shards are moved.
+    """The gradient in the layout of its variable: pending sums are taken, shards are moved.
 
     Raises
     ------
@@ -101,7 +110,7 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
 
 
 def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
-    """What adds up tables of exact sums over the processes of a mesh; None where every process sees all.
+    """A function that adds up tables of exact sums over the processes of a mesh; None if no array is a DTensor.
 
     Parameters
     ----------
@@ -112,7 +121,7 @@ def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
         return None
     import torch
 
-    from ..torch.shards import sum_over_shards
+    from ...torch.shards import sum_over_shards
 
     def reduce(xp: Any, table: Any) -> Any:
         whole = sum_over_shards(torch.as_tensor(table), list(arrays))
@@ -135,14 +144,14 @@ def replicated(array: np.ndarray, mesh: Any) -> Array:
 
 
 def numpy(variable: Variable) -> np.ndarray:
-    """A NumPy copy of a variable's value, gathered from the mesh; every process must call it."""
+    """A NumPy copy of a variable's value, gathered from the mesh; every process must call this."""
     if not is_dtensor(variable.value):
         return variable.numpy()
     return Variable(variable.value.full_tensor(), trainable=False).numpy()
 
 
 def assign(variable: Variable, value: Any) -> None:
-    """Assign to a variable that may be sharded: a whole array is cut into shards; see `Variable.assign`."""
+    """Assign to a variable that may be sharded: a whole array is distributed over its mesh; see `Variable.assign`."""
     array = variable.value
     if not is_dtensor(array) or is_dtensor(value):
         variable.assign(value)

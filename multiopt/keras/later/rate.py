@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..rule import ADADELTA
-from . import schedules
-from .plain import is_traced
-from .variable import Variable
+from ...rule import ADADELTA
+from .. import schedules
+from ..variables.variable import Variable, is_traced
 
 __all__ = ["Rate"]
 
@@ -30,7 +29,7 @@ class Rate:
 
     def __init__(self, value: Any) -> None:
         self.source = _source(value)
-        #: What the last step used.
+        #: The value in the last step.
         self.used: Any = None
 
     def at(self, count: Any) -> Any:
@@ -42,18 +41,18 @@ class Rate:
         return value if is_traced(value) else ADADELTA.hypers["lr"].check("learning_rate", value)
 
     def shown(self) -> Any:
-        """What the optimizer shows: the variable that holds the number; of a schedule, what the last step used."""
+        """What the optimizer shows: the Variable that holds a number; of a schedule, its value in the last step."""
         if isinstance(self.source, schedules.LearningRateSchedule):
             return self.source(0) if self.used is None else self.used
         return self.source if isinstance(self.source, Variable) else self.source()
 
     def assign(self, value: Any) -> None:
-        """Take another.
+        """Set another one.
 
         Raises
         ------
         TypeError
-            If it is a number and there was a schedule.
+            If it is a number in place of a schedule.
         """
         new = _source(value)
         if isinstance(self.source, Variable) and isinstance(new, Variable):
