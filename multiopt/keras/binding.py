@@ -19,20 +19,9 @@ Values = Mapping[str, Any]
 
 
 class VariableBinding:
-    """A rule bound to variables and their slots.
+    """A rule bound to variables of one array library, and to their slots, a Variable for each of them.
 
-    Parameters
-    ----------
-    rule : Rule
-        What is computed.
-    variables : sequence of Variable
-        What the rule updates, of one array library.
-    slots : mapping of str to sequence of Variable
-        The rule's state: for each slot one Variable for each of `variables`.
-    engine : str
-        See `multiopt.Optimizer`.
-    names : sequence of str or None
-        How to call the variables in messages; by default their names.
+    `names` are the variables' in messages.
     """
 
     def __init__(
@@ -121,30 +110,22 @@ class AdadeltaStep:
 
     Parameters
     ----------
-    variables : sequence of Variable
-        What is updated, of one array library.
-    accumulated_grads, accumulated_deltas : sequence of Variable
-        The state: one for each of `variables`.
+    columns : three sequences of Variable
+        The variables, of one array library, and for each of them the accumulated gradient and the accumulated delta.
     decayed : sequence of bool or None
-        To which of `variables` weight decay applies; None: to all.
+        Which variables weight decay applies to; None: all.
     engine : str
         See `multiopt.Optimizer`.
     """
 
     def __init__(
-        self,
-        variables: Sequence[Variable],
-        accumulated_grads: Sequence[Variable],
-        accumulated_deltas: Sequence[Variable],
-        decayed: Sequence[bool] | None = None,
-        engine: str = "auto",
+        self, columns: Sequence[Sequence[Variable]], decayed: Sequence[bool] | None = None, engine: str = "auto"
     ) -> None:
         groups: dict[tuple[bool, Any, str], list[int]] = {}
-        for i, variable in enumerate(variables):
+        for i, variable in enumerate(columns[0]):
             decay = True if decayed is None else decayed[i]
             device = variable.backend.device(local(variable.value))
             groups.setdefault((decay, device, variable.dtype), []).append(i)
-        columns = [list(variables), list(accumulated_grads), list(accumulated_deltas)]
         self._groups: list[tuple[bool, list[int], VariableBinding]] = []
         for (decay, _, _), places in groups.items():
             own, *state = ([column[i] for i in places] for column in columns)

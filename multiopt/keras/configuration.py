@@ -9,16 +9,7 @@ __all__ = ["restore", "store"]
 
 
 def store(thing: Any, module: str, built_in: Mapping[str, type]) -> dict[str, Any]:
-    """The dictionary that Keras writes for an object with ``get_config``.
-
-    Parameters
-    ----------
-    thing : object
-    module : str
-        Keras' module of the built-in classes.
-    built_in : mapping
-        These classes by name; another class is written with its own module.
-    """
+    """The dictionary that Keras writes for an object; its module of built-in classes is `module`."""
     kind = type(thing)
     name = kind.__name__
     known = built_in.get(name) is kind
@@ -31,25 +22,14 @@ def store(thing: Any, module: str, built_in: Mapping[str, type]) -> dict[str, An
 
 
 def restore(config: Any, built_in: Mapping[str, Any], custom: Mapping[str, Any] | None, what: str, **also: Any) -> Any:
-    """The object for a dictionary that `store` or Keras has written.
-
-    Parameters
-    ----------
-    config : mapping
-        With ``"class_name"`` and ``"config"``; ``"registered_name"`` may be ``"Package>Name"``.
-    built_in, custom : mapping of str to class
-        Where names are looked up; `custom` first.
-    what : str
-        What it is, for messages.
-    **also
-        Passed to ``from_config``.
+    """The object for a dictionary that `store` or Keras has written; `also` is passed to ``from_config``.
 
     Raises
     ------
     TypeError
-        If `config` is no such mapping.
+        If `config` is not a mapping with ``"class_name"`` and ``"config"``.
     ValueError
-        If the class is not known.
+        If the class is neither in `custom` nor in `built_in`.
     """
     if not isinstance(config, Mapping) or "class_name" not in config or "config" not in config:
         raise TypeError(f"{what}: expected a mapping with 'class_name' and 'config', got {config!r}")

@@ -18,13 +18,7 @@ Pairs = list[tuple[Any, Variable]]
 
 
 def pairs(grads_and_vars: Any) -> list[tuple[Any, Any]]:
-    """A list of (gradient, variable).
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
+    """A list of (gradient, variable); TypeError if it is something else."""
     message = "grads_and_vars: expected an iterable of (gradient, variable) pairs"
     try:
         given = list(grads_and_vars)
@@ -102,25 +96,9 @@ def clipped(
     global_norm: float | None = None,
     reduce: Callable[[Any, Any], Any] | None = None,
 ) -> list[Any]:
-    """New gradients: each element clipped to ±value, then each one's norm, then the norm of all together.
+    """New gradients, clipped by `multiopt.clipping.clip`; a threshold of 0 makes all of them 0.
 
-    The norms are exact. Of `IndexedSlices` the values are clipped, without adding up repeated rows.
-
-    Parameters
-    ----------
-    gradients : sequence of arrays and IndexedSlices
-        Of one library.
-    names : sequence of str
-        For messages.
-    value, norm, global_norm : float or None
-        The thresholds. 0 makes all gradients 0.
-    reduce : callable or None
-        See `multiopt.keras.distribute.mesh.reducer`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If something is not a floating array, or the arrays are of two libraries.
+    Of `IndexedSlices` the values are clipped, without adding up repeated rows.
     """
     if not gradients or (value is None and norm is None and global_norm is None):
         return list(gradients)

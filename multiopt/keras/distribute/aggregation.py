@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from ...backends.base import Array
 from ..variables.variable import Variable
@@ -12,7 +12,18 @@ from .replicas import get_replica_context
 __all__ = ["Aggregated", "VariableAggregation", "VariableSynchronization", "variable_for"]
 
 
-class VariableSynchronization(StrEnum):
+class _Named(StrEnum):
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        """The member of this name; a member of TensorFlow's class is accepted."""
+        name = str(getattr(value, "name", value)).lower()
+        if name not in list(cls):
+            what = cls.__name__.removeprefix("Variable").lower()
+            raise ValueError(f"{what}: expected one of {', '.join(cls)}, got {value!r}")
+        return cls(name)
+
+
+class VariableSynchronization(_Named):
     """When the replicas of a variable are synchronized; TensorFlow's names."""
 
     AUTO = "auto"
@@ -20,31 +31,14 @@ class VariableSynchronization(StrEnum):
     ON_WRITE = "on_write"
     ON_READ = "on_read"
 
-    @classmethod
-    def of(cls, value: Any) -> VariableSynchronization:
-        """The member of this name; a member of TensorFlow's class is accepted."""
-        return _member(cls, "synchronization", value)
 
-
-class VariableAggregation(StrEnum):
+class VariableAggregation(_Named):
     """How the values that replicas assign to a variable become one; TensorFlow's names."""
 
     NONE = "none"
     SUM = "sum"
     MEAN = "mean"
     ONLY_FIRST_REPLICA = "only_first_replica"
-
-    @classmethod
-    def of(cls, value: Any) -> VariableAggregation:
-        """The member of this name; a member of TensorFlow's class is accepted."""
-        return _member(cls, "aggregation", value)
-
-
-def _member(kind: Any, what: str, value: Any) -> Any:
-    name = str(getattr(value, "name", value)).lower()
-    if name not in list(kind):
-        raise ValueError(f"{what}: expected one of {', '.join(kind)}, got {value!r}")
-    return kind(name)
 
 
 class Aggregated(Variable):
@@ -70,11 +64,6 @@ class Aggregated(Variable):
             whole = context.all_reduce(str(self.aggregation), mine)
         context.merge_call(lambda: super(Aggregated, self).assign(whole))
         return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = super().__deepcopy__(memo)
-        twin.aggregation = self.aggregation  # type: ignore[attr-defined]
-        return twin
 
 
 def variable_for(

@@ -61,13 +61,7 @@ def with_local(array: Array, shard: Array) -> Array:
 
 
 def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> None:
-    """Check that all arrays are on `mesh`, if it is not None, and that each DTensor can be updated in this process.
-
-    Raises
-    ------
-    ValueError
-        If one is not, if it is a pending sum (`Partial`), or if this process is not part of its mesh.
-    """
+    """Raise ValueError unless all arrays are on `mesh`, if given, and each DTensor can be updated in this process."""
     for array, name in zip(arrays, names, strict=True):
         found = mesh_of(array)
         if mesh is not None and found != mesh:
@@ -85,22 +79,20 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
     Raises
     ------
     TypeError
-        If one of the two is a DTensor and the other is not.
+        If only one of the two is a DTensor.
     ValueError
-        If shapes or meshes differ.
+        If their meshes differ.
     """
     if is_dtensor(gradient) != is_dtensor(like):
         expected, got = (type(a).__name__ for a in (like, gradient))
         raise TypeError(f"{name}: expected a {expected}, as its variable holds, got a {got}")
     if is_dtensor(like):
-        if tuple(gradient.shape) != tuple(like.shape):
-            raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(gradient.shape)}")
         if gradient.device_mesh != like.device_mesh:
             raise ValueError(f"{name}: expected it on {like.device_mesh}, got it on {gradient.device_mesh}")
         if gradient.placements != like.placements:
             return gradient.detach().redistribute(placements=like.placements)
         return gradient
-    if mesh_of(like) is not None and tuple(gradient.shape) == tuple(like.shape):
+    if mesh_of(like) is not None:
         sharding = getattr(gradient, "sharding", None)
         if sharding is not None and not sharding.is_equivalent_to(like.sharding, like.ndim):
             import jax
@@ -110,13 +102,7 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
 
 
 def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
-    """A function that adds up tables of exact sums over the processes of a mesh; None if no array is a DTensor.
-
-    Parameters
-    ----------
-    arrays : sequence of arrays
-        One for each row of the table.
-    """
+    """A function that adds up tables of exact sums, a row for each array, over processes; None without DTensors."""
     if not any(map(is_dtensor, arrays)):
         return None
     import torch
@@ -164,13 +150,7 @@ def assign(variable: Variable, value: Any) -> None:
 
 
 def check_mesh(mesh: Any) -> Any:
-    """Check the option ``mesh``: None, a JAX `Mesh` or a PyTorch `DeviceMesh`.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
+    """Check the option ``mesh``: None, a JAX `Mesh` or a PyTorch `DeviceMesh`; TypeError if it is something else."""
     kinds = [
         getattr(sys.modules.get(module), name, None)
         for module, name in (("jax.sharding", "Mesh"), ("torch.distributed.device_mesh", "DeviceMesh"))

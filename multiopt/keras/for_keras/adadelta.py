@@ -118,7 +118,7 @@ class _Tensors:
         rows = [row for row in zip(*columns, strict=True) if row[1] is not None]
         self.boxes = [[(_box(variable), variable) for variable in row] for row in rows]
         own = [[box for box, _ in column] for column in zip(*self.boxes, strict=True)]
-        self.update = AdadeltaStep(*own, [opt._use_weight_decay(row[0]) for row in rows])
+        self.update = AdadeltaStep(own, [opt._use_weight_decay(row[0]) for row in rows])
 
     def step(self, opt: Adadelta, grads: Sequence[Any], variables: Sequence[Any], rate: float) -> None:
         """Decay, clip and update the variables that have a gradient."""

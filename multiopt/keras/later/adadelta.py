@@ -113,7 +113,7 @@ class Adadelta(Optimizer):
         if self._steps is None:
             decayed = [self._use_weight_decay(variable) for variable in self._trainable_variables]
             columns = self._trainable_variables, self._accumulated_grads, self._accumulated_delta_vars
-            self._steps = AdadeltaStep(*columns, decayed, self._engine())
+            self._steps = AdadeltaStep(columns, decayed, self._engine())
         return self._steps
 
     def _values(self, rate: Any) -> dict[str, Any]:

@@ -14,18 +14,7 @@ __all__ = ["Rate"]
 
 
 class Rate:
-    """A learning rate.
-
-    Parameters
-    ----------
-    value : float, 0-d array, LearningRateSchedule, or callable without arguments
-        A number is kept in double precision. A callable is called at each step.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no real number of at least 0.
-    """
+    """A learning rate; a number is kept in double precision, a callable is called at each step."""
 
     def __init__(self, value: Any) -> None:
         self.source = _source(value)
@@ -47,13 +36,7 @@ class Rate:
         return self.source if isinstance(self.source, Variable) else self.source()
 
     def assign(self, value: Any) -> None:
-        """Set another one.
-
-        Raises
-        ------
-        TypeError
-            If it is a number in place of a schedule.
-        """
+        """Set another one; TypeError if it is a number in place of a schedule."""
         new = _source(value)
         if isinstance(self.source, Variable) and isinstance(new, Variable):
             self.source.assign(new)

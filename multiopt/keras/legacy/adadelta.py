@@ -118,8 +118,8 @@ class Adadelta(Optimizer):
         for library in {v.backend.name: None for v in known}:
             group = tuple(v for v in known if v.backend.name == library)
             if group not in self._steps:
-                slots = ([self.get_slot(v, name) for v in group] for name in _SLOTS)
-                self._steps[group] = AdadeltaStep(group, *slots)
+                slots = [[self.get_slot(v, name) for v in group] for name in _SLOTS]
+                self._steps[group] = AdadeltaStep([group, *slots])
             self._steps[group].step([given.get(v) for v in group], lambda v: self._values(v, apply_state))
 
     def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Mapping[Any, Any] | None = None) -> None:
@@ -133,7 +133,7 @@ class Adadelta(Optimizer):
         # Rows, taken out of their arrays, are variables like any other.
         whole = [var, *(self.get_slot(var, name) for name in _SLOTS)]
         rows = [Variable(take(box.value, indices), trainable=False, name=var.name) for box in whole]
-        AdadeltaStep(*([box] for box in rows)).step([grad], lambda _: self._values(var, apply_state))
+        AdadeltaStep([[box] for box in rows]).step([grad], lambda _: self._values(var, apply_state))
         for box, some in zip(whole, rows, strict=True):
             self._resource_scatter_update(box, indices, some.value)
 

@@ -121,13 +121,7 @@ class Hyperparameters:
 
 
 def restored(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A configuration with schedules and functions in place of their dictionaries and names.
-
-    Raises
-    ------
-    ValueError
-        If a hyperparameter is a name that `custom_objects` does not have.
-    """
+    """A configuration with schedules and functions in place of their dictionaries and names."""
     found = dict(config)
     if "lr" in found:
         found["learning_rate"] = found.pop("lr")

@@ -102,7 +102,7 @@ def gradients(
     grad_fn: Callable[..., Any] | None = None,
     boxes: Boxes | None = None,
 ) -> list[tuple[Any, Variable]]:
-    """The gradient of a loss for each variable.
+    """The gradient of a loss for each variable; None for one on which the loss does not depend.
 
     Parameters
     ----------
@@ -116,13 +116,9 @@ def gradients(
     tape : GradientTape or None
     grad_fn : callable or None
         ``grad_fn(*arrays)`` returns a gradient, or None, for each variable's array: for NumPy and CuPy, which have no
-        automatic differentiation, or to differentiate in another way. The loss is then not called.
+        automatic differentiation. The loss is then not called.
     boxes : Boxes or None
         The optimizer's, for plain arrays.
-
-    Returns
-    -------
-    list of (gradient or None, Variable)
 
     Raises
     ------

@@ -72,13 +72,7 @@ def _integers(indices: Any) -> np.ndarray:
 
 
 def as_gradient(gradient: Any) -> Any:
-    """A gradient as an array, or as `IndexedSlices` if it is a sparse PyTorch tensor; None stays None.
-
-    Raises
-    ------
-    TypeError
-        If a sparse tensor has more than one sparse dimension.
-    """
+    """A gradient as an array, or as `IndexedSlices` if it is a sparse PyTorch tensor; None stays None."""
     gradient = unboxed(gradient)
     if getattr(gradient, "is_sparse", False) and type(gradient).__module__.partition(".")[0] == "torch":
         if gradient.sparse_dim() != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -109,7 +110,7 @@ class Variable:
             tensor.requires_grad_(self._trainable)
 
     def detached(self) -> Array:
-        """The array, for arithmetic that PyTorch's autograd shall not record."""
+        """The array, for operations that PyTorch's autograd shall not record."""
         return detached(self._value)
 
     def numpy(self) -> np.ndarray:
@@ -213,10 +214,8 @@ class Variable:
         return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype} value={self._value!r}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        twin.name, twin.constraint, twin.backend = self.name, self.constraint, self.backend
-        twin._value, twin._dtype = self.backend.copy(self._value), self._dtype
+        twin = memo[id(self)] = copy.copy(self)
+        twin._value = self.backend.copy(self._value)
         twin.trainable = self._trainable
         return twin
 
@@ -242,7 +241,7 @@ _operators()
 
 
 def detached(array: Array) -> Array:
-    """The array, a PyTorch tensor without its history of operations; both share memory."""
+    """The array, without its history of operations if it is a PyTorch tensor; both share memory."""
     return array.detach() if backends.of(array).name == "torch" else array
 
 
@@ -305,13 +304,7 @@ class Boxes:
         self._boxes: dict[int, Variable] = {}
 
     def of(self, given: Any, where: str = "variable") -> Variable:
-        """The variable for what the caller gave.
-
-        Raises
-        ------
-        TypeError
-            If it is neither a Variable nor a mutable array.
-        """
+        """The variable for what the caller gave; TypeError if it is neither a Variable nor a mutable array."""
         if isinstance(given, Variable):
             return given
         found = self._boxes.get(id(given))
@@ -330,13 +323,7 @@ class Boxes:
 
 
 def check_values(variables: Sequence[Variable], values: Sequence[Any]) -> None:
-    """Check that there is a value of the right shape for each variable.
-
-    Raises
-    ------
-    ValueError
-        If the number of values, or the shape of one, differs.
-    """
+    """Raise ValueError unless there is a value of the right shape for each variable."""
     if len(values) != len(variables):
         raise ValueError(f"weights: expected {len(variables)} arrays, got {len(values)}")
     for variable, value in zip(variables, values, strict=True):
