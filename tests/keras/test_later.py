@@ -250,8 +250,7 @@ def test_schedules_and_callables():
 
 
 @pytest.mark.feature("D:rho")
-def test_rho_may_be_a_tensor():
-    torch = pytest.importorskip("torch")
+def test_rho_may_be_a_tensor(torch):
     expected = one(Adadelta(1.0, rho=0.5)).numpy()
     for rho in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Variable(np.array(0.5))):
         assert one(Adadelta(1.0, rho=rho)).numpy() == expected
@@ -260,8 +259,7 @@ def test_rho_may_be_a_tensor():
     assert one(opt).numpy() == expected
 
 
-def test_plain_arrays_are_written_in_place():
-    torch = pytest.importorskip("torch")
+def test_plain_arrays_are_written_in_place(torch):
     jax = pytest.importorskip("jax")
     for x, g in [(np.ones(3), np.ones(3)), (torch.ones(3), torch.ones(3))]:
         same = x
@@ -481,8 +479,7 @@ def test_a_subclass_of_adadelta_may_change_the_step():
 
 
 @pytest.mark.feature("D:add_variable", "D:add_variable_from_reference")
-def test_variables_of_an_optimizer():
-    torch = pytest.importorskip("torch")
+def test_variables_of_an_optimizer(torch):
     opt = Momentum()
     early = opt.add_variable()
     assert (early.shape, early.dtype, early.backend.name) == ((), "float32", "numpy")
@@ -504,8 +501,7 @@ def test_variables_of_an_optimizer():
 
 
 @pytest.mark.feature("D:compute_gradients", "D:minimize", "D:minimize-tape")
-def test_gradients_of_a_loss():
-    torch = pytest.importorskip("torch")
+def test_gradients_of_a_loss(torch):
     jax = pytest.importorskip("jax")
     moved = []
     for array in (torch.tensor([2.0, 3.0]), jax.numpy.asarray([2.0, 3.0])):
@@ -578,9 +574,8 @@ def test_stateless_apply_is_apply(library, options):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-def test_state_moves_between_libraries(library):
+def test_state_moves_between_libraries(library, torch):
     jnp = pytest.importorskip("jax").numpy
-    torch = pytest.importorskip("torch")
     make = {"numpy": np.array, "torch": torch.tensor, "jax": jnp.asarray}[library]
     options = {"gradient_accumulation_steps": 2, "use_ema": True, "clipnorm": 1.0}
     rng = np.random.default_rng(0)
@@ -631,8 +626,7 @@ def test_the_constraint_comes_last():
     assert opt._model_variables_moving_average[0].numpy()[0] < 0  # it has seen the value before
 
 
-def test_sparse_rows_are_the_dense_gradient():
-    torch = pytest.importorskip("torch")
+def test_sparse_rows_are_the_dense_gradient(torch):
     jax = pytest.importorskip("jax")
     rows = np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.5]], np.float32)
     dense = np.zeros((4, 2), np.float32)
