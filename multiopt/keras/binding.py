@@ -6,98 +6,90 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .. import functional
-from ..backends.base import Array, Bucket
-from ..rule import ADADELTA, Rule
-from ..stepping import Job, Pass, check_gradients, check_params, make_buckets, prepare, run
+from ..adadelta import ADADELTA
+from ..backends.generic import Array, Backend
+from ..binding import Binding, Plan, run
+from ..memory import Memory
+from ..rule import Rule
+from ..update import FusedUpdate
 from .distribute.mesh import local, reducer
 from .variables.variable import Variable
 
-__all__ = ["AdadeltaStep", "VariableBinding"]
+__all__ = ["AdadeltaStep", "VariableBinding", "stateless"]
 
 #: Every number that an update may read.
 Values = Mapping[str, Any]
 
 
 class VariableBinding:
-    """A rule bound to variables of one array library, and to their slots, a Variable for each of them.
+    """A rule bound to variables of one array library.
 
-    `names` are the variables' in messages.
+    `columns` are the variables and, for each slot of the rule, a Variable for each of them. `names` are the
+    variables' in messages.
     """
 
     def __init__(
         self,
         rule: Rule,
-        variables: Sequence[Variable],
-        slots: Mapping[str, Sequence[Variable]],
+        columns: Sequence[Sequence[Variable]],
         engine: str = "auto",
         names: Sequence[str] | None = None,
     ) -> None:
-        self.rule, self.engine = rule, engine
-        self.variables = list(variables)
-        self.columns = [self.variables, *(list(slots[name]) for name in rule.slots)]
-        self.names = [variable.name for variable in variables] if names is None else list(names)
-        self._buckets: list[tuple[Bucket, list[int]]] = []
+        self.rule, self.columns, self._engine = rule, [list(column) for column in columns], engine
+        self.names = [variable.name for variable in columns[0]] if names is None else list(names)
+        self._binding: Binding | None = None
+
+    @property
+    def variables(self) -> list[Variable]:
+        """What the rule updates."""
+        return self.columns[0]
 
     @property
     def engines(self) -> list[str]:
         """The names of the engines that run it."""
-        return [bucket.engine.name for bucket, _ in self._buckets]
+        return [bucket.engine.name for bucket in self._binding.buckets] if self._binding else []
+
+    def bound(self, memory: Memory | None = None, backend: Backend | None = None) -> Binding:
+        """The core's binding of the arrays that the variables hold now.
+
+        `memory` is that of arrays which others update, and `backend` what the arrays must belong to.
+        """
+        columns = [[local(box.value) for box in column] for column in self.columns]
+        if self._binding is None:
+            state = [dict(zip(self.rule.slots, row, strict=True)) for row in zip(*columns[1:], strict=True)]
+            self._binding = Binding(
+                self.rule, columns[0], self.names, state=state, engine=self._engine, memory=memory, backend=backend
+            )
+        for k, column in enumerate(columns):
+            for i, (old, array) in enumerate(zip(self._binding.column(k), column, strict=True)):
+                if old is not array:
+                    self._binding.put(k, i, array)
+        return self._binding
 
     def plan(
-        self, update: Pass, grads: Sequence[Array | None], values: Values, clip_norm: float | None = None
-    ) -> list[Job]:
-        """Check everything, and return what `multiopt.stepping.run` takes; nothing is written.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If variables cannot be updated, or a gradient does not agree with its variable.
-        """
-        self._take_arrays()
-        made = []
-        for bucket, indices in self._buckets:
-            own = [None if grads[i] is None else local(grads[i]) for i in indices]
-            check_gradients(bucket, own, [f"gradient of {self.names[i]!r}" for i in indices])
-            prepare(bucket, update)
-            made.append(Job(bucket, indices, update, own, values, clip_norm))
-        return made
+        self, update: FusedUpdate, grads: Sequence[Array | None], values: Values, clip_norm: float | None = None
+    ) -> Plan:
+        """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
+        shards = [None if g is None else local(g) for g in grads]
+        names = [f"gradient of {name!r}" for name in self.names]
+        return self.bound().plan(update, shards, values, clip_norm=clip_norm, names=names)
 
     def put_back(self) -> None:
         """Put new arrays of an immutable library into the variables."""
-        for bucket, indices in self._buckets:
-            if not bucket.backend.mutable:
-                for column, boxes in zip(bucket.arrays(), self.columns, strict=True):
-                    for array, i in zip(column, indices, strict=True):
-                        boxes[i].value = array
+        if self._binding is not None and not self._binding.backend.mutable:
+            for k, column in enumerate(self.columns):
+                for box, array in zip(column, self._binding.column(k), strict=True):
+                    box.value = array
 
-    def apply(self, grads: Sequence[Array | None], traced: bool = False, **hypers: Any) -> None:
-        """Run a rule that has no slots; where `traced`, operation by operation."""
+    def apply(self, update: FusedUpdate, grads: Sequence[Array | None], traced: bool = False, **hypers: Any) -> None:
+        """Do a rule's update without slots and options; where `traced`, operation by operation."""
         if not traced:
-            run(self.plan(Pass(self.rule), grads, hypers))
+            run([self.plan(update, grads, hypers)])
             self.put_back()
             return
         for variable, g in zip(self.variables, grads, strict=True):
             if g is not None:
                 variable.value = stateless(self.rule, variable.value, g, **hypers)
-
-    def _take_arrays(self) -> None:
-        """Bind the arrays that the variables hold now: somebody may have put other ones there."""
-        if not self._buckets:
-            arrays = [local(variable.value) for variable in self.variables]
-            check_params(arrays, self.names)
-            slots = zip(self.rule.slots, self.columns[1:], strict=True)
-            columns = {slot: [local(box.value) for box in column] for slot, column in slots}
-            state = [{slot: column[i] for slot, column in columns.items()} for i in range(len(arrays))]
-            self._buckets = make_buckets(self.rule, arrays, self.names, state=state, engine=self.engine)
-        for bucket, indices in self._buckets:
-            changed = False
-            for column, boxes in zip(bucket.arrays(), self.columns, strict=True):
-                for j, i in enumerate(indices):
-                    array = local(boxes[i].value)
-                    if column[j] is not array:
-                        column[j], changed = array, True
-            if changed and bucket.backend.mutable:
-                bucket.cache.clear()  # it may hold addresses
 
 
 def stateless(rule: Rule, x: Array, g: Array, **options: Any) -> Array:
@@ -127,15 +119,18 @@ class AdadeltaStep:
             device = variable.backend.device(local(variable.value))
             groups.setdefault((decay, device, variable.dtype), []).append(i)
         self._groups: list[tuple[bool, list[int], VariableBinding]] = []
+        memory: Memory | None = None
+        backend: Backend | None = None
         for (decay, _, _), places in groups.items():
-            own, *state = ([column[i] for i in places] for column in columns)
-            slots = dict(zip(ADADELTA.slots, state, strict=True))
-            self._groups.append((decay, places, VariableBinding(ADADELTA, own, slots, engine)))
+            group = VariableBinding(ADADELTA, [[column[i] for i in places] for column in columns], engine)
+            bound = group.bound(memory, backend)
+            memory, backend = bound.memory, bound.backend
+            self._groups.append((decay, places, group))
 
     @property
     def engines(self) -> list[str]:
         """The names of the engines that run it."""
-        return [name for _, _, binding in self._groups for name in binding.engines]
+        return [name for _, _, group in self._groups for name in group.engines]
 
     def plan(
         self,
@@ -143,25 +138,19 @@ class AdadeltaStep:
         values: Callable[[Variable], Values],
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
-    ) -> tuple[list[Job], list[Variable]]:
-        """Check everything as `step` does; return the work, and the variable of each gradient in it."""
-        jobs: list[Job] = []
-        variables: list[Variable] = []
-        for decayed, places, binding in self._groups:
+    ) -> list[tuple[VariableBinding, Plan]]:
+        """Check a step; nothing is written. See `step`."""
+        normed = clip_norm is not None or clip_global_norm is not None
+        plans = []
+        for decayed, places, group in self._groups:
             own = [grads[i] for i in places]
-            if all(g is None for g in own):
-                continue
-            numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(binding.variables[0])}
-            update = Pass(
-                ADADELTA,
-                scaled=numbers["scale"] != 1.0,
-                clipped=numbers["clip_value"] is not None,
-                normed=clip_norm is not None or clip_global_norm is not None,
-                decoupled=decayed and numbers["weight_decay"] != 0.0,
-            )
-            jobs += binding.plan(update, own, numbers, clip_norm)
-            variables += binding.variables
-        return jobs, variables
+            if any(g is not None for g in own):
+                numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.variables[0])}
+                scaled, clipped = numbers["scale"] != 1.0, numbers["clip_value"] is not None
+                decoupled = decayed and numbers["weight_decay"] != 0.0
+                update = FusedUpdate(ADADELTA, scaled=scaled, clipped=clipped, normed=normed, decoupled=decoupled)
+                plans.append((group, group.plan(update, own, numbers, clip_norm)))
+        return plans
 
     def step(
         self,
@@ -185,10 +174,10 @@ class AdadeltaStep:
         Raises
         ------
         TypeError, ValueError
-            See `VariableBinding.plan`.
+            If a gradient does not agree with its variable.
         """
-        jobs, variables = self.plan(grads, values, clip_norm, clip_global_norm)
-        normed = clip_norm is not None or clip_global_norm is not None
-        run(jobs, clip_global_norm, reducer([v.value for v in variables]) if normed else None)
-        for _, _, binding in self._groups:
-            binding.put_back()
+        planned = self.plan(grads, values, clip_norm, clip_global_norm)
+        reduce = reducer([[v.value for v in group.variables] for group, _ in planned])
+        run([plan for _, plan in planned], clip_global_norm, reduce)
+        for group, _ in planned:
+            group.put_back()

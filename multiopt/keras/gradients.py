@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from .. import backends
-from ..backends.base import FLOATING, Array
-from .clipping import clip
+from ..backends.generic import FLOATING, Array
+from ..binding import Reduce
+from ..clipping import clip
 from .distribute.mesh import local, mesh_of
 from .variables.slices import IndexedSlices
 from .variables.variable import Variable, detached, is_traced
@@ -94,7 +95,7 @@ def clipped(
     value: float | None = None,
     norm: float | None = None,
     global_norm: float | None = None,
-    reduce: Callable[[Any, Any], Any] | None = None,
+    reduce: Reduce | None = None,
 ) -> list[Any]:
     """New gradients, clipped by `multiopt.clipping.clip`; a threshold of 0 makes all of them 0.
 

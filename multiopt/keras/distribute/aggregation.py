@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Self
 
-from ...backends.base import Array
+from ...backends.generic import Array
 from ..variables.variable import Variable
 from .replicas import get_replica_context
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.base import Array
+from ...backends.generic import Array
 from ..variables.variable import Variable
 
 __all__ = [
@@ -101,16 +101,16 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
     return gradient
 
 
-def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
-    """A function that adds up tables of exact sums, a row for each array, over processes; None without DTensors."""
-    if not any(map(is_dtensor, arrays)):
+def reducer(plans: Sequence[Sequence[Array]]) -> Callable[..., Any] | None:
+    """A `multiopt.binding.Reduce` for plans that update these arrays; None if none of them is a DTensor."""
+    if not any(is_dtensor(array) for arrays in plans for array in arrays):
         return None
     import torch
 
     from ...torch.shards import sum_over_shards
 
-    def reduce(xp: Any, table: Any) -> Any:
-        whole = sum_over_shards(torch.as_tensor(table), list(arrays))
+    def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
+        whole = sum_over_shards(torch.as_tensor(table), [plans[k][i] for k, i in rows])
         return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
 
     return reduce

@@ -8,7 +8,8 @@ from typing import Any
 
 import keras
 
-from ...rule import ADADELTA, Hyper
+from ...adadelta import ADADELTA
+from ...rule import Hyper
 from .. import schedules
 from ..binding import AdadeltaStep
 from ..variables.variable import Variable

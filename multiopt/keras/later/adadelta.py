@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ... import functional
-from ...backends.base import Array
+from ...adadelta import ADADELTA
+from ...backends.generic import Array
 from ...options import WEIGHT_DECAY
-from ...rule import ADADELTA, Hyper
+from ...rule import Hyper
 from ..binding import AdadeltaStep
 from ..variables.variable import Variable
 from .optimizer import Optimizer

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ...backends.base import Array
-from ...options import WEIGHT_DECAY, check_switch, check_threshold
-from ...rule import Hyper
+from ...backends.generic import Array
+from ...options import LOSS_SCALE, WEIGHT_DECAY, check_switch, check_threshold
+from ...update import AVERAGE
 from .. import schedules
 from ..distribute import mesh as meshes
 from ..gradients import check_gradients, pairs
@@ -21,9 +21,6 @@ from .rate import Rate
 from .step import Stepper, without_autograd
 
 __all__ = ["Optimizer"]
-
-MOMENTUM = Hyper(0.99, low=0.0, high=1.0)
-LOSS_SCALE = Hyper(1.0, low=0.0, open_low=True)
 
 
 #: Names of options that only the legacy optimizer has, and what to use instead.
@@ -114,7 +111,7 @@ class Optimizer(Stepper):
                 f"clipnorm, global_clipnorm: expected one of them at most, got {clipnorm!r} and {global_clipnorm!r}"
             )
         self.use_ema = check_switch("use_ema", use_ema)
-        self.ema_momentum = MOMENTUM.check("ema_momentum", ema_momentum)
+        self.ema_momentum = AVERAGE.rule.hypers["momentum"].check("ema_momentum", ema_momentum)
         self.ema_overwrite_frequency = _count("ema_overwrite_frequency", ema_overwrite_frequency, 1)
         self.jit_compile = check_switch("jit_compile", jit_compile)
         self.loss_scale_factor = (

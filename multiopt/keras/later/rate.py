@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ...rule import ADADELTA
+from ...adadelta import ADADELTA
 from .. import schedules
 from ..variables.variable import Variable, is_traced
 

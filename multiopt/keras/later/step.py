@@ -16,10 +16,9 @@ from functools import partial
 from typing import Any
 
 from ... import backends
-from ...averaging import AVERAGE
-from ...backends.base import Array, Backend
-from ...gradients import PASS
+from ...backends.generic import Array, Backend
 from ...rule import Hyper, Rule
+from ...update import AVERAGE, SUM, FusedUpdate
 from ..binding import VariableBinding, stateless
 from ..distribute import mesh as meshes
 from ..gradients import clipped
@@ -150,7 +149,7 @@ class Stepper(OptimizerVariables, ABC):
             self._update(grads, rate, traced)
         else:
             self._check_update(grads, rate, traced)
-            self._binding("sums", PASS.rule).apply(grads, traced)
+            self._binding("sums", SUM).apply(SUM, grads, traced)
             self._seen = [seen or g is not None for seen, g in zip(self._seen, grads, strict=True)]
             sums = [s.value if seen else None for s, seen in zip(self._accumulated_gradients, self._seen, strict=True)]
             due = (count + 1) % every == 0
@@ -159,17 +158,17 @@ class Stepper(OptimizerVariables, ABC):
             _when(due, self._accumulated_gradients, lambda: self._clear(traced))
         if self.use_ema:
             values = [variable.value for variable in self._trainable_variables]
-            self._binding("averages", AVERAGE).apply(values, traced, momentum=self.ema_momentum)
+            self._binding("averages", AVERAGE).apply(AVERAGE, values, traced, momentum=self.ema_momentum)
             if self.ema_overwrite_frequency:
                 due = (count // every + 1) % self.ema_overwrite_frequency == 0
                 _when(due, self._trainable_variables, self._overwrite)
 
-    def _binding(self, name: str, rule: Rule) -> VariableBinding:
-        """The sums or averages, bound to the rule that updates them."""
+    def _binding(self, name: str, update: FusedUpdate) -> VariableBinding:
+        """The sums or averages, bound to what updates them."""
         if name not in self._bound:
             held = self._accumulated_gradients if name == "sums" else self._model_variables_moving_average
             names = [variable.name for variable in self._trainable_variables]
-            self._bound[name] = VariableBinding(rule, held, {}, self._engine(), names)
+            self._bound[name] = VariableBinding(update.rule, [held], self._engine(), names)
         return self._bound[name]
 
     def _engine(self) -> str:
@@ -236,7 +235,7 @@ class Stepper(OptimizerVariables, ABC):
             return clipped_in_floating_point(grads, **thresholds)
         shards = [meshes.local(g) for g in grads]
         names = [f"gradient of {variable.name!r}" for _, variable in live]
-        made = clipped(shards, names, **thresholds, reduce=meshes.reducer(grads))
+        made = clipped(shards, names, **thresholds, reduce=meshes.reducer([grads]))
         return [meshes.with_local(g, shard) for g, shard in zip(grads, made, strict=True)]
 
 

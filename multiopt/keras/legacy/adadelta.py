@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...rule import ADADELTA
+from ...adadelta import ADADELTA
 from ..binding import AdadeltaStep
 from ..gradients import Pairs
 from ..variables.slices import IndexedSlices, take

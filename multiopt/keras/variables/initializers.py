@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ... import backends
-from ...backends.base import Array
+from ...backends.generic import Array
 from .variable import Variable
 
 __all__ = ["fresh", "like"]
@@ -49,7 +49,7 @@ def _zeros(shape: tuple[int, ...], dtype: str, reference: Variable | None) -> Ar
     if reference is None:
         return backends.of(host).cast(host, dtype)
     backend = reference.backend
-    return backend.cast(backend.from_host(host, reference.detached(), "float32"), dtype)
+    return backend.cast(backend.from_host(host, "float32", reference.detached()), dtype)
 
 
 def _filled(zeros: Array, initializer: Any) -> Array:

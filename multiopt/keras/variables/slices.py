@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ... import backends
-from ...backends.base import Array
+from ...backends.generic import Array
 from .variable import Variable, as_array, detached, unboxed
 
 __all__ = ["IndexedSlices", "as_gradient", "dense", "put", "summed", "take"]
@@ -104,7 +104,7 @@ def _index(host: np.ndarray, like: Array) -> Array:
     """Row numbers, or a mask, as an array of the library and device of `like`."""
     backend = backends.of(like)
     # JAX takes NumPy arrays as indices, whatever the device.
-    return host if backend.name in ("numpy", "jax") else backend.from_host(host, like, host.dtype.name)
+    return host if backend.name in ("numpy", "jax") else backend.from_host(host, host.dtype.name, like)
 
 
 def summed(slices: IndexedSlices) -> IndexedSlices:
