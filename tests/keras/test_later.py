@@ -472,8 +472,7 @@ def test_a_subclass_of_adadelta_may_change_the_step():
         g = np.array([3.0 + t, -1.0])
         doubled.apply([g], [x])
         twice.apply([g], [y])
-    # The norms are added up in another order, in float64.
-    np.testing.assert_allclose(x, y, rtol=1e-14)
+    np.testing.assert_array_equal(x, y)  # the norms are exact, and 2 is a power of 2
     with pytest.raises(TypeError, match="abstract"):
         Optimizer()
 
@@ -564,8 +563,11 @@ def test_stateless_apply_is_apply(library, options):
             np.testing.assert_array_equal(host(array), old)  # the inputs are left alone
         values, state = new
         for box, value in zip((*variables, *opt.variables), (*values, *state), strict=True):
-            # XLA contracts to FMA, and norms are added up in float32; a few units in the last place a step.
-            np.testing.assert_allclose(box.numpy(), host(value), rtol=2e-6, atol=1e-7)
+            if library == "jax-jit":
+                # XLA contracts to FMA, and norms are added up in float32; a few units in the last place a step.
+                np.testing.assert_allclose(box.numpy(), host(value), rtol=2e-6, atol=1e-7)
+            else:
+                np.testing.assert_array_equal(box.numpy(), host(value))
     assert [v.numpy().any() for v in pure.variables if "accumulated" in v.name] == [False] * 4
     with pytest.raises(ValueError, match="stateless_apply: expected 2"):
         pure.stateless_apply(state[1:], grads, values)
