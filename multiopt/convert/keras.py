@@ -191,9 +191,11 @@ def _generation(thing: Any) -> str | None:
     modules = [base.__module__ for base in type(thing).__mro__] if hasattr(thing, "get_config") else []
     if any("optimizer_v2" in module or module.startswith("multiopt.keras.legacy") for module in modules):
         return "legacy"
+    if any(module == "multiopt.keras.later.optimizer" for module in modules):
+        return "tf_keras"
     if any(module.startswith("keras.") for module in modules):
         return "keras"
-    return "tf_keras" if any(module.startswith(("tf_keras.", "multiopt.keras")) for module in modules) else None
+    return "tf_keras" if any(module.startswith("tf_keras.") for module in modules) else None
 
 
 CONVERTER = Converter(lambda thing: _generation(thing) is not None, _read, _write)
