@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..binding import Job, Pass, run
-from ..rule import ADADELTA
+from ..adadelta import ADADELTA
+from ..binding import Plan, run
+from ..update import FusedUpdate
 from .held import Held, counter_dtype, same
 from .operations import must_be_seen, update_by_operations
 from .scaling import Scaling, number
@@ -49,7 +49,7 @@ class Adadelta(torch.optim.Optimizer):
         Whether a CUDA graph may capture the step: the counters are kept on the parameters' device. One step with
         the same options has to be done before.
     maximize : bool
-        Climb.
+        Maximize the objective.
     differentiable : bool
         Whether autograd follows the step. It then runs operation by operation.
 
@@ -147,26 +147,29 @@ class Adadelta(torch.optim.Optimizer):
         if not same(self._states, self.state.values()):
             self._held.clear()
         try:
-            plan = [(group, self._plan(i, group, seen)) for i, group in enumerate(self.param_groups)]
+            chosen = [(group, self._sorted(i, group, seen)) for i, group in enumerate(self.param_groups)]
+            plans = [
+                plan
+                for group, held in chosen
+                for plan in held.plans(_update(group, amp), lambda device, group=group: _values(group, amp, device))
+            ]
             # All is checked; from here on things are written.
-            self._execute(plan, amp)
+            self._execute(chosen, plans, amp)
         finally:
             for held in self._held.values():
                 held.release()
 
-    def _execute(self, plan: list[tuple[dict[str, Any], Held]], amp: Scaling) -> None:
-        jobs: list[Job] = []
-        for group, held in plan:
+    def _execute(self, chosen: list[tuple[dict[str, Any], Held]], plans: list[Plan], amp: Scaling) -> None:
+        for _, held in chosen:
             held.keep_states(self.state)
-            jobs += held.jobs(_pass(group, amp), partial(_values, group, amp))
         self._states = list(self.state.values())
-        run(jobs)
-        for group, held in plan:
+        run(plans)
+        for group, held in chosen:
             for p, g, own in held.by_operations():
-                update_by_operations(_pass(group, amp), _values(group, amp, None), p, g, own)
+                update_by_operations(_update(group, amp), _values(group, amp, None), p, g, own)
             held.count(amp.found_inf)
 
-    def _plan(self, i: int, group: dict[str, Any], seen: bool) -> Held:
+    def _sorted(self, i: int, group: dict[str, Any], seen: bool) -> Held:
         """What is to be done for a group, checked: as in the last step, where nothing has moved."""
         grads = [p.grad for p in group["params"]]
         held = self._held.get(i)
@@ -179,8 +182,8 @@ class Adadelta(torch.optim.Optimizer):
         return held
 
 
-def _pass(group: Mapping[str, Any], amp: Scaling) -> Pass:
-    return Pass(
+def _update(group: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
+    return FusedUpdate(
         ADADELTA,
         scaled=group["maximize"] or amp.scale is not None,
         coupled=bool(group["weight_decay"] != 0),
@@ -189,7 +192,7 @@ def _pass(group: Mapping[str, Any], amp: Scaling) -> Pass:
 
 
 def _values(group: Mapping[str, Any], amp: Scaling, device: torch.device | None) -> dict[str, Any]:
-    """The pass' numbers as its engine wants them on a device; as they are for None."""
+    """The update's numbers as its engine wants them on a device; as they are for None."""
     numbers = {name: number(group[name], device) for name in ("lr", "rho", "eps", "weight_decay")}
     sign = -1.0 if group["maximize"] else 1.0
     numbers["scale"] = sign if amp.scale is None else sign / number(amp.scale, device)

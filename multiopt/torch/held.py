@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
-from ..binding import Job, Pass
-from ..rule import ADADELTA
+from ..adadelta import ADADELTA
+from ..binding import Plan
+from ..update import FusedUpdate
 from .part import EXACT, Part, is_readable
 from .shards import is_sharded, is_whole, local
 
@@ -99,7 +100,7 @@ class Held:
         self.apart = chosen.pop(None, [])
         self.parts = [
             Part(names, self.params, self.states, self.grads, places, sharded)
-            for (sharded, _), places in chosen.items()
+            for (sharded, *_), places in chosen.items()
         ]
 
     def take(self, group: Mapping[str, Any], grads: Sequence[Tensor | None]) -> bool:
@@ -121,10 +122,10 @@ class Held:
         states.update(self.fresh)
         self.fresh = {}
 
-    def jobs(self, one_pass: Pass, values: Callable[[torch.device], Mapping[str, Any]]) -> Iterator[Job]:
-        """What the engines have to do; `values` gives the pass' numbers for a device."""
+    def plans(self, update: FusedUpdate, values: Callable[[torch.device], Mapping[str, Any]]) -> Iterator[Plan]:
+        """What the engines have to do; `values` gives the update's numbers for a device."""
         for part in self.parts:
-            yield from part.jobs(one_pass, values)
+            yield from part.plans(update, values)
 
     def by_operations(self) -> Iterator[tuple[Tensor, Tensor, State]]:
         """Parameter, gradient and state of those that no engine reads."""
@@ -167,7 +168,7 @@ def _options(group: Mapping[str, Any]) -> tuple[Any, ...]:
     return group["capturable"], group["foreach"], group["differentiable"]
 
 
-def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.dtype] | None:
+def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.device, torch.dtype] | None:
     """Whether they are shards, and the gradient's dtype; None for what no engine reads.
 
     The gradient may have another dtype than the parameter, where the user said so (`Tensor.grad_dtype`).
@@ -177,7 +178,7 @@ def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.dtype] | None:
         readable = is_readable(local(p))
     else:
         readable = not sharded and is_readable(p) and (g is None or type(g) in EXACT)
-    return (sharded, p.dtype if g is None else g.dtype) if readable else None
+    return (sharded, p.device, p.dtype if g is None else g.dtype) if readable else None
 
 
 def _new_state(p: Tensor, capturable: bool) -> State:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from operator import is_, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..backends.protocol import Bucket
-from ..binding import Job, Pass, check_gradients, check_params, make_buckets, prepare
-from ..rule import ADADELTA
-from .shards import local, local_gradients, with_layout_of
+from ..adadelta import ADADELTA
+from ..backends import get
+from ..binding import Binding, Plan
+from ..update import FusedUpdate
+from .shards import is_sharded, local, local_gradients, with_layout_of
 
 __all__ = ["EXACT", "Part", "is_readable"]
 
@@ -66,15 +68,16 @@ class Part:
                     own[slot] = with_layout_of(p, own[slot])
             self.slots[slot] = [own[slot] for own in self.states]
         own_grads = [grads[j] for j in places]
-        given = next((g.dtype for g in own_grads if g is not None), None)
-        self.buckets = list(self._buckets(None if given is None else str(given).removeprefix("torch.")))
-        for bucket, _ in self.buckets:
-            bucket.watched = True
-        self.whereabouts = [self._whereabouts(bucket) for bucket, _ in self.buckets]
+        self.grad_dtype = next((g.dtype for g in own_grads if g is not None), self.params[0].dtype)
+        self.bindings = list(self._bindings())
+        for binding, _ in self.bindings:
+            for bucket in binding.buckets:
+                bucket.watched = True
+        self.fingerprints = [self._fingerprint(binding) for binding, _ in self.bindings]
         self._take(own_grads)
 
-    def _buckets(self, grad_dtype: str | None) -> Iterator[tuple[Bucket, list[int]]]:
-        """Buckets of the local tensors. Those that share memory get one each, to be done one after another."""
+    def _bindings(self) -> Iterator[tuple[Binding, list[int]]]:
+        """Bind the local tensors. Those that share memory are bound one by one, to be updated one after another."""
         arrays = [self._arrays(self.params), *map(self._arrays, self.slots.values())]
         for name, p, *own in zip(self.names, *arrays, strict=True):
             for slot, held in zip(self.slots, own, strict=True):
@@ -88,29 +91,26 @@ class Part:
                         f"{name}: expected a state {slot!r} of shape {tuple(p.shape)} on {p.device}, got "
                         f"a {type(held).__name__} of shape {tuple(held.shape)} and {held.dtype} on {held.device}"
                     )
-        alone = [[j] for j in range(len(self.params))]
-        try:
-            check_params(arrays[0], self.names)
-            together = [list(range(len(self.params)))]
-        except (TypeError, ValueError):
-            together = alone
-        for places in together:
-            chosen = [arrays[0][j] for j in places]
+        extents = sorted(get("torch").extent(array) for array in arrays[0])
+        everything = list(range(len(self.params)))
+        shared = any(one[1] > other[0] for one, other in pairwise(e for e in extents if e[0] < e[1]))
+        for places in [[j] for j in everything] if shared else [everything]:
+            names = [self.names[j] for j in places]
+            state = [dict(zip(self.slots, [column[j] for column in arrays[1:]], strict=True)) for j in places]
+            dtypes = [str(self.grad_dtype).removeprefix("torch.")] * len(places)
             try:
-                check_params(chosen, [self.names[j] for j in places])
+                binding = Binding(ADADELTA, [arrays[0][j] for j in places], names, state=state, grad_dtypes=dtypes)
             except (TypeError, ValueError) as error:
                 raise RuntimeError(str(error)) from None
-            state = [dict(zip(self.slots, [column[j] for column in arrays[1:]], strict=True)) for j in places]
-            made = make_buckets(ADADELTA, chosen, [self.names[j] for j in places], state=state, grad_dtype=grad_dtype)
-            yield from ((bucket, [places[k] for k in indices]) for bucket, indices in made)
+            yield binding, places
 
     def _arrays(self, tensors: Sequence[Any]) -> list[Tensor]:
         return [local(tensor) for tensor in tensors] if self.sharded else list(tensors)
 
     @staticmethod
-    def _whereabouts(bucket: Bucket) -> list[Any]:
-        backend: Any = bucket.backend
-        return [backend.whereabouts(column) for column in bucket.arrays()]
+    def _fingerprint(binding: Binding) -> list[Any]:
+        backend: Any = binding.backend
+        return [backend.memory_fingerprint(column) for bucket in binding.buckets for column in bucket.arrays()]
 
     def take(self, grads: Sequence[Tensor | None]) -> bool:
         """Take in the gradients of another step; False if something has moved."""
@@ -118,35 +118,32 @@ class Part:
             if not all(map(is_, arrays, map(itemgetter(slot), self.states))):
                 return False
         if self.sharded and not all(
-            tensor is array
-            for bucket, indices in self.buckets
-            for column, tensors in zip(bucket.arrays(), [self.params, *self.slots.values()], strict=True)
-            for array, tensor in zip(column, (local(tensors[j]) for j in indices), strict=True)
+            binding.column(k)[i] is local(tensors[j])
+            for binding, places in self.bindings
+            for k, tensors in enumerate([self.params, *self.slots.values()])
+            for i, j in enumerate(places)
         ):
             return False
-        if [self._whereabouts(bucket) for bucket, _ in self.buckets] != self.whereabouts:
+        if [self._fingerprint(binding) for binding, _ in self.bindings] != self.fingerprints:
             return False
-        try:
-            self._take(grads if self.whole else [grads[j] for j in self.places])
-        except (TypeError, ValueError, RuntimeError):
+        own = grads if self.whole else [grads[j] for j in self.places]
+        if any(g is not None and (g.dtype != self.grad_dtype or not _is_plain(g, self.sharded)) for g in own):
             return False
+        self._take(own)
         return True
 
     def _take(self, grads: Sequence[Tensor | None]) -> None:
         """Lay the gradients beside their buckets."""
         if self.sharded:
             grads = local_gradients(self.params, grads)
-        if not {*EXACT, type(None)}.issuperset(map(type, grads)):
-            raise TypeError("expected gradients that are plain tensors")
-        self.grads: list[list[Tensor | None]] = [
-            list(grads) if len(indices) == len(grads) else [grads[j] for j in indices] for _, indices in self.buckets
-        ]
-        for (bucket, _), own in zip(self.buckets, self.grads, strict=True):
-            check_gradients(bucket, own)
+        self.grads: list[list[Tensor | None]] = [[grads[j] for j in places] for _, places in self.bindings]
 
-    def jobs(self, one_pass: Pass, values: Callable[[torch.device], Mapping[str, Any]]) -> Iterator[Job]:
-        """What the engines have to do; `values` gives the pass' numbers for a device."""
-        for (bucket, indices), grads in zip(self.buckets, self.grads, strict=True):
+    def plans(self, update: FusedUpdate, values: Callable[[torch.device], Mapping[str, Any]]) -> Iterator[Plan]:
+        """What the engines have to do; `values` gives the update's numbers for a device."""
+        for (binding, _), grads in zip(self.bindings, self.grads, strict=True):
             if any(g is not None for g in grads):
-                prepare(bucket, one_pass)
-                yield Job(bucket, indices, one_pass, grads, values(bucket.params[0].device))
+                yield binding.plan(update, grads, values(binding.params[0].device))
+
+
+def _is_plain(grad: Any, sharded: bool) -> bool:
+    return is_sharded(grad) if sharded else type(grad) in EXACT and grad.layout == torch.strided

@@ -540,7 +540,7 @@ def test_one_call_answers_what_single_ones_do():
             same = (a.dtype, a.shape) == (b.dtype, b.shape)
             assert (backend.fingerprint([a]) == backend.fingerprint([b])) == same
             same = same and (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride())
-            assert (backend.whereabouts([a]) == backend.whereabouts([b])) == same
+            assert (backend.memory_fingerprint([a]) == backend.memory_fingerprint([b])) == same
     # More than there is room for at first, and what has no address.
     assert backend.fingerprint(odd * 300) == backend.fingerprint(odd) * 300
     assert exchange.fingerprint([torch.ones(2), torch.ones(2).to_sparse()]) is None
