@@ -186,7 +186,7 @@ class _Walk:
         """Write the addresses of the gradients; return the tensors to be done by boxes, with their gradients."""
         if not self.fixed:
             self.fill_own(bucket)
-        addresses, grads = self.table[:, 2], list(grads)
+        addresses = self.table[:, 2]
         self._locate(grads, range(len(grads)), addresses)
         self._check_memory(bucket, addresses, grads)
         # A gradient in the memory of parameters would change while it is read, except element upon element.
@@ -195,6 +195,7 @@ class _Walk:
         upon = addresses == np.where(addresses < 0, 0, self.table[:, 1])
         aliases = np.flatnonzero((meets > upon) & (addresses != 0) & (self.sizes > 0)).tolist()
         if aliases:
+            grads = list(grads)
             for i in aliases:
                 grads[i] = bucket.backend.copy(grads[i])
             self._locate(grads, aliases, addresses)
@@ -203,7 +204,7 @@ class _Walk:
             addresses[i] = 0
         return [(i, grads[i]) for i in sorted(odd) if grads[i] is not None]
 
-    def _locate(self, grads: list[Array | None], which: Sequence[int], addresses: np.ndarray) -> None:
+    def _locate(self, grads: Sequence[Array | None], which: Sequence[int], addresses: np.ndarray) -> None:
         """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
         live = [i for i in which if grads[i] is not None]
         if len(live) == len(grads):
