@@ -66,12 +66,10 @@ class TorchBackend(Backend):
         return [(a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
 
     def increment(self, counters: list[Array]) -> None:
-        """Add 1 to tensors of one element."""
+        """Add 1 to tensors of one element, which take no part in autograd."""
         exchange = _exchange()
-        if exchange is not None and exchange.increment(counters):
-            self.touched(counters)
-        else:
-            torch._foreach_add_(counters, 1.0)
+        if exchange is None or not exchange.increment(counters):
+            torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
         if array.numel() == 0:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..clipping import clip
-from .part import is_readable
 from .shards import is_sharded, is_whole, local, sum_over_shards, with_layout_of
+from .tensors import is_readable
 
 __all__ = ["clip_grad_norm_"]
 

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
 from ..backends.generic import wider
 from ..update import FusedUpdate
+from .tensors import BACKEND
 
-__all__ = ["must_be_seen", "update_by_operations"]
+__all__ = ["is_observed", "update_by_operations"]
 
 
-def must_be_seen() -> bool:
+def is_observed() -> bool:
     """Whether somebody follows each operation: a tracer, a dispatch mode (fake tensors), a transform of `torch.func`.
 
     An engine, which writes to memory, would go unseen.
@@ -34,11 +34,10 @@ def update_by_operations(
 
     Half precision is computed in float32, and complex tensors as their real and imaginary parts.
     """
-    backend = backends.get("torch")
     arrays = [p, g, *(own[slot] for slot in update.rule.slots)]
-    computing = backend.native(wider([backend.dtype(a) for a in arrays]))
+    computing = BACKEND.native(wider([BACKEND.dtype(a) for a in arrays]))
     wide = [_real(a).to(computing) for a in arrays]
-    new = update(backend.xp, *wide, **{name: numbers[name] for name in update.scalars})
+    new = update(BACKEND.xp, *wide, **{name: numbers[name] for name in update.scalars})
     for old, value in zip((arrays[0], *arrays[2:]), new, strict=True):
         old.copy_(torch.view_as_complex(value) if old.is_complex() else value)
 

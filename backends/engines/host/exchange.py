@@ -100,12 +100,15 @@ class Exchange:
 
 
 def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
+    none = id(None)  # asked for a description, it would raise an error, which takes long
+
     @numba.njit("Tuple((int64, boolean))(int64, int64[::1], int64[:, ::1])")
     def kernel(arrays: int, addresses: Any, out: Any) -> tuple[int, bool]:
         """Return the words used, or needed if there is no room for them, or −1; and whether all is in C order."""
         tensor, used, contiguous = np.empty(WORDS, np.int64), 0, True
         for i in range(len(addresses)):
-            if describe(_list_item(arrays, i), tensor.ctypes.data) != 0:
+            array = _list_item(arrays, i)
+            if array == none or describe(array, tensor.ctypes.data) != 0:
                 _forget_error()
                 return -1, False
             addresses[i] = tensor[0] + tensor[5]
