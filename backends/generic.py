@@ -124,6 +124,10 @@ class Backend:
         """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
         return self.signature(arrays)
 
+    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The arrays of one step, with what the library can say of all of them at once, so that it is asked once."""
+        return arrays
+
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None

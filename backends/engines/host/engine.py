@@ -7,6 +7,8 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -92,7 +94,8 @@ class HostEngine:
             for back, table in _boxes(bucket, walk.memory, i, g, bucket.arrays()):
                 kernel(table, scales[i : i + 1], numbers, 0, 0, int(table[0, 0]))
                 back()
-        walk.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
+        written = zip(bucket.params, grads, strict=True)
+        walk.memory.touched(bucket.params if walk.complete else [p for p, g in written if g is not None])
 
     def norm_table(
         self,
@@ -205,7 +208,7 @@ class _Walk:
         """Write the addresses of the gradients; return the tensors to be done by boxes, with their gradients."""
         if not self.fixed:
             self.fill_own(bucket)
-        addresses, grads = self.table[:, 2], list(grads)
+        addresses, self.complete = self.table[:, 2], not any(map(is_, grads, repeat(None)))
         self._locate(grads, range(len(grads)), addresses)
         self._check_memory(bucket, addresses, grads)
         # A gradient in the memory of parameters would change while it is read, except element upon element.
@@ -214,6 +217,7 @@ class _Walk:
         upon = addresses == np.where(addresses < 0, 0, self.table[:, 1])
         aliases = np.flatnonzero((meets > upon) & (addresses != 0) & (self.sizes > 0)).tolist()
         if aliases:
+            grads = list(grads)
             for i in aliases:
                 grads[i] = bucket.backend.copy(grads[i])
             self._locate(grads, aliases, addresses)
@@ -222,14 +226,14 @@ class _Walk:
             addresses[i] = 0
         return [(i, grads[i]) for i in sorted(odd) if grads[i] is not None]
 
-    def _locate(self, grads: list[Array | None], which: Sequence[int], addresses: np.ndarray) -> None:
+    def _locate(self, grads: Sequence[Array | None], which: Sequence[int], addresses: np.ndarray) -> None:
         """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
-        live = [i for i in which if grads[i] is not None]
-        if len(live) == len(grads):
-            found = addresses if addresses.flags.c_contiguous else np.empty(len(live), np.int64)
+        if self.complete and len(which) == len(grads):
+            found = np.empty(len(grads), np.int64)
             self.memory.addresses(grads, self.layouts, found)
             addresses[:] = found
             return
+        live = [i for i in which if grads[i] is not None]
         found = np.zeros(len(live), np.int64)
         self.memory.addresses([grads[i] for i in live], [self.layouts[i] for i in live], found)
         addresses[list(which)] = 0
