@@ -11,10 +11,23 @@ import numpy as np
 from ..generic import FLOATING, Array, Backend, HostMemory
 from ..protocol import Bucket
 
-__all__ = ["ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "copy_blocks", "extents"]
+__all__ = ["ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "copy_blocks", "extents", "mixes", "real_dtypes"]
 
 #: Bytes of a real element of each dtype.
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+
+
+def real_dtypes(dtypes: Sequence[str]) -> tuple[str, ...]:
+    """The dtypes of the real numbers that the elements are made of."""
+    return tuple(FLOATING[dtype] for dtype in dtypes)
+
+
+def mixes(dtypes: Sequence[str]) -> str | None:
+    """Say why no kernel is made for arrays of these dtypes, or return None."""
+    real = real_dtypes(dtypes)
+    if "float64" in real and not set(real) <= {"float32", "float64"}:
+        return "it does not mix float64 with half precision"
+    return None
 
 
 def blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, ...]]:

@@ -236,18 +236,6 @@ def test_blocking_changes_nothing(block, monkeypatch, numba):
     assert all(result == results[0] for result in results)
 
 
-def test_blocks_tile_every_shape():
-    from multiopt.backends.engines.locate import blocks
-
-    for shape in [(), (0,), (5,), (3, 4), (2, 3, 4, 5), (4, 0, 3), (1, 1, 7)]:
-        for size in (1, 2, 5, 7, 60, 1000):
-            seen = np.zeros(shape, int)
-            for block in blocks(shape, size):
-                assert seen[block].size <= size
-                seen[block] += 1
-            assert (seen == 1).all()
-
-
 def test_dask_chunks_change_nothing():
     pytest.importorskip("dask.array")
     import dask.array as da

@@ -96,7 +96,7 @@ class ByValue:
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
 
-    def getPtr(self) -> int:
+    def getPtr(self) -> int:  # noqa: N802
         """The address of the first element."""
         return self.array.ctypes.data
 

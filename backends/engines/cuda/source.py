@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from .. import norms
+from ..locate import ITEMSIZES
 from ..program import LOGIC, Code, Program, TraceError
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
@@ -47,13 +48,8 @@ OPERATIONS = {
     "or": "{0} || {1}",
     "not": "!{0}",
 }
-#: For each dtype: its size in bytes and its C type. The half types are handled as bits.
-STORAGE = {
-    "float16": (2, "float16"),
-    "bfloat16": (2, "bfloat16"),
-    "float32": (4, "float"),
-    "float64": (8, "double"),
-}
+#: The C type of each dtype. The half types are handled as bits.
+C_TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 #: Numbers of a program: which of them live on the device is told by the bits of one word.
 MOST_NUMBERS = 64
 
@@ -90,7 +86,7 @@ def code_of(program: Program) -> Code:
 
 def pack_of(dtypes: Sequence[str]) -> int:
     """Elements that a thread moves at once: 16 bytes of the narrowest array."""
-    return 16 // min(STORAGE[dtype][0] for dtype in dtypes)
+    return 16 // min(ITEMSIZES[dtype] for dtype in dtypes)
 
 
 def opening(dtypes: Sequence[str], numbers: int) -> list[str]:
@@ -123,7 +119,7 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     A tensor whose gradient has the address 0 is skipped. `scales` holds one number a tensor.
     """
     code = code_of(program)
-    arrays = [(name, STORAGE[dtype][1]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
+    arrays = [(name, C_TYPES[dtype]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
     columns = {name: j for j, (name, _) in enumerate(arrays)}
     written = [(name, c_type) for name, c_type in arrays if name != "g"]
     scalars = [f"s{k}" for k in range(len(code.scalars))]
@@ -186,7 +182,7 @@ def square_source(program: Program, dtype: str) -> str:
     element += [f"const double wide = {code.measured};", "return mul(wide, wide);"]
     used = sorted(set(re.findall(r"\bs\d+\b", " ".join(element))), key=lambda s: int(s[1:]))
     numbers = [line for line in numbered(code) if line.split()[2] in used]
-    c_type, extra = STORAGE[dtype][1], "".join(f", {s}" for s in used)
+    c_type, extra = C_TYPES[dtype], "".join(f", {s}" for s in used)
     constants = f"""
 #define LEVELS {norms.LEVELS}
 #define COLUMNS {norms.COLUMNS}
@@ -280,7 +276,7 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
 @cache
 def finite_source(dtype: str) -> str:
     """Source of the kernel ``nonfinite``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
-    c_type = STORAGE[dtype][1]
+    c_type = C_TYPES[dtype]
     body = f"""
     bool odd = false;
     for (int k = (int)threadIdx.x * PACK; k < n; k += BLOCK * PACK) {{

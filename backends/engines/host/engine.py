@@ -15,7 +15,7 @@ except ImportError as error:
 from ...generic import FLOATING, Array, Backend, HostMemory
 from ...protocol import Bucket, NormTable
 from .. import norms
-from ..locate import Locations, copy_blocks
+from ..locate import Locations, copy_blocks, mixes, real_dtypes
 from ..program import Program
 from . import threads
 
@@ -39,10 +39,7 @@ class HostEngine:
         """Serve arrays whose backend tells their addresses in this machine's memory."""
         if backend.host_memory(device) is None:
             return f"it serves arrays in this machine's memory, not {backend.name} on {device}"
-        real = _real(dtypes)
-        if "float64" in real and not set(real) <= {"float32", "float64"}:
-            return "it does not mix float64 with half precision"
-        return None
+        return mixes(dtypes)
 
     def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
         """See `Engine.filled_like`."""
@@ -50,7 +47,7 @@ class HostEngine:
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Compile the program, about a fifth of a second the first time."""
-        kernels.update_kernel(program, _real(dtypes))
+        kernels.update_kernel(program, real_dtypes(dtypes))
 
     def update(
         self,
@@ -61,7 +58,7 @@ class HostEngine:
         norm_scales: Array | None,
     ) -> None:
         """See `Engine.update`."""
-        kernel = kernels.update_kernel(program, _real(bucket.dtypes))
+        kernel = kernels.update_kernel(program, real_dtypes(bucket.dtypes))
         numbers = np.array(program.code.values(values), np.float64)
         walk = _Walk.of(bucket)
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
@@ -106,10 +103,6 @@ class HostEngine:
 
         _Walk.of(bucket).run(bucket, grads, work)
         return [not b for b in bad]
-
-
-def _real(dtypes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(FLOATING[dtype] for dtype in dtypes)
 
 
 class _Walk:
