@@ -162,7 +162,7 @@ def test_contraction_would_be_seen(tmp_path):
     # The check above can fail: the same kernel with plain operators contracts, if the compiler may.
     source = cuda_source.update_source(FULL, ("float32",) * 4)
     for name in ("add", "mul"):
-        source = source.replace(f"return __f{name}_rn(a, b);", f"return a {'+' if name == 'add' else '*'} b;")
+        source = source.replace(f"return __##kind##{name}_rn(a, b);", f"return a {'+' if name == 'add' else '*'} b;")
     (tmp_path / "kernel.cu").write_text(source)
     if nvcc() is None:
         pytest.skip("there is no nvcc; NVRTC is always called with contraction off")

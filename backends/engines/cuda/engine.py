@@ -75,12 +75,8 @@ class CudaEngine:
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
-        addresses, held = tables.locate(grads)
         kernel = source.update_source(program, real_dtypes(bucket.dtypes))
-        tables.launch(kernel, "update", [*tables.walk(addresses), scales, *numbers])
-        with tables.memory.on(bucket.device):
-            for copies in held.copies:
-                copies.write_back(bucket.backend)
+        tables.run(kernel, "update", grads, [scales, *numbers], own=True)
         tables.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
 
     def norm_table(
@@ -89,11 +85,9 @@ class CudaEngine:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
-        addresses, held = tables.locate(grads, own=False)
         sums = tables.zeros("sums", norms.COLUMNS)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
-        tables.launch(kernel, "squares", [*tables.walk(addresses), tables.address(sums), lowest, *numbers])
-        del held  # copies of gradients live until the kernel is on the stream
+        tables.run(kernel, "squares", grads, [tables.address(sums), lowest, *numbers])
         table = sums.reshape((len(grads), norms.COLUMNS))
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
@@ -111,11 +105,9 @@ class CudaEngine:
         tables = self._tables(bucket)
         if tables.capturing():
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")
-        addresses, held = tables.locate(grads, own=False)
         bad = tables.zeros("bad", 1)
         kernel = source.finite_source(FLOATING[bucket.grad_dtype])
-        tables.launch(kernel, "nonfinite", [*tables.walk(addresses), tables.address(bad)])
-        del held  # copies of gradients live until the kernel is on the stream
+        tables.run(kernel, "nonfinite", grads, [tables.address(bad)])
         return [not b for b in bucket.backend.to_host(bad)]
 
     def _tables(self, bucket: Bucket) -> Tables:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,6 @@ __all__ = ["Tables"]
 WARM_UP = "do one step with the same options before it"
 
 
-@dataclass
-class Held:
-    """What a kernel reads: gradients and copies, kept until it is on the stream."""
-
-    grads: list[Array | None]
-    copies: list[Copies] = field(default_factory=list)
-
-
 class Tables:
     """What a bucket keeps on its device: the plan, addresses, and room for numbers and sums."""
 
@@ -44,10 +35,8 @@ class Tables:
         self.locations = Locations(bucket, self.memory)
         self.plan: Plan = make_plan(self.locations.sizes)
         self.rooms: dict[str, Array] = {}
-        self.fixed = [
-            self.address(self.room("owners", self.plan.owners)),
-            self.address(self.room("rows", self.plan.rows)),
-        ]
+        tables = {"owners": self.plan.owners, "rows": self.plan.rows}
+        self.fixed = [self.address(self.room(name, words)) for name, words in tables.items()]
         #: What the table on the device holds: the addresses of x, g and the state, a row each.
         self.uploaded = np.full((2 + len(bucket.state), len(bucket.params)), -1, np.int64)
         self.room("addresses", self.uploaded.ravel())
@@ -103,9 +92,16 @@ class Tables:
         kernel = self.driver.kernel(text, name, self.ordinal)
         self.driver.launch(kernel, self.ordinal, self.stream(), grid, arguments)
 
-    def walk(self, addresses: int) -> list[int]:
-        """The arguments that every walk over the plan begins with."""
-        return [*self.fixed, addresses, len(self.plan.owners), len(self.plan.sizes)]
+    def run(
+        self, text: str, name: str, grads: Sequence[Array | None], arguments: Sequence[Any], *, own: bool = False
+    ) -> None:
+        """Launch a kernel that walks over the bucket. `own` says whether it writes to the parameters and the state."""
+        address, _kept, copies = self.locate(grads, own)  # what is kept lives until the kernel is on the stream
+        walk = [*self.fixed, address, len(self.plan.owners), len(self.plan.sizes)]
+        self.launch(text, name, [*walk, *arguments])
+        with self.memory.on(self.bucket.device):
+            for copy in copies:
+                copy.write_back(self.backend)
 
     def numbers(self, code: Code, values: Mapping[str, Any]) -> list[Any]:
         """The arguments that carry the program's numbers: those at hand, and where on the device the others are."""
@@ -136,42 +132,40 @@ class Tables:
 
     # --- where the arrays are ---
 
-    def locate(self, grads: Sequence[Array | None], own: bool = True) -> tuple[int, Held]:
-        """Bring the table of addresses up to date; return where on the device it is.
+    def locate(self, grads: Sequence[Array | None], own: bool) -> tuple[int, list[Array | None], list[Copies]]:
+        """Bring the table of addresses up to date: where on the device it is, and the arrays made for it.
 
         Tensors whose memory cannot be walked as one run are copied, and their copies walked. `own` says whether the
-        parameters and the state are to be walked too.
+        parameters and the state are walked too.
         """
-        found, odd = self.locations.find(grads)
-        now, held = self.locations.table[:, 1:].copy(), Held(found)
+        kept, odd = self.locations.find(grads)
+        now, copies = self.locations.table[:, 1:].copy(), list[Copies]()
         for i in odd:
-            if own and i not in self.locations.odd and self._laid_out(i, held):
+            if own and i not in self.locations.odd and self._laid_out(kept, i):
                 now[i, 1] = self.locations.table[i, 2]
-                continue
-            (copies,) = copy_blocks(self.bucket, self.memory, i, found[i], own=own)
-            now[i] = copies.table[0, 1:]
-            held.copies.append(copies)
-        return self._upload(np.ascontiguousarray(now.T), held), held
+            else:
+                copies += copy_blocks(self.bucket, self.memory, i, kept[i], own=own)
+                now[i] = copies[-1].table[0, 1:]
+        return self._upload(np.ascontiguousarray(now.T), (kept, copies)), kept, copies
 
-    def _laid_out(self, i: int, held: Held) -> bool:
+    def _laid_out(self, grads: list[Array | None], i: int) -> bool:
         """Copy a gradient so that it lies as its parameter does, if the library makes such a copy."""
         new = self.backend.full_like(self.bucket.params[i], 0.0, self.bucket.grad_dtype)
-        self.backend.write(new, held.grads[i])
-        held.grads[i] = new
-        self.locations.find_gradients(held.grads, [i])
+        self.backend.write(new, grads[i])
+        grads[i] = new
+        self.locations.find_gradients(grads, [i])
         return bool(self.locations.table[i, 2] > 0)
 
-    def _upload(self, now: np.ndarray, held: Held) -> int:
+    def _upload(self, now: np.ndarray, kept: Any) -> int:
         """Write what has changed to the table on the device, or all to one of its own under graph capture."""
         if not self.capturing():
             table, before = self.rooms["addresses"], self.uploaded
         else:
+            like = self.bucket.params[0]
             with self.memory.on(self.bucket.device):
-                table = self.backend.xp.empty(
-                    now.size, dtype=self.backend.xp.int64, device=self.bucket.params[0].device
-                )
+                table = self.backend.xp.empty(now.size, dtype=self.backend.xp.int64, device=like.device)
             before = np.full_like(now, -1)
-            self.captured.append((table, held))
+            self.captured.append((table, kept))
         address = self.address(table)
         for start, words in changes(before, now):
             self.fill(address + 8 * start, words)
@@ -181,9 +175,8 @@ class Tables:
 
 def _on_device(value: Any) -> bool:
     """Whether a number is an array on a device, and not Python's or NumPy's or in the host's memory."""
-    return not isinstance(value, (int, float, np.generic, np.ndarray)) and "cpu" not in str(
-        getattr(value, "device", "cpu")
-    )
+    at_hand = isinstance(value, (int, float, np.generic, np.ndarray))
+    return not at_hand and "cpu" not in str(getattr(value, "device", "cpu"))
 
 
 def _plain(value: Any) -> Any:
