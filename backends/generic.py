@@ -164,6 +164,10 @@ class Backend:
         """A new array shaped and placed like `array`."""
         return self.xp.full_like(array, value, dtype=self.native(dtype))
 
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        """A new array shaped and placed like `array`, whatever it holds; its memory need not have been touched."""
+        return self.xp.empty_like(array, dtype=self.native(dtype))
+
     def cast(self, array: Array, dtype: str) -> Array:
         """The array in another dtype; itself if it has that dtype."""
         return self.xp.astype(array, self.native(dtype), copy=False)

@@ -81,6 +81,9 @@ class TorchBackend(Backend):
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         return torch.full_like(array, value, dtype=self.native(dtype), requires_grad=False)
 
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        return torch.empty_like(array, dtype=self.native(dtype), requires_grad=False)
+
     def cast(self, array: Array, dtype: str) -> Array:
         return array.to(self.native(dtype))
 
