@@ -111,7 +111,7 @@ def test_a_step_needs_no_memory_that_grows_with_the_arrays(engine, monkeypatch):
         opt.step(grads)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < 8 << 20
+        assert peak < 10 << 20  # buffers of one size, whatever the arrays'
 
 
 @pytest.mark.skipif(not os.environ.get("MULTIOPT_TEST_HUGE"), reason="needs 9 GB; MULTIOPT_TEST_HUGE=1 asks for it")
