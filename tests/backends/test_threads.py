@@ -177,9 +177,9 @@ def test_affinity_is_respected_and_a_step_may_come_while_the_interpreter_ends():
 import atexit, os, threading
 import numpy as np
 from multiopt import Adadelta
-opt = Adadelta(np.ones(2_000_000))
 cores = os.sched_getaffinity(0)
 os.sched_setaffinity(0, {min(cores)})
+opt = Adadelta(np.ones(2_000_000))
 opt.step(np.ones(2_000_000))
 print(sum("multiopt" in t.name for t in threading.enumerate()))
 os.sched_setaffinity(0, cores)
