@@ -59,11 +59,11 @@ class TorchBackend(Backend):
         return known.description.signature if isinstance(known, Described) else self.signature(arrays)
 
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
-        """Their fingerprint, addresses and strides, as one value: what differs if one was swapped or has moved."""
+        """Their fingerprint, identities, addresses and strides: what differs if one was swapped or has moved."""
         known = self.described(arrays)
         if isinstance(known, Described):
             return known.description.signature, known.description.memory
-        return [(a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+        return [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
 
     def increment(self, counters: list[Array]) -> None:
         """Add 1 to tensors of one element, which take no part in autograd."""

@@ -55,9 +55,9 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
     for p in owners:
         if is_sharded(p) and is_sharded(p.grad):
             p.grad = with_layout_of(p, p.grad)
-    grads = [local(p.grad) if is_sharded(p.grad) else p.grad for p in owners]
+    grads = [local(p.grad) for p in owners]
     for name, p, g in zip(names, owners, grads, strict=True):
-        if g is None or not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
+        if not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
             raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(p.grad)}")
 
     def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:

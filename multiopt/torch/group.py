@@ -170,7 +170,7 @@ def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.device, torch.dtype]
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:
-    extents = sorted(BACKEND.extent(local(t) if is_sharded(t) else t) for t in tensors)
+    extents = sorted(BACKEND.extent(local(tensor)) for tensor in tensors)
     return any(one[1] > two[0] for one, two in pairwise(extent for extent in extents if extent[0] < extent[1]))
 
 

@@ -27,7 +27,9 @@ def is_whole(tensor: Any) -> bool:
 
 
 def local(tensor: Any) -> Tensor:
-    """The shard of this rank, for reading and writing; autograd does not follow."""
+    """The shard of this rank of a DTensor, for reading and writing past autograd; any other tensor itself."""
+    if not is_sharded(tensor):
+        return tensor
     shard = tensor._local_tensor
     # The result of a collective that may still be under way.
     return shard.wait() if hasattr(shard, "wait") else shard

@@ -24,7 +24,7 @@ __all__ = ["Description", "Exchange"]
 FUNCTION = 40
 #: A ``DLTensor`` in 8-byte words: data, device, ndim and dtype, shape, strides, byte offset.
 WORDS = 6
-#: Words of a description that come before the shape (device, ndim and dtype) or the strides (the address).
+#: Words of a description that come before the shape (device, ndim and dtype) or the strides (object, address).
 HEAD = 2
 #: The ``DLDevice`` and the ``DLDataType`` of what `Exchange.increment` writes to.
 CPU, FLOAT32, FLOAT64 = 1, 2 | 32 << 8 | 1 << 16, 2 | 64 << 8 | 1 << 16
@@ -42,7 +42,7 @@ class Description:
     signature : bytes
         The device, dtype and shape of each.
     memory : bytes
-        The address and the strides of each.
+        Which object it is, its address and its strides, of each.
     addresses : NumPy array of int64
     contiguous : bool
         Whether all lie in C order.
@@ -124,7 +124,7 @@ def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
             start, used = used, used + HEAD + ndim
             if used <= out.shape[1]:
                 out[0, start], out[0, start + 1] = tensor[1], tensor[2]
-                out[1, start], out[1, start + 1] = addresses[i], 0
+                out[1, start], out[1, start + 1] = array, addresses[i]
                 for k in range(ndim):
                     out[0, start + HEAD + k], out[1, start + HEAD + k] = shape[k], strides[k]
         return used, contiguous
