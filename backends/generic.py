@@ -57,6 +57,9 @@ class HostMemory(Protocol):
 class CudaMemory(HostMemory, Protocol):
     """The same on CUDA devices."""
 
+    def ordinal(self, device: Any) -> int:
+        """The device's number, as the CUDA driver counts."""
+
     def on(self, device: Any) -> AbstractContextManager[Any]:
         """A context manager that makes a device the current one."""
 

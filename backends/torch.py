@@ -182,6 +182,10 @@ class TorchBackend(Backend):
         """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
 
+    def ordinal(self, device: str) -> int:
+        """The number of a device such as ``cuda:1``."""
+        return int(device.partition(":")[2])
+
     def on(self, device: str) -> Any:
         """A context manager that makes a device the current one."""
         return torch.cuda.device(device)
