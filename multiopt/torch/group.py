@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
+from ..backends.torch import is_sharded, is_whole, local
 from ..binding import Plan
 from ..update import FusedUpdate
 from .operations import update_by_operations
-from .shards import is_sharded, is_whole, local
 from .tensors import BACKEND, TensorBinding, is_readable
 
 __all__ = ["GroupCache", "counter_dtype", "same"]

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends import get
-from ..backends.torch import TorchBackend
+from ..backends.torch import TorchBackend, local, with_layout_of
 from ..binding import Binding
-from .shards import local, with_layout_of
 
 __all__ = ["BACKEND", "PLAIN", "TensorBinding", "is_readable"]
 

@@ -81,18 +81,18 @@ class Exchange:
             raise ImportError(f"{kind.__name__}'s DLPack exchange API has version {major.value}, expected 1")
         describe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address.value)
         self._describe, self._increment = _describe_kernel(describe), _increment_kernel(describe)
-        self._room = np.zeros((2, 1024), np.int64)
+        self._words = 1024
 
     def describe(self, arrays: list[Any]) -> Description | None:
         """Describe arrays; None if one of them cannot be described."""
-        addresses = np.empty(len(arrays), np.int64)
-        used, contiguous = self._describe(id(arrays), addresses, self._room)
-        if used > self._room.shape[1]:
-            self._room = np.zeros((2, 2 * used), np.int64)
-            used, contiguous = self._describe(id(arrays), addresses, self._room)
+        addresses, room = np.empty(len(arrays), np.int64), np.empty((2, self._words), np.int64)
+        used, contiguous = self._describe(id(arrays), addresses, room)
+        if used > self._words:
+            self._words = 2 * used
+            return self.describe(arrays)
         if used < 0:
             return None
-        return Description(*(row[:used].tobytes() for row in self._room), addresses, contiguous)
+        return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous)
 
     def increment(self, arrays: list[Any]) -> bool:
         """Add 1 to arrays of one element. If not all are float32 or float64 on the CPU, nothing is written: False."""
