@@ -5,6 +5,7 @@ import inspect
 import warnings
 
 import pytest
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch_pairs import (
     THEIRS,
     Adadelta,
@@ -260,8 +261,8 @@ def test_hooks_and_their_order():
         return hook
 
     handles = [
-        torch.optim.optimizer.register_optimizer_step_pre_hook(note("global pre")),
-        torch.optim.optimizer.register_optimizer_step_post_hook(note("global post")),
+        register_optimizer_step_pre_hook(note("global pre")),
+        register_optimizer_step_post_hook(note("global post")),
         opt.register_step_pre_hook(note("pre")),
         opt.register_step_post_hook(note("post")),
     ]

@@ -87,7 +87,7 @@ class Exchange:
         """Describe arrays; None if one of them cannot be described."""
         addresses, room = np.empty(len(arrays), np.int64), np.empty((2, self._words), np.int64)
         used, contiguous = self._describe(id(arrays), addresses, room)
-        if used > self._words:
+        if used > room.shape[1]:
             self._words = 2 * used
             return self.describe(arrays)
         if used < 0:
