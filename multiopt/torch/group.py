@@ -90,8 +90,9 @@ class GroupCache:
             # Tensors that share memory are updated one after another.
             alone = _overlap([self.params[j] for j in places])
             for own in [[j] for j in places] if alone else [places]:
-                its_names, params, own_states = ([a[j] for j in own] for a in (names, self.params, self.states))
-                self.bindings.append((TensorBinding(its_names, params, own_states, grad_dtype, sharded), own))
+                params, own_states = [self.params[j] for j in own], [self.states[j] for j in own]
+                binding = TensorBinding([names[j] for j in own], params, own_states, grad_dtype, sharded)
+                self.bindings.append((binding, own))
 
     def is_current(self, group: Mapping[str, Any], by_operations: bool) -> bool:
         """Whether options, parameters and state are what they were, and where they were."""

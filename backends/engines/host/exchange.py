@@ -29,8 +29,8 @@ HEAD = 2
 #: The ``DLDevice`` and the ``DLDataType`` of what `Exchange.increment` writes to.
 CPU, FLOAT32, FLOAT64 = 1, 2 | 32 << 8 | 1 << 16, 2 | 64 << 8 | 1 << 16
 float_pointer, double_pointer = STORAGE["float32"][1], STORAGE["float64"][1]
-_list_item = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
-_forget_error = types.ExternalFunction("PyErr_Clear", types.void())
+_list_item: Any = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
+_forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
 
 
 @dataclass(frozen=True)
