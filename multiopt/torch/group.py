@@ -60,7 +60,7 @@ class GroupCache:
     ) -> None:
         if group["foreach"] and group["differentiable"]:
             raise AssertionError("_foreach ops don't support autograd")
-        if any(g is not None and g.layout in SPARSE for g in grads):
+        if _any_sparse(grads):
             raise RuntimeError("Adadelta does not support sparse gradients")
         self.group_params, self.options = list(group["params"]), _options(group, by_operations)
         self.indices = [i for i, p in enumerate(self.group_params) if grads[i] is not None or states.get(p)]
@@ -106,7 +106,7 @@ class GroupCache:
 
     def local_grads(self, grads: Grads) -> list[Grads] | None:
         """The gradients for each binding; None if others have come than it was made for."""
-        if any(grads[i] is not None for i in self.idle):
+        if any(grads[i] is not None for i in self.idle) or (self.by_operations and _any_sparse(grads)):
             return None
         own, found = self._own(grads), []
         for binding, places in self.bindings:
@@ -152,6 +152,10 @@ class GroupCache:
 
     def _own(self, grads: Grads) -> Grads:
         return [grads[i] for i in self.indices] if self.idle else grads
+
+
+def _any_sparse(grads: Grads) -> bool:
+    return any(g is not None and g.layout in SPARSE for g in grads)
 
 
 def _options(group: Mapping[str, Any], by_operations: bool) -> tuple[Any, ...]:

@@ -137,16 +137,6 @@ def test_none_gradients_leave_everything():
     compare(make)
 
 
-def test_steps_are_the_same_bits_however_often_things_are_sorted_anew():
-    one, two = parameters(), parameters()
-    train(Adadelta(one), one, 5)
-    opt = Adadelta(two)
-    for step in range(5):
-        train(opt, two, 1, step)
-        opt.load_state_dict(copy.deepcopy(opt.state_dict()))
-    assert_equal(one, two)
-
-
 # --- groups ---
 
 

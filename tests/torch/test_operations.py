@@ -44,6 +44,16 @@ def test_autograd_follows_the_step(options, dtype):
     assert torch.autograd.gradcheck(lambda *a: step(Adadelta, *a), inputs)
 
 
+def test_sparse_gradients_are_refused_in_later_steps_too():
+    x = torch.ones(3)
+    opt = Adadelta([x], differentiable=True)
+    x.grad = torch.ones(3)
+    opt.step()
+    x.grad = torch.ones(3).to_sparse()
+    with pytest.raises(RuntimeError, match="does not support sparse"):
+        opt.step()
+
+
 def test_autograd_follows_the_learning_rate():
     """Which PyTorch's refuses."""
     lr = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

@@ -4,7 +4,7 @@ import copy
 import warnings
 
 import pytest
-from torch_pairs import THEIRS, Adadelta, assert_equal, assert_same, compare, ones, torch
+from torch_pairs import THEIRS, Adadelta, assert_equal, compare, ones, torch
 
 pytest.importorskip("expecttest", reason="PyTorch's test helpers need expecttest")
 with warnings.catch_warnings():
@@ -81,28 +81,3 @@ def test_declared_abilities(entry):
     other.load_state_dict(opt.state_dict())
     for mine, its in zip(opt.state.values(), other.state.values(), strict=True):
         assert_equal(mine.values(), its.values())
-
-
-@pytest.mark.parametrize(
-    "scheduler", INFO.scheduler_inputs, ids=lambda s: "+".join(f.__qualname__.split(".")[0] for f in s) or "none"
-)
-def test_declared_schedulers(scheduler):
-    """Those that PyTorch pairs with each optimizer."""
-
-    def rates(kind):
-        p = ones(3)
-        opt = kind([p], lr=0.5)
-        schedulers = [make(opt) for make in scheduler]
-        seen = []
-        for _ in range(8):
-            p.grad = p.detach().clone()
-            opt.step()
-            for one in schedulers:
-                plateau = isinstance(one, torch.optim.lr_scheduler.ReduceLROnPlateau)
-                one.step(*([1.0] if plateau else []))
-            seen.append(float(opt.param_groups[0]["lr"]))
-        return p, seen
-
-    (ours, seen), (theirs, others) = rates(Adadelta), rates(THEIRS)
-    assert seen == others
-    assert_same([ours], [theirs])
