@@ -6,7 +6,7 @@ import array_api_compat.numpy as xp
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_devices import SHAPES, StandIn, arrays, pair, step_both
+from cuda_devices import SHAPES, StandIn, arrays, assert_same_columns, pair, step_both
 from cuda_host import HostBackend
 from multiopt.backends.engines import norms
 from multiopt.backends.engines.cuda import plan as cuda_plan
@@ -52,11 +52,7 @@ def step(binding, grads, update=FULL, values=VALUES):
 
 
 def same(ours, numpys):
-    for k in range(3):
-        for a, b in zip(ours.column(k), numpys.column(k), strict=True):
-            numbers = ~np.isnan(np.asarray(b, np.float64))
-            assert np.array_equal(~np.isnan(np.asarray(a, np.float64)), numbers)
-            assert np.asarray(a)[numbers].tobytes() == b[numbers].tobytes()
+    assert_same_columns(*([np.asarray(a) for k in range(3) for a in b.column(k)] for b in (ours, numpys)))
 
 
 # --- where the arrays lie ---
@@ -100,14 +96,10 @@ def every_other(array):
     "change",
     [
         lambda a, j: every_other(a),
-        lambda a, j: every_other(a) if j == 1 else a.copy(),
-        lambda a, j: every_other(a) if j == 0 else a.copy(),
         lambda a, j: every_other(a) if j == 3 else a.copy(),
         lambda a, j: a.copy(order="F"),
-        lambda a, j: a.copy(order="F") if j == 1 else a.copy(),
-        lambda a, j: a.copy(order="F") if j == 0 else a.copy(),
     ],
-    ids=["all", "gradient", "parameter", "state", "fortran", "fortran gradient", "fortran parameter"],
+    ids=["all", "state", "fortran"],
 )
 def test_arrays_in_other_orders_and_with_gaps_are_one_launch(stand_in, change):
     ours, numpys, placed, grads = bindings(stand_in, change=change)
@@ -163,27 +155,10 @@ def test_a_step_is_one_launch_unless_something_moved(stand_in):
 # --- numbers ---
 
 
-class DeviceNumber:
+class DeviceNumber(np.ndarray):
     """A number that is held on a device."""
 
-    device, dtype = "cuda:0", "float64"
-
-    def __init__(self, array):
-        self.array = array
-
-    def reshape(self, shape):
-        return DeviceNumber(self.array.reshape(shape))
-
-    def astype(self, dtype, copy=True):
-        return DeviceNumber(self.array.astype(dtype))
-
-    def __mul__(self, other):
-        return DeviceNumber(self.array * getattr(other, "array", other))
-
-    __rmul__ = __mul__
-
-    def __array__(self, dtype=None, copy=None):
-        return self.array
+    device = "cuda:0"
 
 
 def test_numbers_may_live_on_the_device(stand_in):
@@ -192,7 +167,7 @@ def test_numbers_may_live_on_the_device(stand_in):
     lr = np.array(0.3, np.float32)
     for value in (0.3, 0.7):
         lr[()] = value
-        step(ours, placed, decoupled, {**VALUES, "lr": DeviceNumber(lr)})
+        step(ours, placed, decoupled, {**VALUES, "lr": lr.view(DeviceNumber)})
         # The tensor's float32 is taken exactly, and lr * weight_decay is formed in double.
         step(numpys, grads, decoupled, {**VALUES, "lr": float(lr)})
         same(ours, numpys)
@@ -201,7 +176,7 @@ def test_numbers_may_live_on_the_device(stand_in):
 @pytest.mark.parametrize("skip", [0.0, 1.0])
 def test_a_guard_on_the_device_keeps_everything_as_it_was(stand_in, skip):
     ours, numpys, placed, grads = bindings(stand_in)
-    step(ours, placed, FusedUpdate(ADADELTA, guarded=True), {**VALUES, "skip": DeviceNumber(np.array(skip))})
+    step(ours, placed, FusedUpdate(ADADELTA, guarded=True), {**VALUES, "skip": np.array(skip).view(DeviceNumber)})
     if not skip:
         step(numpys, grads, FusedUpdate(ADADELTA))
     same(ours, numpys)

@@ -1,9 +1,9 @@
 """What the CUDA kernels' sources compile to: right rounding, no contraction, 16-byte accesses."""
 
 import re
-import subprocess
 
 import pytest
+from multiopt.backends.engines.cuda import driver
 from multiopt.backends.engines.cuda import source as cuda_source
 from multiopt.backends.engines.cuda.driver import Nvrtc
 from multiopt.backends.engines.program import TraceError
@@ -16,32 +16,21 @@ FULL = FusedUpdate(ADADELTA, scaled=True, clipped=True, coupled=True).program
 CAPABILITIES = [70, 75, 80, 86, 89, 90, 100]
 
 
-def nvcc():
-    try:
-        listed = subprocess.run(["nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return [int(word.removeprefix("compute_")) for word in listed.split()]
-
-
-def ptx(source, capability, tmp_path):
-    """The PTX of a source. The compiler is allowed to contract, so that the source alone must prevent it."""
+@pytest.fixture
+def ptx(monkeypatch):
+    """Compile a source to PTX. The compiler is allowed to contract, so that the source alone must prevent it."""
     try:
         compiler = Nvrtc()
-    except ImportError:
-        compiler = None
-    supported = compiler.supported if compiler else nvcc()
-    if supported is None:
-        pytest.skip("neither NVRTC (pip install nvidia-cuda-nvrtc) nor nvcc is installed")
-    if capability not in supported:
-        pytest.skip(f"this CUDA's compiler begins with compute capability {supported[0] / 10}")
-    if compiler:
+    except ImportError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(driver, "OPTIONS", (b"--fmad=true", b"--std=c++17"))
+
+    def compiled(source, capability):
+        if capability not in compiler.supported:
+            pytest.skip(f"this CUDA's compiler begins with compute capability {compiler.supported[0] / 10}")
         return compiler.compile(source, capability, ptx=True).decode()
-    (tmp_path / "kernel.cu").write_text(source)
-    command = ["nvcc", "-ptx", f"-arch=compute_{capability}", "--fmad=true", "-o", "kernel.ptx", "kernel.cu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return (tmp_path / "kernel.ptx").read_text()
+
+    return compiled
 
 
 KERNELS = {
@@ -60,8 +49,8 @@ KERNELS = {
     ("name", "capability"),
     [(name, c) for name in KERNELS for c in CAPABILITIES if name == "update float32" or c in (75, 100)],
 )
-def test_ptx_rounds_right_and_moves_16_bytes(name, capability, tmp_path):
-    text = ptx(KERNELS[name](), capability, tmp_path)
+def test_ptx_rounds_right_and_moves_16_bytes(ptx, name, capability):
+    text = ptx(KERNELS[name](), capability)
     assert not re.search(r"\bfma\b|\.ftz|\.approx|\bmad\.\w*\.?f(32|64)", text)
     # Indexing registers in memory would cost more than the arithmetic.
     assert ".local" not in text
@@ -78,17 +67,12 @@ def test_ptx_rounds_right_and_moves_16_bytes(name, capability, tmp_path):
     assert not re.search(r"\b(ld|st)\.(u16|f32|f64|v4)", text), "an access of unknown address space"
 
 
-def test_contraction_would_be_seen(tmp_path):
+def test_contraction_would_be_seen(ptx):
     # The check above can fail: the same kernel with plain operators contracts, if the compiler may.
     source = cuda_source.update_source(FULL, ("float32",) * 4)
-    for name in ("add", "mul"):
-        source = source.replace(f"return __##kind##{name}_rn(a, b);", f"return a {'+' if name == 'add' else '*'} b;")
-    (tmp_path / "kernel.cu").write_text(source)
-    if nvcc() is None:
-        pytest.skip("there is no nvcc; NVRTC is always called with contraction off")
-    command = ["nvcc", "-ptx", "-arch=compute_80", "-o", "kernel.ptx", "kernel.cu"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert re.search(r"\bfma\b", (tmp_path / "kernel.ptx").read_text())
+    for name, sign in {"add": "+", "mul": "*"}.items():
+        source = source.replace(f"return __##kind##{name}_rn(a, b);", f"return a {sign} b;")
+    assert re.search(r"\bfma\b", ptx(source, 80))
 
 
 def test_a_rule_of_too_many_numbers_is_rejected():

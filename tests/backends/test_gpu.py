@@ -126,34 +126,28 @@ def test_three_thousand_million_elements_in_one_array(gpu):
 # --- what a step costs ---
 
 
-@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1, "clip_value": 1.0}], ids=["plain", "decay and clip"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_decay": 0.1, "clip_value": 1.0}, {"clip_global_norm": 1.0, "clip_norm": 2.0}],
+    ids=["plain", "decay and clip", "norms"],
+)
 def test_a_step_allocates_nothing_and_waits_for_nothing(gpu, options):
-    ours, _, (grads, *_) = pair(gpu, **options)
+    ours, numpys, (grads, *_) = pair(gpu, **options)
     own = [gpu.put(g) for g in grads]
     ours.step(own)
     gpu.wait()
-    assert gpu.allocations(lambda: ours.step(own)) == 0
-    gpu.delay()
-    with gpu.no_waiting():
-        ours.step(own)
-    assert not gpu.done(), "the step has waited for the device"
-    gpu.wait()
-
-
-def test_clipping_by_the_global_norm_does_not_wait(gpu):
-    ours, numpys, (grads, *_) = pair(gpu, clip_global_norm=1.0, clip_norm=2.0)
-    own = [gpu.put(g) for g in grads]
-    ours.step(own)
+    allocations = gpu.allocations(lambda: ours.step(own))
+    assert allocations == 0 or "clip_norm" in options  # clipping by norm makes small arrays in the library
     gpu.wait()
     gpu.delay()
     with gpu.no_waiting():
         ours.step(own)
     assert not gpu.done(), "the step has waited for the device"
     gpu.wait()
-    for _ in range(2):
+    for _ in range(3):
         numpys.step(grads)
     assert_same(gpu, ours, numpys)
-    assert float(ours.grad_norm) == float(numpys.grad_norm)
+    assert ours.grad_norm is None or float(ours.grad_norm) == float(numpys.grad_norm)
 
 
 def test_it_works_on_the_current_stream(gpu):
@@ -278,5 +272,4 @@ def test_non_finite_gradients_are_skipped(device):
     grads[4][3, 3] = np.nan
     ours.step([device.put(g) for g in grads])
     assert ours.skipped == 1
-    for old, new in zip(before, everything(ours, device.get), strict=True):
-        assert all(a.tobytes() == b.tobytes() for a, b in zip(old, new, strict=True))
+    assert [a.tobytes() for a in before] == [a.tobytes() for a in everything(ours, device.get)]
