@@ -127,6 +127,10 @@ class Backend:
         """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
         return self.signature(arrays)
 
+    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The arrays of one step, with what the library can say of all of them at once, so that it is asked once."""
+        return arrays
+
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None
@@ -166,6 +170,10 @@ class Backend:
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         """A new array shaped and placed like `array`."""
         return self.xp.full_like(array, value, dtype=self.native(dtype))
+
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        """A new array shaped and placed like `array`, whatever it holds; its memory need not have been touched."""
+        return self.xp.empty_like(array, dtype=self.native(dtype))
 
     def cast(self, array: Array, dtype: str) -> Array:
         """The array in another dtype; itself if it has that dtype."""

@@ -67,6 +67,9 @@ class NumpyBackend(Backend):
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         return np.full_like(array, value, dtype=self.native(dtype), subok=False)
 
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        return np.empty_like(array, dtype=self.native(dtype), subok=False)
+
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype), copy=False)
 

@@ -5,13 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from operator import is_
 
 import numpy as np
 
 from ..generic import FLOATING, Array, Backend, HostMemory
 from ..protocol import Bucket
 
-__all__ = ["ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "copy_blocks", "extents", "mixes", "real_dtypes"]
+__all__ = [
+    "ITEMSIZES",
+    "Copies",
+    "Locations",
+    "Ranges",
+    "blocks",
+    "copy_blocks",
+    "extents",
+    "mixes",
+    "parts_of",
+    "real_dtypes",
+]
 
 #: Bytes of a real element of each dtype.
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -20,6 +33,11 @@ ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 def real_dtypes(dtypes: Sequence[str]) -> tuple[str, ...]:
     """The dtypes of the real numbers that the elements are made of."""
     return tuple(FLOATING[dtype] for dtype in dtypes)
+
+
+def parts_of(dtype: str) -> int:
+    """Real numbers that make up an element."""
+    return 2 if dtype.startswith("complex") else 1
 
 
 def mixes(dtypes: Sequence[str]) -> str | None:
@@ -93,13 +111,16 @@ class Locations:
         self.layouts = [memory.layout(p) for p in bucket.params]
         self.table = np.zeros((len(bucket.params), 3 + len(bucket.state)), np.int64)
         self.table[:, 0] = [math.prod(p.shape) for p in bucket.params]
-        self.table[:, 0] *= _parts(bucket)
+        self.table[:, 0] *= parts_of(bucket.dtype)
         self.sizes = self.table[:, 0].copy()
         self.param_bytes, self.grad_bytes = (
             self.sizes * ITEMSIZES[FLOATING[dtype]] for dtype in (bucket.dtype, bucket.grad_dtype)
         )
         self.fixed = not bucket.backend.swappable or bucket.watched
         self._find_own()
+
+        #: Whether the last gradients were all there.
+        self.complete = False
 
     def _find_own(self) -> None:
         #: Tensors whose parameter or state cannot be walked as one run.
@@ -125,7 +146,8 @@ class Locations:
         """
         if not self.fixed:
             self._find_own()
-        grads, found = list(grads), self.table[:, 2]
+        found, self.complete = self.table[:, 2], not any(map(is_, grads, repeat(None)))
+        grads = list(grads)
         self.find_gradients(grads, range(len(grads)))
         self._check(found, grads)
         begins, ends = self._extents(grads, found, self.grad_bytes)
@@ -142,12 +164,13 @@ class Locations:
 
     def find_gradients(self, grads: Sequence[Array | None], which: Sequence[int]) -> None:
         """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
-        live = [i for i in which if grads[i] is not None]
-        found = np.zeros(len(live), np.int64)
-        if len(live) == len(grads):
+        if self.complete and len(which) == len(grads):
+            found = np.empty(len(grads), np.int64)
             self.memory.addresses(grads, self.layouts, found)
             self.table[:, 2] = found
             return
+        live = [i for i in which if grads[i] is not None]
+        found = np.zeros(len(live), np.int64)
         self.memory.addresses([grads[i] for i in live], [self.layouts[i] for i in live], found)
         self.table[list(which), 2] = 0
         self.table[live, 2] = found
@@ -166,11 +189,6 @@ class Locations:
         for i in np.flatnonzero((found == 0) & (self.sizes > 0)).tolist():
             if arrays[i] is not None:
                 raise ValueError(f"{self.bucket.names[i]}: expected memory, got a tensor whose memory was freed")
-
-
-def _parts(bucket: Bucket) -> int:
-    """Real numbers that make up an element."""
-    return 2 if bucket.dtype.startswith("complex") else 1
 
 
 @dataclass
@@ -211,7 +229,7 @@ def copy_blocks(
         found = np.zeros(len(views), np.int64)
         memory.addresses([gradient, *copies], ["C"] * len(views), found)
         table = np.zeros((1, 3 + len(bucket.state)), np.int64)
-        table[0, 0] = math.prod(gradient.shape) * _parts(bucket)
+        table[0, 0] = math.prod(gradient.shape) * parts_of(bucket.dtype)
         table[0, 2] = found[0]
         if own:
             table[0, 1], table[0, 3:] = found[1], found[2:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,7 +17,7 @@ except ImportError as error:
 from ...generic import FLOATING, Array, Backend, HostMemory
 from ...protocol import Bucket, NormTable
 from .. import norms
-from ..locate import Locations, copy_blocks, mixes, real_dtypes
+from ..locate import ITEMSIZES, Locations, copy_blocks, mixes, parts_of, real_dtypes
 from ..program import Program
 from . import threads
 
@@ -28,6 +30,8 @@ PIECE = 1 << 19
 SERIAL = 1 << 17
 #: Elements of a block that is copied because its memory cannot be walked: at most 2 MiB an array.
 COPIED = 1 << 18
+#: Bytes of new memory that one thread touches at a time.
+TOUCHED = 4 << 20
 
 
 class HostEngine:
@@ -43,7 +47,23 @@ class HostEngine:
 
     def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
         """See `Engine.filled_like`."""
-        return [backend.full_like(array, value, dtype) for array in arrays]
+        made = [backend.empty_like(array, dtype) for array in arrays]
+        memory = backend.host_memory(backend.device(made[0]))
+        assert memory is not None  # or the engine would not serve the arrays
+        addresses = np.zeros(len(made), np.int64)
+        memory.addresses(made, [memory.layout(array) for array in made], addresses)
+        width = ITEMSIZES[FLOATING[dtype]] * parts_of(dtype)
+        pieces = [
+            (int(address) + start, min(TOUCHED, math.prod(array.shape) * width - start))
+            for address, array in zip(addresses, made, strict=True)
+            for start in range(0, math.prod(array.shape) * width if address > 0 else 0, TOUCHED)
+        ]
+        threads.run(lambda piece: ctypes.memset(piece[0], 0, piece[1]), pieces)
+        zero = value == 0 and math.copysign(1.0, value) > 0
+        return [
+            array if zero and address > 0 else backend.filled(array, value)
+            for array, address in zip(made, addresses, strict=True)
+        ]
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Compile the program, about a fifth of a second the first time."""
@@ -67,7 +87,8 @@ class HostEngine:
             kernel(table, scales[row:], numbers, first, start, count)
 
         walk.run(bucket, grads, work, own=True)
-        walk.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
+        live = zip(bucket.params, grads, strict=True)
+        walk.memory.touched(bucket.params if walk.locations.complete else [p for p, g in live if g is not None])
 
     def norm_table(
         self,
