@@ -1,4 +1,4 @@
-"""An array library that multiopt has never heard of: it wraps NumPy's arrays, and has what rules need of the standard."""
+"""An array library that multiopt has never heard of: NumPy's arrays, wrapped, with what rules need of the standard."""
 
 import operator
 import sys
@@ -63,31 +63,11 @@ for _name in ["add", "sub", "mul", "truediv", "pow", "lt", "le", "gt", "ge", "eq
     setattr(Array, f"__r{_name}__", lambda self, other, do=_operator: do(other, self))
 for _name in ("neg", "abs", "invert"):
     setattr(Array, f"__{_name}__", _wrapped(getattr(operator, _name)))
-for _name in [
-    "asarray",
-    "astype",
-    "sqrt",
-    "abs",
-    "sign",
-    "where",
-    "clip",
-    "minimum",
-    "maximum",
-    "square",
-    "isnan",
-    "isfinite",
-    "all",
-    "sum",
-    "max",
-    "zeros",
-    "zeros_like",
-    "full_like",
-    "empty_like",
-    "ones_like",
-    "reshape",
-    "real",
-    "imag",
-]:
+_FUNCTIONS = """
+asarray astype sqrt abs sign where clip minimum maximum square isnan isfinite all sum max zeros zeros_like full_like
+empty_like ones_like reshape real imag
+"""
+for _name in _FUNCTIONS.split():
     globals()[_name] = _wrapped(getattr(np, _name))
 
 LIBRARY = Library("toyarrays", "ToyArrays", "toyarrays", "toyarrays.backend:ToyBackend")

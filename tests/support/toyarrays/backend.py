@@ -1,4 +1,4 @@
-"""multiopt's backend for ToyArrays: where it differs from the array API standard, and where its arrays lie in memory."""
+"""multiopt's backend for ToyArrays: where it differs from the standard, and where its arrays lie in memory."""
 
 import numpy as np
 from multiopt.backends import Backend
@@ -30,7 +30,8 @@ class ToyBackend(Backend):
         return "C" if array.values.flags.c_contiguous else None
 
     def addresses(self, arrays, layouts, out):
-        out[:] = [a.values.ctypes.data if self.layout(a) == wanted == "C" else -1 for a, wanted in zip(arrays, layouts)]
+        pairs = zip(arrays, layouts, strict=True)
+        out[:] = [a.values.ctypes.data if self.layout(a) == layout == "C" else -1 for a, layout in pairs]
         return int((out < 0).sum())
 
     def contiguous(self, array):
