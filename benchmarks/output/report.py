@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .figures import Point, Result, Row
+from ..harness.figures import Point, Result, Row
 
-__all__ = ["as_json", "as_markdown", "heading", "show", "table"]
+__all__ = ["as_json", "as_markdown", "duration", "heading", "show", "times"]
 
-MIB = 1 << 20
 NOTHING, ABSENT = "–", "absent"
-#: Characters a line where the output is no terminal.
-WIDTH = 200
+#: Writes a contender's figure.
+Cell = Callable[[Point, Row], str]
 
 
 def duration(seconds: float | None) -> str:
     """Write seconds with three digits and a fitting unit."""
     if seconds is None:
         return NOTHING
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{digits(seconds / size)} {unit}"
-    return f"{digits(seconds * 1e9)} ns"
+    unit, size = next((u for u in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)) if seconds >= u[1]), ("ns", 1e-9))
+    return f"{digits(seconds / size)} {unit}"
 
 
 def digits(value: float) -> str:
@@ -37,59 +34,57 @@ def times(ratio: float | None) -> str:
     return NOTHING if ratio is None else f"{digits(ratio)} ×"
 
 
+def _time(point: Point, row: Row) -> str:
+    return ABSENT if row.absent else duration(row.time)
+
+
+def _time_and_ratio(point: Point, row: Row) -> str:
+    return ABSENT if row.absent else f"{duration(row.time)} ({times(row.ratio)})".replace(" ×", "×")
+
+
+def _memory(point: Point, row: Row) -> str:
+    seen = [row.extra[name] for name in ("resident", "traced") if row.extra.get(name) is not None]
+    return ABSENT if row.absent else f"{digits(max(seen) / 2**20)} MiB" if seen else NOTHING
+
+
+def _bandwidth(point: Point, row: Row) -> str:
+    return NOTHING if row.time is None else digits(point.moved / row.time / 1e9)
+
+
+def _extra(name: str) -> Cell:
+    return lambda point, row: NOTHING if row.extra.get(name) is None else str(row.extra[name])
+
+
 def table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Turn a result into a header and lines of text."""
-    if result.kind == "import":
-        return ["", "time"], [[r.label, ABSENT if r.absent else duration(r.time)] for r in result.points[0].rows]
-    if result.kind == "memory":
-        return _by_point(result.points, lambda _, row: _memory(row))
-    if len(result.points) > 1:
-        return _by_point(result.points, lambda _, row: f"{duration(row.time)} ({times(row.ratio)})".replace(" ×", "×"))
     point = result.points[0]
-    header = ["", "time", "÷ floor", "faster than torch.optim", "GB/s", "ready"]
-    extra = [name for name in ("launches", "allocations") if any(name in row.extra for row in point.rows)]
-    lines = [[row.label, *_cells(point, row), *(_count(row, name) for name in extra)] for row in point.rows]
-    return header + extra, lines
+    columns: dict[str, tuple[Point, Cell]]
+    if result.kind == "memory" or len(result.points) > 1:
+        cell = _memory if result.kind == "memory" else _time_and_ratio
+        columns = {point.name: (point, cell) for point in result.points}
+    elif result.kind == "import":
+        columns = {"time": (point, _time)}
+    else:
+        columns = {
+            "time": (point, _time),
+            "÷ floor": (point, lambda point, row: times(row.ratio)),
+            "faster than torch.optim": (point, lambda point, row: times(point.speedup(row))),
+            "GB/s": (point, _bandwidth),
+            "ready": (point, lambda point, row: duration(row.ready)),
+        }
+        counted = [name for name in ("launches", "allocations") if any(name in row.extra for row in point.rows)]
+        columns |= {name: (point, _extra(name)) for name in counted}
+    lines = [
+        [row.label, *(cell(p, found) if (found := p.row(row.key)) else NOTHING for p, cell in columns.values())]
+        for row in point.rows
+    ]
+    return ["", *columns], lines
 
 
 def notes(result: Result) -> list[str]:
     """List what is said below a table: the case's own notes, and why which contender is absent."""
-    reasons: dict[str, str] = {}
-    for point in result.points:
-        reasons |= {row.label: row.absent for row in point.rows if row.absent is not None}
+    reasons = {row.label: row.absent for point in result.points for row in point.rows if row.absent is not None}
     return [*result.notes, *(f"{label}: {reason}" for label, reason in reasons.items())]
-
-
-def _cells(point: Point, row: Row) -> list[str]:
-    if row.absent is not None:
-        return [ABSENT, *[NOTHING] * 4]
-    bandwidth = point.bandwidth(row)
-    return [
-        duration(row.time),
-        times(row.ratio),
-        times(point.speedup(row)),
-        NOTHING if bandwidth is None else digits(bandwidth / 1e9),
-        duration(row.ready),
-    ]
-
-
-def _count(row: Row, name: str) -> str:
-    return NOTHING if row.extra.get(name) is None else str(row.extra[name])
-
-
-def _memory(row: Row) -> str:
-    seen = [row.extra[name] for name in ("resident", "traced") if row.extra.get(name) is not None]
-    return f"{digits(max(seen) / MIB)} MiB" if seen else NOTHING
-
-
-def _by_point(points: Sequence[Point], cell: Any) -> tuple[list[str], list[list[str]]]:
-    """Make one column a point."""
-    lines = []
-    for row in points[0].rows:
-        found = [(point, point.row(row.key)) for point in points]
-        cells = [NOTHING if r is None else ABSENT if r.absent else cell(p, r) for p, r in found]
-        lines.append([row.label, *cells])
-    return ["", *(point.name for point in points)], lines
 
 
 def heading(facts: Mapping[str, str], command: str) -> str:
@@ -105,7 +100,7 @@ def show(result: Result) -> None:
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=WIDTH)
+        console = Console(width=200)
     header, lines = table(result)
     drawn = Table(title=result.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for i, name in enumerate(header):
