@@ -6,16 +6,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .harness.contender import Contender, Running
+from .harness.contender import Contender, missing
 from .harness.figures import FLOOR, Point, Result, Row
 from .harness.machine import thread_count
-from .harness.process import Process, peak
+from .harness.process import peak
 from .harness.race import Race
 from .harness.workload import Shapes, Workload, gpt2, resnet50
 
@@ -57,30 +56,16 @@ def with_environment(contenders: Sequence[Contender], **variables: str) -> list[
     return [replace(c, environment={**c.environment, **variables}) for c in contenders]
 
 
-def large(name: str, dtype: str, elements: int, on_cuda: int) -> Callable[[Run], Result]:
-    """Make the case of one large tensor."""
+def one_workload(
+    name: str, title: str, shapes: Callable[[Run], Shapes], dtype: str = "float32"
+) -> Callable[[Run], Result]:
+    """Make the case of one workload; `title` is a format for its ``point`` and ``millions`` of parameters."""
 
     def case(run: Run) -> Result:
-        n = run.size(elements, on_cuda)
-        return Result(name, f"One tensor of {n:,} elements, {dtype}", [run.measure(name, [(n,)], dtype=dtype)])
+        point = run.measure(name, shapes(run), dtype=dtype)
+        return Result(name, title.format(point=point, millions=point.elements / 1e6), [point])
 
     return case
-
-
-def model(name: str, title: str, shapes: Shapes) -> Callable[[Run], Result]:
-    """Make the case of a model's tensors."""
-
-    def case(run: Run) -> Result:
-        point = run.measure(name, shapes)
-        return Result(name, f"{title}: {point.tensors} tensors, {point.elements / 1e6:.1f} M parameters", [point])
-
-    return case
-
-
-def small(run: Run) -> Result:
-    """Many small tensors."""
-    n = 100 if run.quick else 1000
-    return Result("small", f"{n:,} tensors of 64 elements", [run.measure("small", [(64,)] * n)])
 
 
 #: Contenders of the cases that show how times grow.
@@ -118,18 +103,15 @@ def lines(points: Sequence[Point]) -> list[str]:
     return notes
 
 
+PASS = {"weight_decay": 0.01, "maximize": True, "clip_value": 1.0}
 #: Key, label and arguments of the optimizers that show what options cost.
 OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("none", "no option", {}),
-    ("pass", "weight decay, maximize, clip by value", {"weight_decay": 0.01, "maximize": True, "clip_value": 1.0}),
+    ("pass", "weight decay, maximize, clip by value", PASS),
     ("decoupled", "decoupled weight decay", {"weight_decay": 0.01, "decoupled": True}),
     ("norm", "clip by norm", {"clip_norm": 1.0}),
     ("global", "clip by global norm", {"clip_global_norm": 1.0}),
-    (
-        "all",
-        "weight decay, maximize, clip by value and global norm",
-        {"weight_decay": 0.01, "maximize": True, "clip_value": 1.0, "clip_global_norm": 1.0},
-    ),
+    ("all", "weight decay, maximize, clip by value and global norm", PASS | {"clip_global_norm": 1.0}),
     ("nonfinite", "skip steps with a gradient that is not finite", {"nonfinite": "skip"}),
     ("ema", "moving average of the parameters", {"ema": 0.99}),
 ]
@@ -164,43 +146,20 @@ def memory(run: Run) -> Result:
     clipped = {"label": "multiopt, NumPy, global norm clipped", "options": {"clip_global_norm": 1.0}}
     contenders = [c for c in run.contenders.values() if c.key != FLOOR]
     contenders += run.some("multiopt-numpy", key="multiopt-global", **clipped)
-    points = []
-    for name, tensors in shapes.items():
-        workload, rows = Workload(tensors), []
-        for contender in contenders:
-            row = Row(contender.key, contender.label, absent=contender.absent())
-            rows.append(row)
-            if row.absent is not None:
-                continue
-            run.race.progress(f"memory: {name}, {contender.label}")
-            with closing(Process(contender, workload)) as process:
-                try:
-                    process.ready()
-                    process(Running.sample, 2)
-                    row.extra.update(process(peak))
-                except RuntimeError as error:
-                    row.absent = f"failed: {error}"
-        points.append(Point(name, rows, **workload.facts()))
+    race = replace(run.race, rounds=0, extra=peak)
+    points = [race(name, Workload(tensors), contenders) for name, tensors in shapes.items()]
     return Result("memory", "Peak extra memory of a step", points, kind="memory")
-
-
-IMPORT = "import numpy, sys, time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 
 
 def imports(run: Run) -> Result:
     """Time of imports, beyond NumPy's, each in a fresh process."""
     wanted = [name for name in ("torch", "optax", "keras") if any(name in key for key in run.contenders)]
-    rows = [Row(f"import-{name}", f"import {name}") for name in ("multiopt", *wanted)]
+    rows = [Row(f"import-{name}", f"import {name}", absent=missing(name)) for name in ("multiopt", *wanted)]
     for number in range(min(run.race.rounds, 9)):
         run.race.progress(f"import: round {number + 1}")
-        for row in rows:
-            name = row.key.removeprefix("import-")
-            if number == 0:
-                row.absent = Contender(row.key, row.label, Row, (name,)).absent()
-            if row.absent is not None:
-                continue
+        for row in [row for row in rows if row.absent is None]:
             done = subprocess.run(
-                [sys.executable, "-c", IMPORT.format(name)],
+                [sys.executable, "-c", IMPORT.format(row.label)],
                 capture_output=True,
                 text=True,
                 env={"KERAS_BACKEND": "numpy", **os.environ},
@@ -212,13 +171,17 @@ def imports(run: Run) -> Result:
     return Result("import", "Time of an import beyond `import numpy`", [Point("import", rows)], kind="import")
 
 
+IMPORT = "import numpy, sys, time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+LARGE = "One tensor of {point.elements:,} elements, {point.dtype}"
+MODEL = "{point.tensors} tensors, {millions:.1f} M parameters"
+SMALL = "{point.tensors:,} tensors of 64 elements"
 #: Every case of the CPU, by name, in the order in which they are run.
 CASES: dict[str, Callable[[Run], Result]] = {
-    "large": large("large", "float32", 32_000_000, 250_000_000),
-    "large64": large("large64", "float64", 16_000_000, 125_000_000),
-    "gpt2": model("gpt2", "GPT-2 small", gpt2()),
-    "resnet50": model("resnet50", "ResNet-50", resnet50()),
-    "small": small,
+    "large": one_workload("large", LARGE, lambda run: [(run.size(32_000_000, 250_000_000),)]),
+    "large64": one_workload("large64", LARGE, lambda run: [(run.size(16_000_000, 125_000_000),)], "float64"),
+    "gpt2": one_workload("gpt2", f"GPT-2 small: {MODEL}", lambda run: gpt2()),
+    "resnet50": one_workload("resnet50", f"ResNet-50: {MODEL}", lambda run: resnet50()),
+    "small": one_workload("small", SMALL, lambda run: [(64,)] * (100 if run.quick else 1000)),
     "count": count,
     "sweep": sweep,
     "options": options,

@@ -13,7 +13,7 @@ import numpy as np
 
 from .workload import Workload
 
-__all__ = ["Contender", "Running"]
+__all__ = ["Contender", "Running", "missing"]
 
 
 @dataclass
@@ -53,10 +53,7 @@ class Contender:
 
     def absent(self) -> str | None:
         """Say why it cannot run here, or return None."""
-        if self.excuse is not None:
-            return self.excuse
-        missing = [name for name in self.needs if not _installed(name)]
-        return f"{' and '.join(missing)} not installed" if missing else None
+        return self.excuse or missing(*self.needs)
 
     def start(self, workload: Workload) -> Running:
         """Import what it needs, and set it up in this process."""
@@ -65,8 +62,14 @@ class Contender:
         return self.build(workload, **self.options)
 
 
-def _installed(name: str) -> bool:
+def missing(*modules: str) -> str | None:
+    """Say which modules are not installed, or return None."""
+    names = [name for name in modules if not _found(name)]
+    return f"{' and '.join(names)} not installed" if names else None
+
+
+def _found(module: str) -> bool:
     try:
-        return importlib.util.find_spec(name) is not None
+        return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # its parent is missing
         return False

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import multiprocessing
 import os
+import re
 import tempfile
 import tracemalloc
 from collections.abc import Callable
@@ -87,17 +88,12 @@ def peak(running: Running) -> dict[str, int | None]:
     if RESET.exists():
         ctypes.CDLL(None).malloc_trim(0)  # or the step would reuse what an earlier one left
         RESET.write_text("5")
-        before = _resident("VmRSS")
+        before = re.search(r"VmRSS:\s*(\d+)", STATUS.read_text())
         running.sample(1)
-        grown = max(_resident("VmHWM") - before, 0)
+        highest = re.search(r"VmHWM:\s*(\d+)", STATUS.read_text())
+        grown = max(int(highest[1]) - int(before[1]), 0) * 1024 if before and highest else None
     tracemalloc.start()
     running.sample(1)
     traced = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return {"resident": grown, "traced": traced}
-
-
-def _resident(name: str) -> int:
-    """Bytes of this process' memory: now (``VmRSS``), or the most since the reset (``VmHWM``)."""
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name + ":"))
-    return int(line.split()[1]) * 1024

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from .contender import Contender, Running
 from .figures import FLOOR, Point, Row
@@ -26,6 +27,7 @@ class Race:
     rounds: int = 15  # samples of each contender
     sample: float = 0.05  # seconds that a sample should last; short steps are repeated within it
     budget: float = math.inf  # bytes that the contenders of one batch may take together
+    extra: Callable[[Running], dict[str, Any]] = Running.counts  # what else each contender is asked for at the end
     progress: Callable[[str], None] = lambda words: None  # called with a few words on what is going on
 
     def __call__(self, name: str, workload: Workload, contenders: Sequence[Contender]) -> Point:
@@ -86,4 +88,4 @@ class Race:
             for key, process in list(processes.items()):
                 rows[key].floor = rows[key].samples if key == FLOOR else floor
                 with dropped_if_it_fails(key):
-                    rows[key].extra.update(process(Running.counts))
+                    rows[key].extra.update(process(self.extra))

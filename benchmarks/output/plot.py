@@ -53,7 +53,9 @@ def bars(axes: Any, result: Result) -> None:
     axes.text(1.04, len(rows) - 0.3, "floor", color=FLOOR_LINE, va="center", fontsize=9)
     axes.set_ylim(len(rows), -0.7)
     floor = point.row(FLOOR)
-    axes.set_xlabel(f"time ÷ the floor's ({duration(floor and floor.time)}), logarithmic", fontsize=9, color=INK)
+    axes.set_xlabel(
+        f"time ÷ the floor's ({duration(floor.time if floor else None)}), logarithmic", fontsize=9, color=INK
+    )
 
 
 def curves(axes: Any, result: Result) -> None:
