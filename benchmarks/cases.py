@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from multiopt.backends import thread_count
 
 from .harness.contender import Contender, missing
 from .harness.figures import FLOOR, Point, Result, Row
-from .harness.machine import thread_count
 from .harness.process import peak
 from .harness.race import Race
 from .harness.workload import Shapes, Workload, gpt2, resnet50

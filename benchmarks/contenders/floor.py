@@ -11,9 +11,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from multiopt.backends import thread_count
 
 from ..harness.contender import Running
-from ..harness.machine import thread_count
 from ..harness.workload import Workload
 
 __all__ = ["floor"]

@@ -9,9 +9,9 @@ from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from multiopt.backends.engines.threads import thread_count
+from multiopt.backends import thread_count
 
-__all__ = ["describe", "gpu", "memory", "thread_count"]
+__all__ = ["describe", "gpu", "memory"]
 
 DISTRIBUTIONS = "multiopt numpy numba torch jax jaxlib optax keras cupy cupy-cuda12x cupy-cuda13x"
 

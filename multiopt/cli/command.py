@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from .libraries import libraries
+from ..backends import libraries
 
 __all__ = ["COMMANDS", "main"]
 

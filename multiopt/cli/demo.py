@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import libraries
 from .digits import PRESETS, Config, Run, load, replay, train
-from .libraries import Place, find, libraries
+from .libraries import Place, find
 
 __all__ = ["add_arguments", "main"]
 

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from .. import Adadelta
-from ..backends.base import Array
 from .libraries import Place
 
 __all__ = ["PRESETS", "Config", "Run", "batches", "load", "loss_and_gradients", "replay", "train"]
@@ -24,7 +23,7 @@ __all__ = ["PRESETS", "Config", "Run", "batches", "load", "loss_and_gradients", 
 #: Widths of the layers: 64 pixels, two hidden layers, 10 digits; 12,060 parameters.
 WIDTHS = (64, 100, 50, 10)
 PRESETS = {"paper": Adadelta.paper, "torch": Adadelta.torch, "keras": Adadelta.keras}
-Params = dict[str, Array]
+Params = dict[str, Any]
 #: Pixels ``x`` in [0, 1] and labels ``y``, in rows.
 Batch = dict[str, np.ndarray]
 
@@ -75,7 +74,7 @@ def batches(config: Config, data: Batch) -> Iterator[Batch]:
             yield {name: array[order[start : start + config.batch]] for name, array in data.items()}
 
 
-def layers(xp: Any, params: Params, x: Array, activation: str) -> list[Array]:
+def layers(xp: Any, params: Params, x: Any, activation: str) -> list[Any]:
     """The input, what each hidden layer makes of it, and the logits."""
     values, count = [x], len(params) // 2
     for i in range(1, count + 1):
@@ -86,7 +85,7 @@ def layers(xp: Any, params: Params, x: Array, activation: str) -> list[Array]:
     return values
 
 
-def loss_and_gradients(xp: Any, params: Params, x: Array, y: Array, activation: str = "tanh") -> tuple[Array, Params]:
+def loss_and_gradients(xp: Any, params: Params, x: Any, y: Any, activation: str = "tanh") -> tuple[Any, Params]:
     """Mean softmax cross-entropy of a batch, and its gradients by backpropagation, written out.
 
     The parameters are ``W1, b1, W2, b2, …``; `y` has one row a digit, of zeros and a one for the label.

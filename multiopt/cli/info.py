@@ -6,8 +6,8 @@ import argparse
 import importlib
 import os
 
-from ..backends.engines.threads import thread_count
-from .libraries import find, installed, libraries, message, version
+from ..backends import libraries, thread_count
+from .libraries import find, installed, message, version
 
 __all__ = ["add_arguments", "main"]
 

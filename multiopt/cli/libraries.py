@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..backends.base import Array, Backend
+from ..backends import Backend, libraries
 
-__all__ = ["Found", "Place", "find", "installed", "libraries", "message", "version"]
+__all__ = ["Found", "Place", "find", "installed", "message", "version"]
 
 ACCELERATORS = ("cuda", "gpu", "rocm", "tpu", "xpu", "mps")
 
@@ -28,7 +28,7 @@ class Place:
     engine: str
     reasons: dict[str, str]  # why each faster engine does not serve it
 
-    def give(self, arrays: dict[str, np.ndarray]) -> dict[str, Array]:
+    def give(self, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         """Copy NumPy arrays to the device; a copy, so that no library writes into what another one starts from."""
         return {name: self.backend.xp.asarray(a.copy(), device=self.device) for name, a in arrays.items()}
 
@@ -43,18 +43,6 @@ class Found:
     problem: str = ""
 
 
-@dataclass(frozen=True)
-class _Library:
-    name: str
-    requirement: str
-
-
-def libraries() -> tuple[_Library, ...]:
-    """The array libraries that the registry lists."""
-    extras = [_Library(name, f'"multiopt[{name}]"') for name in backends.BACKENDS if name != "numpy"]
-    return _Library("numpy", "numpy"), *extras, _Library("array_api_strict", "array-api-strict")
-
-
 def find(name: str) -> Found:
     """Look for an array library, and make an array on each of its devices; say what goes wrong.
 
@@ -64,8 +52,8 @@ def find(name: str) -> Found:
         Its import name: one of the registry's, or that of any array API namespace.
     """
     if not installed(name):
-        requirement = next((library.requirement for library in libraries() if library.name == name), name)
-        return Found(name, "", problem=f"is not installed: pip install {requirement}")
+        library = next((library for library in libraries() if library.name == name), None)
+        return Found(name, "", problem=f"is not installed: pip install {library.requirement if library else name}")
     places: dict[str, Place] = {}
     try:
         with warnings.catch_warnings():

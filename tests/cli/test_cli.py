@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from multiopt import backends
-from multiopt.cli import command, demo, info, main, picture
+from multiopt.cli import command, info, main, picture
 from multiopt.cli.digits import Config, Run, batches, load, loss_and_gradients, replay, train
-from multiopt.cli.libraries import find, libraries
+from multiopt.cli.libraries import find
 
 PNG = b"\x89PNG\r\n"
 
@@ -167,7 +167,7 @@ def test_the_default_size_learns_the_digits(preset, activation, seed):
     assert run.accuracy > 0.95
 
 
-@pytest.mark.parametrize("name", [library.name for library in libraries()])
+@pytest.mark.parametrize("name", [library.name for library in backends.libraries()])
 def test_libraries_are_found_train_alike_and_update_with_the_same_bits(name):
     config = Config(epochs=2, batch=479)  # equal batches: JAX compiles anew for each shape
     found = find(name)
@@ -208,16 +208,19 @@ def test_demo_reports_and_draws(words, result, tmp_path, capsys):
     assert out.read_bytes().startswith(PNG)
 
 
+def registered(monkeypatch, *libraries):
+    monkeypatch.setattr(backends.registry, "_libraries", {library.name: library for library in libraries})
+
+
 def test_demo_on_all_libraries(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     pytest.importorskip("array_api_strict")
-    absent = type(libraries()[0])("no_such_library", "x")
-    chosen = [library for library in libraries() if library.name in ("numpy", "torch", "array_api_strict")]
-    monkeypatch.setattr(demo, "libraries", lambda: [*chosen, absent])
+    chosen = [library for library in backends.libraries() if library.name in ("numpy", "torch", "array_api_strict")]
+    registered(monkeypatch, *chosen, backends.Library("no_such_library", "x", "x"))
     out = tmp_path / "all.png"
     assert main(["demo", "--all", "--epochs=1", "--batch=300", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
-    assert "Skipped: no_such_library is not installed: pip install no_such_library" in shown
+    assert "Skipped: no_such_library is not installed: pip install no-such-library" in shown
     rows = [line.split() for line in shown.splitlines() if line.strip().startswith(("numpy ", "torch ", "array_api_"))]
     rows = [row for row in rows if row[1] in ("host", "eager")]
     assert [row[0] for row in rows] == ["numpy", "torch", "array_api_strict"]
@@ -240,9 +243,8 @@ def test_info_shows_engines_and_what_is_missing(monkeypatch, capsys, tmp_path):
     (tmp_path / "broken_library.py").write_text("raise RuntimeError('its compiler\\nis not the right one')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    # Libraries that somebody registers from outside are listed like multiopt's own.
-    for name in ("broken_library", "no_such_library"):
-        monkeypatch.setitem(backends.BACKENDS, name, (name, ".base", "Backend"))
+    absent = backends.Library("no_such_library", "x", "x", extra="no-such")
+    registered(monkeypatch, *backends.libraries(), backends.Library("broken_library", "x", "broken_library"), absent)
     monkeypatch.setattr(info, "MODULES", {"numba": ("x", "speed"), "broken_library": ("y", "nothing")})
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", "3")
     assert main(["info"]) == 0
@@ -250,7 +252,7 @@ def test_info_shows_engines_and_what_is_missing(monkeypatch, capsys, tmp_path):
     assert ["numpy", np.__version__, "cpu", "host"] in [line.split() for line in shown.splitlines()]
     flat = " ".join(shown.split())
     assert "broken_library does not work here: RuntimeError: its compiler is not the right one" in flat
-    assert 'no_such_library is not installed: pip install "multiopt[no_such_library]"' in flat
+    assert 'no_such_library is not installed: pip install "multiopt[no-such]"' in flat
     assert "threads of the host engine: 3, from MULTIOPT_NUM_THREADS" in flat
 
 
