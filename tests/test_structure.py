@@ -131,7 +131,7 @@ ROOTS = {
     "multiopt.rule": "Adadelta's",
     "multiopt.backends.engines.norms": "a norm's",
     "multiopt.keras.plain": "a norm's",
-    "multiopt.demo_digits": "of the sizes of layers, for the first weights",
+    "multiopt.cli.digits": "of the sizes of layers, for the first weights",
 }
 
 
