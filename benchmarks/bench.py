@@ -12,7 +12,7 @@ from .contenders import choose
 from .harness.figures import Result
 from .harness.machine import describe, gpu, memory
 from .harness.race import Race
-from .output.report import as_json, as_markdown, heading, show
+from .output.report import as_json, as_markdown, show
 
 __all__ = ["add_arguments", "main"]
 
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
 
     names, run = _requested(args)
     facts, command, results = describe(args.device), _command(args), list[Result]()
-    print(heading(facts, command), flush=True)
+    print(f"`{command}`, on: " + ", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
     for name in names:
         with Console(stderr=True).status("starting") as status:  # shown if somebody is there to see it
             results.append(CASES[name](replace(run, race=replace(run.race, progress=status.update))))

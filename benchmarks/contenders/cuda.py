@@ -89,6 +89,8 @@ def launches(step: Step) -> int | None:
         from torch.profiler import ProfilerActivity, profile
     except ImportError:
         return None
+    if not torch.cuda.is_available():  # a PyTorch for the CPU, beside CuPy
+        return None
     torch.cuda.init()
     kernels: list[Any] = []
     for _ in range(2):  # the first session only wakes the profiler

@@ -13,6 +13,7 @@ from multiopt import Adadelta
 
 from ..harness.contender import Running
 from ..harness.workload import Workload
+from .cuda import torch_running
 from .numpy import HYPERS
 
 __all__ = ["multiopt_tensors", "multiopt_torch", "torch_adadelta", "torch_adam", "torch_compiled"]
@@ -34,14 +35,10 @@ def on_tensors(make: Callable[..., Step]) -> Callable[..., Running]:
         def host() -> list[np.ndarray]:
             return [p.detach().cpu().numpy() for p in params]
 
-        if device == "cpu":
-            began = perf_counter()
-            return Running(make(params, **options), host, began)
-        from .cuda import torch_running
-
-        torch.cuda.synchronize()
+        if device == "cuda":
+            torch.cuda.synchronize()
         began = perf_counter()
-        return torch_running(make(params, **options), host, began)
+        return (torch_running if device == "cuda" else Running)(make(params, **options), host, began)
 
     return build
 

@@ -64,12 +64,5 @@ class Contender:
 
 def missing(*modules: str) -> str | None:
     """Say which modules are not installed, or return None."""
-    names = [name for name in modules if not _found(name)]
+    names = [name for name in modules if importlib.util.find_spec(name.partition(".")[0]) is None]
     return f"{' and '.join(names)} not installed" if names else None
-
-
-def _found(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # its parent is missing
-        return False

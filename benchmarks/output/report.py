@@ -9,7 +9,7 @@ from typing import Any
 
 from ..harness.figures import Point, Result, Row
 
-__all__ = ["as_json", "as_markdown", "duration", "heading", "show", "times"]
+__all__ = ["as_json", "as_markdown", "duration", "show", "times"]
 
 NOTHING, ABSENT = "–", "absent"
 #: Writes a contender's figure.
@@ -47,10 +47,6 @@ def _memory(point: Point, row: Row) -> str:
     return ABSENT if row.absent else f"{digits(max(seen) / 2**20)} MiB" if seen else NOTHING
 
 
-def _bandwidth(point: Point, row: Row) -> str:
-    return NOTHING if row.time is None else digits(point.moved / row.time / 1e9)
-
-
 def _extra(name: str) -> Cell:
     return lambda point, row: NOTHING if row.extra.get(name) is None else str(row.extra[name])
 
@@ -69,7 +65,7 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
             "time": (point, _time),
             "÷ floor": (point, lambda point, row: times(row.ratio)),
             "faster than torch.optim": (point, lambda point, row: times(point.speedup(row))),
-            "GB/s": (point, _bandwidth),
+            "GB/s": (point, lambda point, row: digits(point.moved / row.time / 1e9) if row.time else NOTHING),
             "ready": (point, lambda point, row: duration(row.ready)),
         }
         counted = [name for name in ("launches", "allocations") if any(name in row.extra for row in point.rows)]
@@ -85,11 +81,6 @@ def notes(result: Result) -> list[str]:
     """List what is said below a table: the case's own notes, and why which contender is absent."""
     reasons = {row.label: row.absent for point in result.points for row in point.rows if row.absent is not None}
     return [*result.notes, *(f"{label}: {reason}" for label, reason in reasons.items())]
-
-
-def heading(facts: Mapping[str, str], command: str) -> str:
-    """Say what was run, on what."""
-    return f"`{command}`, on: " + ", ".join(f"{name} {value}" for name, value in facts.items())
 
 
 def show(result: Result) -> None:

@@ -77,11 +77,8 @@ def _accelerators(xp: Any) -> list[Any]:
 
 
 def installed(module: str) -> bool:
-    """Whether a module can be found; it is not imported."""
-    try:
-        return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        return False
+    """Whether a module's package can be found; it is not imported."""
+    return importlib.util.find_spec(module.partition(".")[0]) is not None
 
 
 def version(module: str) -> str:

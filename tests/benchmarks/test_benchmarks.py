@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from multiopt.benchmarks import bench
 from multiopt.benchmarks.cases import lines
-from multiopt.benchmarks.contenders import CPU, choose
+from multiopt.benchmarks.contenders import CPU, choose, cuda
 from multiopt.benchmarks.contenders.numpy import multiopt_numpy, plain_numpy
 from multiopt.benchmarks.harness import machine, process
 from multiopt.benchmarks.harness.contender import Contender, Running
@@ -86,6 +86,23 @@ def test_contenders_do_adadelta(contender):
             x, *state = ADADELTA.function(np, x, g, *state, lr=1.0, rho=0.9, eps=1e-6)
         # The same start, and two steps of 3e-3 each: equal but for a few roundings of float32.
         np.testing.assert_allclose(got, x, rtol=0, atol=1e-6)
+
+
+def test_steps_on_a_device_are_timed_by_its_events(monkeypatch):
+    done, clock = [], iter([2.0, 8.0])
+
+    class Event:
+        def record(self):
+            self.at = next(clock), len(done)
+
+    running = cuda.OnDevice(
+        lambda: done.append(1), list, 0.0, event=Event, allocations=lambda step: step() or 5,
+        elapsed=lambda start, end: (end.at[0] - start.at[0]) * (end.at[1] - start.at[1]),
+    )  # fmt: skip
+    assert running.sample(3) == 6 * 3 / 1e3
+    monkeypatch.setattr(cuda, "launches", lambda step: 1)
+    assert running.counts() == {"allocations": 5, "launches": 1}
+    assert len(done) == 4
 
 
 # --- the race ---
