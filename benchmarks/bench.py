@@ -23,14 +23,18 @@ SHARE = 0.8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``multiopt bench`` to a parser."""
     parser.add_argument("--cases", default="", help=f"comma-separated, by default all: {', '.join(CASES)}")
-    text = "comma-separated, by default all (the floor always runs)"
+    text = "comma-separated, by default all; the floor always runs"
     parser.add_argument("--contenders", "--rows", default="", help=text)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the arrays are")
-    parser.add_argument("--quick", action="store_true", help="tiny workloads: shows that all works, not how fast it is")
-    parser.add_argument("--compile", action="store_true", help="torch.compile too, which compiles for a minute or more")
-    parser.add_argument("--rounds", type=int, default=None, help="samples of each contender (15; 3 if quick)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the figures as a picture")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
+    parser.add_argument("--quick", action="store_true", help="tiny workloads, to see that everything works")
+    parser.add_argument(
+        "--compile", action="store_true", help="include torch.compile, which compiles for a minute or more"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=None, help="samples per contender (default: 15, or 3 with --quick)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the results to a picture")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to a JSON file")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
 
 

@@ -99,7 +99,7 @@ def lines(points: Sequence[Point]) -> list[str]:
         # Weighted by 1 / t, so that the short times count as much as the long ones.
         slope, start = np.polyfit(n, t, 1, w=1 / t)
         worst = np.max(np.abs(start + slope * n - t) / t)
-        notes.append(f"{label}: {start * 1e6:.1f} µs + {slope * 1e6:.2f} µs a tensor, straight within {worst:.0%}")
+        notes.append(f"{label}: {start * 1e6:.1f} µs + {slope * 1e6:.2f} µs a tensor, linear within {worst:.0%}")
     return notes
 
 

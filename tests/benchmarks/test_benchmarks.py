@@ -197,7 +197,7 @@ def test_durations_have_three_digits_and_a_unit(seconds, text):
 
 def test_a_straight_line_is_found():
     points = [Point(str(n), [Row("a", "A", [5e-6 + 2e-6 * n])], 64 * n, n) for n in (1, 10, 100)]
-    assert lines(points) == ["A: 5.0 µs + 2.00 µs a tensor, straight within 0%"]
+    assert lines(points) == ["A: 5.0 µs + 2.00 µs a tensor, linear within 0%"]
 
 
 # --- the whole, quick ---
