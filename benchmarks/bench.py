@@ -27,12 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--contenders", "--rows", default="", help=text)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the arrays are")
     parser.add_argument("--quick", action="store_true", help="tiny workloads, to see that everything works")
-    parser.add_argument(
-        "--compile", action="store_true", help="include torch.compile, which compiles for a minute or more"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=None, help="samples per contender (default: 15, or 3 with --quick)"
-    )
+    parser.add_argument("--compile", action="store_true", help="include torch.compile, which takes a minute or more")
+    parser.add_argument("--rounds", type=int, help="samples per contender (default: 15, or 3 with --quick)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the results to a picture")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample to a JSON file")
     parser.add_argument("--markdown", action="store_true", help="print Markdown tables")
