@@ -6,17 +6,18 @@ For tests of one's own: `assert_same_trajectory`, `assert_same_bits`, `assert_pu
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.trajectory import Trajectory
     from .parity.parity import TrajectoryError, assert_published_rule, assert_same_bits, assert_same_trajectory
-    from .parity.trajectory import Trajectory, record_trajectory
+    from .parity.trajectory import record_trajectory
 
 #: Where each name is: modules are imported when one of theirs is used.
 _HOMES = {
-    "TrajectoryError": "parity",
-    "assert_published_rule": "parity",
-    "assert_same_bits": "parity",
-    "assert_same_trajectory": "parity",
-    "Trajectory": "trajectory",
-    "record_trajectory": "trajectory",
+    "TrajectoryError": "parity.parity",
+    "assert_published_rule": "parity.parity",
+    "assert_same_bits": "parity.parity",
+    "assert_same_trajectory": "parity.parity",
+    "Trajectory": "data.trajectory",
+    "record_trajectory": "parity.trajectory",
 }
 __all__ = [
     "Trajectory",

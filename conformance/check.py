@@ -9,16 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checks.expected import check_id, expect, read_xfails
 from .checks.law import nothing_left_behind
 from .checks.run import Selection, run
 from .checks.verdict import Verdict, count
 from .data.scenarios import SCENARIOS
 from .data.systems import SYSTEMS
-from .data.tracefile import FOLDER, load_all
+from .data.traces import FOLDER, load_all
 from .report import summary, tables
 from .report.records import record, results
-from .targets.namespaces import check_id, expect, find, read_xfails
-from .targets.players import PLAYERS
+from .targets.target import all_targets, find
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,13 +121,13 @@ def select(args: argparse.Namespace) -> Selection:
     asked = args.backend
     if args.namespace is not None:
         asked = [*(asked or ()), find(args.namespace).name]
-    backends = _known("--backend", asked, PLAYERS)
+    backends = _known("--backend", asked, all_targets())
     present = []
     for name in backends:
-        player = PLAYERS[name]
-        if args.device is not None and player.device != args.device:
+        target = all_targets()[name]
+        if args.device is not None and target.device != args.device:
             continue
-        reason = player.absent()
+        reason = target.absent()
         if reason is None:
             present.append(name)
         elif asked:
@@ -144,7 +144,8 @@ def select(args: argparse.Namespace) -> Selection:
 
 
 def _absences(names: Sequence[str], device: str | None) -> str:
-    told = [f"{n}: {PLAYERS[n].absent()}" for n in names if PLAYERS[n].device == (device or PLAYERS[n].device)]
+    found = [all_targets()[name] for name in names]
+    told = [f"{target.name}: {target.absent()}" for target in found if target.device == (device or target.device)]
     return "; ".join(told) or f"none of them is on {device}"
 
 
@@ -192,8 +193,8 @@ def _print(
 
 def notes(selection: Selection, verdicts: Sequence[Verdict]) -> list[str]:
     """Return what a reader of the tables must know besides."""
-    told = [f"{name}: {player.absent()}" for name, player in PLAYERS.items() if player.absent() is not None]
-    brief = [name for name in selection.backends if PLAYERS[name].slow]
+    told = [f"{name}: {target.absent()}" for name, target in all_targets().items() if target.absent() is not None]
+    brief = [name for name in selection.backends if all_targets()[name].slow]
     if selection.quick:
         told.append("--quick: no run went further than 40 steps, and frameworks were not judged")
     elif brief:
@@ -210,7 +211,7 @@ def _list(console: Console) -> None:
     from rich.table import Table
 
     for title, rows in (
-        ("--backend", [(p.name, p.about, p.absent() or "here") for p in PLAYERS.values()]),
+        ("--backend", [(p.name, p.about, p.absent() or "here") for p in all_targets().values()]),
         ("--against", [(s.name, s.about, "") for s in SYSTEMS.values()]),
         ("--scenario", [(s.name, s.about, f"{s.dtype}, {s.steps} steps") for s in SCENARIOS.values()]),
     ):

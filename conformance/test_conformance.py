@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from multiopt.conformance.check import select
+from multiopt.conformance.checks.expected import check_id, read_xfails
 from multiopt.conformance.checks.run import Part, Selection, checks
 from multiopt.conformance.checks.verdict import Verdict
-from multiopt.conformance.data.tracefile import FOLDER
-from multiopt.conformance.targets.namespaces import check_id, read_xfails
+from multiopt.conformance.data.traces import FOLDER
 
 _OPTIONS = ("backend", "namespace", "against", "scenario", "quick")
 

@@ -10,14 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..data.case import Case
+from ..data.floats import parts, ulps
+from ..data.inputs import case_of
 from ..data.specification import Config, Draw, Scenario, Schedule
-from ..data.tracefile import STATES, Trace
+from ..data.trajectory import STATES, Trajectory
 from ..reference.compare import differences
-from ..reference.floats import parts, ulps
 from ..reference.tolerances import BITS, COMPILED
-from ..targets.players import PLAYERS, Player
-from ..targets.replay import Question
-from ..targets.stages import inexpressible
+from ..targets.build import unsupported
+from ..targets.target import Target, all_targets
 from .judge import Judge
 from .verdict import Place, Verdict, judged
 
@@ -51,7 +52,7 @@ def scenario(dtype: str, options: str, *, normal: bool) -> Scenario:
 
 
 class Across:
-    """Runs and compares; each question is made and answered by the reference once.
+    """Runs and compares; each case is made and answered by the reference once.
 
     Parameters
     ----------
@@ -63,31 +64,31 @@ class Across:
 
     def __init__(self, judge: Judge, *, brief: bool = False) -> None:
         self.judge, self.brief = judge, brief
-        self._questions: dict[tuple[str, str, bool], Question] = {}
+        self._cases: dict[tuple[str, str, bool], Case] = {}
 
-    def question(self, player: Player, dtype: str, options: str) -> Question:
-        """Return what `player` is asked: less where it is slow, and no subnormal numbers where it has none."""
-        normal = "flushes-subnormals" in player.quirks
-        if (dtype, options, normal) not in self._questions:
+    def case(self, target: Target, dtype: str, options: str) -> Case:
+        """Return what `target` is asked: less where it is slow, and no subnormal numbers where it has none."""
+        normal = "flushes-subnormals" in target.deviations
+        if (dtype, options, normal) not in self._cases:
             made = scenario(dtype, options, normal=normal)
-            self._questions[dtype, options, normal] = Question.of_scenario(made)
-        whole = self._questions[dtype, options, normal]
-        return whole.first(STEPS_SLOW) if player.slow or self.brief else whole
+            self._cases[dtype, options, normal] = case_of(made)
+        whole = self._cases[dtype, options, normal]
+        return whole.first(STEPS_SLOW) if target.slow or self.brief else whole
 
-    def verdicts(self, player: Player, dtype: str, options: str) -> list[Verdict]:
-        """Compare one run of `player` with the reference's: to the bit, or in units where a compiler contracts."""
-        question = self.question(player, dtype, options)
-        blank = Verdict("bits", player.name, "", question.scenario, "all states", "inexpressible")
-        if reason := inexpressible(player, question):
+    def verdicts(self, target: Target, dtype: str, options: str) -> list[Verdict]:
+        """Compare one run of `target` with the reference's: to the bit, or in units where a compiler contracts."""
+        case = self.case(target, dtype, options)
+        blank = Verdict("bits", target.name, "", case.scenario, "all states", "inexpressible")
+        if reason := unsupported(target, case):
             return [replace(blank, reason=reason)]
-        ours, theirs = self.judge.answer(player, question), self.judge.answer(PLAYERS[REFERENCE], question)
+        ours, theirs = self.judge.answer(target, case), self.judge.answer(all_targets()[REFERENCE], case)
         for answer in (ours, theirs):
             if isinstance(answer, str):
                 return [replace(blank, outcome="failed", reason=answer)]
-        assert isinstance(ours, Trace)
-        assert isinstance(theirs, Trace)
-        note = f"{question.steps} steps, {values(ours)} values"
-        if player.bits:
+        assert isinstance(ours, Trajectory)
+        assert isinstance(theirs, Trajectory)
+        note = f"{case.steps} steps, {values(ours)} values"
+        if target.bits:
             return [_to_the_bit(replace(blank, note=note), ours, theirs)]
         return [
             replace(
@@ -99,18 +100,18 @@ class Across:
         ]  # fmt: skip
 
 
-def values(trace: Trace) -> int:
+def values(trace: Trajectory) -> int:
     """Return how many numbers a run computed."""
-    return sum(series[1:].size for kind in STATES if trace.has(kind) for series in trace.series(kind))
+    return sum(series[1:].size for kind in STATES if trace.has(kind) for series in trace.states[kind])
 
 
-def _to_the_bit(verdict: Verdict, ours: Trace, theirs: Trace) -> Verdict:
+def _to_the_bit(verdict: Verdict, ours: Trajectory, theirs: Trajectory) -> Verdict:
     """Count the values that differ, and say where the first of them is."""
     count, place, unit = 0, None, 0.0
     for kind in STATES:
         if not ours.has(kind):
             continue
-        for name, a, b in zip(ours.names, ours.series(kind), theirs.series(kind), strict=True):
+        for name, a, b in zip(ours.names, ours.states[kind], theirs.states[kind], strict=True):
             apart = parts(a).view(f"u{a.dtype.itemsize}") != parts(b).view(f"u{b.dtype.itemsize}")
             if not apart.any():
                 continue

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from ..data.specification import HOLDERS, Config
-from ..targets.players import Player
-from .cases import Case, can_say, cases, dtypes_for, labels_for
+from ..targets.target import Target
+from .examples import Example, can_say, drawn, dtypes_for, labels_for
 from .verdict import Place, Verdict
 
-#: Cases a law is tried on: of a player that is fast, and of one that is slow or compiles a kernel for each option.
+#: Cases a law is tried on: of a target that is fast, and of one that is slow or compiles a kernel for each option.
 EXAMPLES, FEW = 12, 3
 _COMPILE = ("host", "jit", "keras", "cuda")
 
@@ -52,7 +52,7 @@ class Law:
     ----------
     name, about : str
     check : callable
-        ``check(player, case)``; raises `BrokenError`.
+        ``check(target, example)``; raises `BrokenError`.
     labels : tuple of str
         Names of the options that it holds for.
     dtypes : tuple of str
@@ -60,42 +60,42 @@ class Law:
     engines : tuple of str or None
         Engines that it is about; None for all.
     needs : Config or None
-        Options that its second question has, whatever those of the first.
+        Options that its second case has, whatever those of the first.
     """
 
     name: str
     about: str
-    check: Callable[[Player, Case], None]
+    check: Callable[[Target, Example], None]
     labels: tuple[str, ...]
     dtypes: tuple[str, ...] = tuple(HOLDERS)
     engines: tuple[str, ...] | None = None
     needs: Config | None = None
 
-    def concerns(self, player: Player) -> bool:
-        """Tell whether the law says anything about `player`."""
-        if self.engines is not None and (player.engine not in self.engines or player.stage is not None):
+    def concerns(self, target: Target) -> bool:
+        """Tell whether the law says anything about `target`."""
+        if self.engines is not None and (target.engine not in self.engines or target.optimizer is not None):
             return False
-        said = self.needs is None or can_say(player, self.needs)
-        return bool(said and self._labels(player) and self._dtypes(player))
+        said = self.needs is None or can_say(target, self.needs)
+        return bool(said and self._labels(target) and self._dtypes(target))
 
-    def _labels(self, player: Player) -> list[str]:
-        return labels_for(player, self.labels)
+    def _labels(self, target: Target) -> list[str]:
+        return labels_for(target, self.labels)
 
-    def _dtypes(self, player: Player) -> list[str]:
-        return [dtype for dtype in dtypes_for(player) if dtype in self.dtypes]
+    def _dtypes(self, target: Target) -> list[str]:
+        return [dtype for dtype in dtypes_for(target) if dtype in self.dtypes]
 
-    def verdict(self, player: Player, examples: int | None = None) -> Verdict:
-        """Try the law on `player`, on the same cases every time.
+    def verdict(self, target: Target, examples: int | None = None) -> Verdict:
+        """Try the law on `target`, on the same cases every time.
 
         Parameters
         ----------
-        player : Player
+        target : Target
         examples : int, optional
             How many cases; by default `EXAMPLES`, or `FEW` where each takes long.
         """
-        costly = player.slow or player.engine in _COMPILE
+        costly = target.slow or target.engine in _COMPILE
         count = examples or (FEW if costly else EXAMPLES)
-        tried: list[Case] = []
+        tried: list[Example] = []
 
         # The same cases in every run. Others for each law, unless each new shape asks a compiler for something.
         @seed(0 if costly else zlib.crc32(self.name.encode()))
@@ -106,16 +106,16 @@ class Law:
             phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
         )
-        @given(case=cases(self._labels(player), self._dtypes(player)))
-        def holds(case: Case) -> None:
-            tried.append(case)
-            self.check(player, case)
+        @given(example=drawn(self._labels(target), self._dtypes(target)))
+        def holds(example: Example) -> None:
+            tried.append(example)
+            self.check(target, example)
 
-        blank = Verdict("law", player.name, "", "", self.name, "passed", reason=self.about)
+        blank = Verdict("law", target.name, "", "", self.name, "passed", reason=self.about)
         try:
             holds()
         except Exception as error:
-            # Whatever goes wrong is a finding about the player, not the end of the check.
+            # Whatever goes wrong is a finding about the target, not the end of the check.
             place = error.place if isinstance(error, BrokenError) else None
             told = str(error) if isinstance(error, BrokenError) else f"{type(error).__name__}: {error}"
             return replace(blank, outcome="failed", place=place, note=f"{' '.join(told.split())} ({tried[-1]})")

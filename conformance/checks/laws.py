@@ -1,7 +1,7 @@
-"""Laws: what must hold between an optimizer's answers to related questions, whatever the numbers are.
+"""Laws: what must hold between an optimizer's answers to related cases, whatever the numbers are.
 
-Each law asks a player two questions, one made of the other, and compares every state after every step. Where the
-player is promised NumPy's bits, the law holds to the bit; where its compiler may contract to multiply-add, within the
+Each law asks a target two cases, one made of the other, and compares every state after every step. Where the
+target is promised NumPy's bits, the law holds to the bit; where its compiler may contract to multiply-add, within the
 tolerance for that. Laws about the optimizer as an object (what it leaves alone, what it keeps) are in `promises`.
 """
 
@@ -12,15 +12,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..data.inputs import Gradient
+from ..data.case import Array, Case, Gradient
+from ..data.floats import REAL, parts, rounded, ulps
 from ..data.specification import Config
-from ..data.tracefile import STATES, Trace
+from ..data.trajectory import Trajectory
 from ..reference.compare import differences, same_bits
-from ..reference.floats import REAL, parts, rounded, ulps
 from ..reference.tolerances import COMPILED
-from ..targets.players import Array, Player
-from ..targets.replay import Question, play, question_of
-from .cases import OPTIONS, Case
+from ..targets.run import run_target
+from ..targets.target import Target
+from .examples import OPTIONS, Example
 from .law import BrokenError, Law
 from .promises import PROMISES
 from .verdict import Place, Verdict
@@ -30,56 +30,49 @@ from .verdict import Place, Verdict
 Series = list[Array]
 
 
-def agree(player: Player, one: Trace, other: Trace, what: str) -> None:
-    """Raise unless two answers to the same question have the same states (zeros of either sign agree)."""
+def agree(target: Target, one: Trajectory, other: Trajectory, what: str) -> None:
+    """Raise unless two answers to the same case have the same states (zeros of either sign agree)."""
     for kind, found in differences(one, other).items():
-        allowed = 0.0 if player.bits else COMPILED[kind].limit
+        allowed = 0.0 if target.bits else COMPILED[kind].limit
         if not found.units <= allowed:
             place = Place(found.step, found.tensor, found.element, found.first, found.second)
             raise BrokenError(f"{kind} is another one {what}", place)
 
 
-def back(one: Trace, other: Trace, change: Callable[[str, Series], Series]) -> Trace:
-    """Return what `other` would be as an answer to the question of `one`: its states, changed back."""
-    arrays = {key: values for key, values in one.arrays.items() if key.split("/")[0] not in STATES}
-    for kind in STATES:
-        if other.has(kind):
-            for name, values in zip(one.names, change(kind, other.series(kind)), strict=True):
-                arrays[f"{kind}/{name}"] = values
-    return replace(one, arrays=arrays)
+def back(one: Trajectory, other: Trajectory, change: Callable[[str, Series], Series]) -> Trajectory:
+    """Return what `other` would be as an answer to the case of `one`: its states, changed back."""
+    return replace(one, states={kind: change(kind, list(column)) for kind, column in other.states.items()})
 
 
-def every(question: Question, change: Callable[[Array], Array], *, start: bool = True) -> Question:
-    """Return the question with every gradient, and every parameter, changed in the same way."""
+def every(case: Case, change: Callable[[Array], Array], *, start: bool = True) -> Case:
+    """Return the case with every gradient, and every parameter, changed in the same way."""
     return asked(
-        question,
-        [change(values) if start else values for values in question.start],
-        [[None if g is None else change(np.asarray(g)) for g in row] for row in question.gradients],
+        case,
+        [change(values) if start else values for values in case.start],
+        [[None if g is None else change(np.asarray(g)) for g in row] for row in case.gradients],
     )
 
 
-def asked(
-    question: Question, start: Sequence[Array], gradients: Sequence[Sequence[Gradient]], **options: object
-) -> Question:
-    """Return the question with other parameters, gradients and options."""
-    config = replace(question.config, **options)  # type: ignore[arg-type]
-    return question_of(question.scenario, question.dtype, config, start, gradients)
+def asked(case: Case, start: Sequence[Array], gradients: Sequence[Sequence[Gradient]], **options: object) -> Case:
+    """Return the case with other parameters, gradients and options."""
+    config = replace(case.config, **options)  # type: ignore[arg-type]
+    return Case(case.scenario, case.dtype, config, start, gradients)
 
 
 # --- the laws ---
 
 
-def sign_symmetry(player: Player, case: Case) -> None:
+def sign_symmetry(target: Target, example: Example) -> None:
     """Negate parameters and gradients."""
-    one = play(player, case.question)
-    other = play(player, every(case.question, np.negative))
+    one = run_target(target, example.case)
+    other = run_target(target, every(example.case, np.negative))
     moved = ("x", "average")
-    agree(player, one, back(one, other, lambda kind, s: [-a for a in s] if kind in moved else s), "mirrored")
+    agree(target, one, back(one, other, lambda kind, s: [-a for a in s] if kind in moved else s), "mirrored")
 
 
-def permutation(player: Player, case: Case) -> None:
+def permutation(target: Target, example: Example) -> None:
     """Put the tensors, and the elements of each, into another order."""
-    q, rng = case.question, case.rng
+    q, rng = example.case, example.rng
     tensors = rng.permutation(len(q.shapes))
     orders = [rng.permutation(int(np.prod(shape))) for shape in q.shapes]
 
@@ -92,28 +85,28 @@ def permutation(player: Player, case: Case) -> None:
             found[int(i)] = values[:, np.argsort(orders[i])].reshape(len(values), *q.shapes[i])
         return [found[i] for i in range(len(q.shapes))]
 
-    one = play(player, q)
-    other = play(player, asked(q, shuffled(q.start), [shuffled(row) for row in q.gradients]))
-    agree(player, one, back(one, other, sorted_), "in another order")
+    one = run_target(target, q)
+    other = run_target(target, asked(q, shuffled(q.start), [shuffled(row) for row in q.gradients]))
+    agree(target, one, back(one, other, sorted_), "in another order")
 
 
-def reshape(player: Player, case: Case) -> None:
+def reshape(target: Target, example: Example) -> None:
     """Make a vector of each tensor, and a column of that."""
-    q = case.question
-    one = play(player, q)
+    q = example.case
+    one = run_target(target, q)
 
     def restored(kind: str, series: Series) -> Series:
         return [a.reshape(len(a), *shape) for a, shape in zip(series, q.shapes, strict=True)]
 
-    vectors = play(player, every(q, lambda a: a.ravel()))
-    agree(player, one, back(one, vectors, restored), "as vectors")
-    columns = play(player, every(q, lambda a: a.reshape(-1, 1)))
-    agree(player, one, back(one, columns, restored), "as columns")
+    vectors = run_target(target, every(q, lambda a: a.ravel()))
+    agree(target, one, back(one, vectors, restored), "as vectors")
+    columns = run_target(target, every(q, lambda a: a.reshape(-1, 1)))
+    agree(target, one, back(one, columns, restored), "as columns")
 
 
-def split(player: Player, case: Case) -> None:
+def split(target: Target, example: Example) -> None:
     """Put all tensors into one."""
-    q = case.question
+    q = example.case
     sizes = [int(np.prod(shape)) for shape in q.shapes]
 
     def joined(row: Sequence[Gradient]) -> list[Array]:
@@ -123,19 +116,19 @@ def split(player: Player, case: Case) -> None:
         pieces = np.split(series[0], np.cumsum(sizes)[:-1], axis=1)
         return [a.reshape(len(a), *shape) for a, shape in zip(pieces, q.shapes, strict=True)]
 
-    one = play(player, q)
-    other = play(player, asked(q, joined(q.start), [joined(row) for row in q.gradients]))
-    agree(player, one, back(one, other, apart), "as one tensor")
+    one = run_target(target, q)
+    other = run_target(target, asked(q, joined(q.start), [joined(row) for row in q.gradients]))
+    agree(target, one, back(one, other, apart), "as one tensor")
 
 
-def zero_gradient(player: Player, case: Case) -> None:
+def zero_gradient(target: Target, example: Example) -> None:
     """Add a step with gradients of 0."""
-    q = case.question
+    q = example.case
     zeros = [np.zeros_like(values) for values in q.start]
-    trace = play(player, asked(q, q.start, [*q.gradients, zeros]))
+    trace = run_target(target, asked(q, q.start, [*q.gradients, zeros]))
     real = REAL.get(q.dtype, q.dtype)
     for kind in ("x", "square_avg", "acc_delta"):
-        for name, values in zip(trace.names, trace.series(kind), strict=True):
+        for name, values in zip(trace.names, trace.states[kind], strict=True):
             before, after = parts(values[-2]), parts(values[-1])
             expected = before if kind == "x" else rounded(q.config.rho * before, real)
             # The rule has rho rounded to the data type, then a product: half a unit each. x does not round.
@@ -148,51 +141,51 @@ def zero_gradient(player: Player, case: Case) -> None:
                 raise BrokenError(f"{wanted} when the gradient is 0", Place(q.steps + 1, name, at, *pair))
 
 
-def learning_rate(player: Player, case: Case) -> None:
+def learning_rate(target: Target, example: Example) -> None:
     """Start at 0 and take a learning rate four times as large: powers of two scale without rounding."""
-    q = case.question
+    q = example.case
     zeros = [np.zeros_like(values) for values in q.start]
-    one = play(player, asked(q, zeros, q.gradients, lr=0.25))
-    other = play(player, asked(q, zeros, q.gradients, lr=1.0))
+    one = run_target(target, asked(q, zeros, q.gradients, lr=0.25))
+    other = run_target(target, asked(q, zeros, q.gradients, lr=1.0))
     quarter = back(one, other, lambda kind, s: [a / 4 for a in s] if kind in ("x", "average") else s)
-    agree(player, one, quarter, "at four times the learning rate")
+    agree(target, one, quarter, "at four times the learning rate")
 
 
-def missing(player: Player, case: Case) -> None:
+def missing(target: Target, example: Example) -> None:
     """Leave out one tensor's gradient at one step."""
-    q, rng = case.question, case.rng
+    q, rng = example.case, example.rng
     other = np.ones_like(q.start[0])
     start = [*q.start, other]
     rows = [[*row, other] for row in q.gradients]
     step, i = int(rng.integers(len(rows))), int(rng.integers(len(start) - 1))
     left_out = [[None if (t, k) == (step, i) else g for k, g in enumerate(row)] for t, row in enumerate(rows)]
-    found = play(player, asked(q, start, left_out))
+    found = run_target(target, asked(q, start, left_out))
     for kind in ("x", "square_avg", "acc_delta"):
-        values = found.arrays[f"{kind}/p{i}"]
+        values = found.states[kind][i]
         if not same_bits(values[step], values[step + 1]):
             at = int(np.argmax(parts(values[step] != values[step + 1])))
             pair = float(parts(values[step]).flat[at]), float(parts(values[step + 1]).flat[at])
             raise BrokenError(f"{kind} stays when the gradient is None", Place(step + 1, f"p{i}", at, *pair))
-    full = play(player, asked(q, start, rows))
-    others = back(full, found, lambda kind, s: [*s[:i], full.arrays[f"{kind}/p{i}"], *s[i + 1 :]])
-    agree(player, full, others, "for the tensors beside the one without gradient")
+    full = run_target(target, asked(q, start, rows))
+    others = back(full, found, lambda kind, s: [*s[:i], full.states[kind][i], *s[i + 1 :]])
+    agree(target, full, others, "for the tensors beside the one without gradient")
 
 
-def maximize(player: Player, case: Case) -> None:
+def maximize(target: Target, example: Example) -> None:
     """Climb, and descend with negated gradients."""
-    q = case.question
-    one = play(player, asked(q, q.start, q.gradients, maximize=True))
-    other = play(player, every(q, np.negative, start=False))
-    agree(player, one, back(one, other, lambda _, s: s), "with negated gradients")
+    q = example.case
+    one = run_target(target, asked(q, q.start, q.gradients, maximize=True))
+    other = run_target(target, every(q, np.negative, start=False))
+    agree(target, one, back(one, other, lambda _, s: s), "with negated gradients")
 
 
-def accumulation(player: Player, case: Case) -> None:
+def accumulation(target: Target, example: Example) -> None:
     """Give each gradient twice and take the mean."""
-    q = case.question
-    one = play(player, q)
+    q = example.case
+    one = run_target(target, q)
     twice = [row for row in q.gradients for _ in range(2)]
-    other = play(player, asked(q, q.start, twice, accumulate=2))
-    agree(player, one, back(one, other, lambda _, s: [a[::2] for a in s]), "as the mean of two equal gradients")
+    other = run_target(target, asked(q, q.start, twice, accumulate=2))
+    agree(target, one, back(one, other, lambda _, s: [a[::2] for a in s]), "as the mean of two equal gradients")
 
 
 _WIDE = ("float32", "float64", "complex64", "complex128")
@@ -222,8 +215,8 @@ LAWS: Mapping[str, Law] = {
 }  # fmt: skip
 
 
-def verdicts(player: Player, laws: Sequence[str] | None = None, *, examples: int | None = None) -> Iterator[Verdict]:
-    """Judge a player by every law that concerns it, or by those named.
+def verdicts(target: Target, laws: Sequence[str] | None = None, *, examples: int | None = None) -> Iterator[Verdict]:
+    """Judge a target by every law that concerns it, or by those named.
 
     Raises
     ------
@@ -231,5 +224,5 @@ def verdicts(player: Player, laws: Sequence[str] | None = None, *, examples: int
         If there is no law of a name.
     """
     for name in LAWS if laws is None else laws:
-        if LAWS[name].concerns(player):
-            yield LAWS[name].verdict(player, examples)
+        if LAWS[name].concerns(target):
+            yield LAWS[name].verdict(target, examples)

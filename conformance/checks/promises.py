@@ -11,9 +11,10 @@ import numpy as np
 
 from multiopt import Adadelta, functional
 
-from ..targets.players import Library, Player
-from ..targets.stages import core_options
-from .cases import OPTIONS, Case
+from ..targets.arrays import Arrays
+from ..targets.build import core_options
+from ..targets.target import Target
+from .examples import OPTIONS, Example
 from .law import BrokenError, Law
 
 _CORE = ("auto", "eager", "host", "cuda")
@@ -24,17 +25,17 @@ _SLOTS = ("square_avg", "acc_delta")
 
 
 class _Bench:
-    """One case's arrays, in the library of a player."""
+    """One example's arrays, in the library of a target."""
 
-    def __init__(self, player: Player, library: Library, case: Case) -> None:
-        self.player, self.library, self.question = player, library, case.question
-        self.options = core_options(case.question)
+    def __init__(self, target: Target, library: Arrays, example: Example) -> None:
+        self.target, self.library, self.case = target, library, example.case
+        self.options = core_options(example.case)
 
     def make(self, row: Sequence[Any]) -> list[Any]:
-        return [self.library.make(np.asarray(values), self.question.dtype) for values in row]
+        return [self.library.make(np.asarray(values), self.case.dtype) for values in row]
 
     def optimizer(self) -> Adadelta:
-        return Adadelta(self.make(self.question.start), engine=self.player.engine, **self.options)
+        return Adadelta(self.make(self.case.start), engine=self.target.engine, **self.options)
 
     def arrays(self, opt: Adadelta) -> list[Any]:
         """Every array that a step may change."""
@@ -51,13 +52,13 @@ def _same(one: Sequence[bytes], other: Sequence[bytes], what: str) -> None:
             raise BrokenError(f"{what}: array {i} has other bits")
 
 
-def _on_bench(check: Callable[[_Bench], None]) -> Callable[[Player, Case], None]:
+def _on_bench(check: Callable[[_Bench], None]) -> Callable[[Target, Example], None]:
     """Make a law's check of one that is given a bench."""
 
-    def checked(player: Player, case: Case) -> None:
-        library = player.load()
+    def checked(target: Target, example: Example) -> None:
+        library = target.arrays
         with library.active():
-            check(_Bench(player, library, case))
+            check(_Bench(target, library, example))
 
     checked.__doc__ = check.__doc__
     return checked
@@ -66,9 +67,9 @@ def _on_bench(check: Callable[[_Bench], None]) -> Callable[[Player, Case], None]
 @_on_bench
 def gradients_untouched(bench: _Bench) -> None:
     """Step, and look at the gradients again; in functional form at parameters and state too."""
-    rows = [bench.make(row) for row in bench.question.gradients]
+    rows = [bench.make(row) for row in bench.case.gradients]
     before = [bench.bits(row) for row in rows]
-    if bench.player.engine != "functional":
+    if bench.target.engine != "functional":
         opt = bench.optimizer()
         for row in rows:
             opt.step(row)
@@ -76,7 +77,7 @@ def gradients_untouched(bench: _Bench) -> None:
         options = {
             name: bench.options[name] for name in ("lr", "rho", "eps", "weight_decay", "decoupled", "clip_value")
         }
-        params = bench.make(bench.question.start)
+        params = bench.make(bench.case.start)
         state = functional.init(params)
         for row in rows:
             held = [*params, *(a for slot in _SLOTS for a in state.slots[slot])]
@@ -98,7 +99,7 @@ def dtype_and_device(bench: _Bench) -> None:
     before = described(bench.arrays(opt))
     if before[: len(opt.params)] != before[len(opt.params) : 2 * len(opt.params)] and len(opt.params) == 1:
         raise BrokenError(f"state has the parameter's dtype, device and shape: {before}")
-    for row in bench.question.gradients:
+    for row in bench.case.gradients:
         returned = opt.step(bench.make(row))
     after = described(bench.arrays(opt))
     if after != before or described(returned) != before[: len(opt.params)]:
@@ -108,7 +109,7 @@ def dtype_and_device(bench: _Bench) -> None:
 @_on_bench
 def save_and_resume(bench: _Bench) -> None:
     """Stop in the middle, go on with what was saved, as a dict and as a file."""
-    rows = bench.question.gradients
+    rows = bench.case.gradients
     middle = len(rows) // 2
     whole, first, second, third = (bench.optimizer() for _ in range(4))
     for row in rows:
@@ -119,7 +120,7 @@ def save_and_resume(bench: _Bench) -> None:
         path = Path(folder) / "state.safetensors"
         first.save(path)
         second.load(path)
-    third = Adadelta(bench.make(bench.library.read(first.params)), engine=bench.player.engine, **bench.options)
+    third = Adadelta(bench.make(bench.library.read(first.params)), engine=bench.target.engine, **bench.options)
     third.load_state_dict(first.state_dict())
     for name, opt in (("file", second), ("dict", third)):
         for row in rows[middle:]:
@@ -131,12 +132,12 @@ def save_and_resume(bench: _Bench) -> None:
 def refusal_changes_nothing(bench: _Bench) -> None:
     """Give a step what it must refuse, and look at every array."""
     opt = bench.optimizer()
-    rows = bench.question.gradients
+    rows = bench.case.gradients
     good = [np.asarray(g) for g in rows[-1]]
     for row in rows[:-1]:
         opt.step(bench.make(row))
     before, steps = bench.bits(bench.arrays(opt)), (opt.steps, opt.micro_steps)
-    other = "float32" if bench.question.dtype == "float64" else "float64"
+    other = "float32" if bench.case.dtype == "float64" else "float64"
     wrong: dict[str, list[Any]] = {
         "a wrong shape": [*bench.make(good[:-1]), bench.make([np.zeros((2, 7, 1), good[-1].dtype)])[0]],
         "a wrong dtype": [*bench.make(good[:-1]), bench.library.make(np.zeros(good[-1].shape), other)],

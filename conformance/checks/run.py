@@ -14,11 +14,11 @@ from typing import Any
 
 from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
-from ..data.tracefile import FOLDER, Trace, TraceFile, load_all
-from ..targets.namespaces import find
-from ..targets.players import PLAYERS, Player
+from ..data.traces import FOLDER, TraceFile, load_all
+from ..data.trajectory import Trajectory
+from ..targets.target import Target, all_targets, find
 from .across import OPTIONS, WIDE, Across
-from .judge import Judge, questions_of
+from .judge import Judge, cases_of
 from .law import Law
 from .laws import LAWS
 from .verdict import Verdict
@@ -34,7 +34,7 @@ class Selection:
     ``quick`` takes no run further than 40 steps and leaves out the frameworks' own accuracy.
     """
 
-    backends: tuple[str, ...] = tuple(PLAYERS)
+    backends: tuple[str, ...] = tuple(all_targets())
     systems: tuple[str, ...] = tuple(SYSTEMS)
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
     quick: bool = False
@@ -76,27 +76,27 @@ def _judge(quick: bool) -> Judge:
 def frameworks(selection: Selection) -> list[Part]:
     """Judge the traces themselves, and our schedules, by the published rule."""
     files, judge = _files(selection.traces), _judge(selection.quick)
-    questions = questions_of(files, selection.systems, selection.scenarios)
-    rates: Part = lambda: [judge.rates(question) for question in questions]  # noqa: E731
+    cases = cases_of(files, selection.systems, selection.scenarios)
+    rates: Part = lambda: [judge.rates(case) for case in cases]  # noqa: E731
     return [rates, *(partial(judge.explained, trace) for trace in _traces(files, selection))]
 
 
-def player(selection: Selection, name: str) -> list[Part]:
+def target(selection: Selection, name: str) -> list[Part]:
     """Judge one of ours by the rule, by every framework's traces, by NumPy's bits and by the laws."""
     return list(checks(selection, name).values())
 
 
 def checks(selection: Selection, name: str) -> dict[str, Part]:
-    """Return what `player` does, part by part, each with an id such as ``trace/torch-forloop/paper``."""
+    """Return what `target` does, part by part, each with an id such as ``trace/torch-forloop/paper``."""
     files, judge, one = _files(selection.traces), _judge(selection.quick), find(name)
     parts: dict[str, Part] = {}
-    for question in questions_of(files, selection.systems, selection.scenarios):
-        key = f"oracle/{question.scenario}"
+    for case in cases_of(files, selection.systems, selection.scenarios):
+        key = f"oracle/{case.scenario}"
         # Frameworks were asked different things under one name where that is `defaults`.
         same = [found for found in parts if found.partition("#")[0] == key]
-        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, one, question)
+        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, one, case)
     for trace in _traces(files, selection):
-        parts[f"trace/{trace.system}/{trace.scenario}"] = partial(judge.against_trace, one, trace)
+        parts[f"trace/{trace.name}/{trace.scenario}"] = partial(judge.against_trace, one, trace)
     if selection.whole:
         across = Across(judge, brief=selection.quick)
         for dtype in WIDE:
@@ -108,11 +108,11 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
     return parts
 
 
-def _by_law(law: Law, one: Player) -> list[Verdict]:
+def _by_law(law: Law, one: Target) -> list[Verdict]:
     return [law.verdict(one)]
 
 
-def _traces(files: dict[str, TraceFile], selection: Selection) -> list[Trace]:
+def _traces(files: dict[str, TraceFile], selection: Selection) -> list[Trajectory]:
     return [
         trace
         for system in selection.systems
@@ -124,7 +124,7 @@ def _traces(files: dict[str, TraceFile], selection: Selection) -> list[Trace]:
 def units(selection: Selection) -> list[Unit]:
     """Return what is to be done, the longest first."""
     slow = sorted(selection.backends, key=lambda name: (not find(name).slow, find(name).bits))
-    made = [Unit(name, player, (name,)) for name in slow]
+    made = [Unit(name, target, (name,)) for name in slow]
     return made if selection.quick else [*made, Unit("frameworks", frameworks)]
 
 

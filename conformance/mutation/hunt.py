@@ -12,19 +12,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..checks.judge import Judge, questions_of
+from ..checks.judge import Judge, cases_of
 from ..checks.laws import LAWS
 from ..checks.verdict import Place, Verdict
+from ..data.case import Case
 from ..data.scenarios import SCENARIOS
 from ..data.specification import HOLDERS
-from ..data.tracefile import TraceFile, load_all
+from ..data.traces import TraceFile, load_all
 from ..reference.compare import differences
-from ..reference.machine import JUDGED_AS
 from ..reference.tolerances import BITS
-from ..targets.players import PLAYERS, Player
-from ..targets.replay import Question
-from ..targets.stages import inexpressible
-from .mutants import MUTANTS, TRUE, Mutant
+from ..targets.build import unsupported
+from ..targets.target import Target, all_targets
+from .mutants import JUDGED_AS, MUTANTS, TRUE, Mutant
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +35,7 @@ HUNTERS = ("oracle", "trace", "bits", "law")
 SYSTEMS = ("torch-forloop", "tf-keras", "keras-jax", "tf-keras-legacy", "optax")
 #: Runs of a thousand steps add nothing to a hunt.
 LONGEST = 20
-_REFERENCE = PLAYERS["numpy-eager"]
+_REFERENCE = all_targets()["numpy-eager"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def where(kill: Verdict) -> str:
 
 
 class Hunter:
-    """Puts the questions of the suite to mutants; true answers are computed once.
+    """Puts the cases of the suite to mutants; true answers are computed once.
 
     Parameters
     ----------
@@ -88,11 +87,11 @@ class Hunter:
     def __init__(self, files: Mapping[str, TraceFile]) -> None:
         self.judge = Judge()
         self.files = {system: files[system] for system in SYSTEMS}
-        recorded = questions_of(self.files, SYSTEMS, tuple(SCENARIOS))
-        fitting = [q for q in recorded if q.steps <= LONGEST and not inexpressible(JUDGED_AS, q)]
+        recorded = cases_of(self.files, SYSTEMS, tuple(SCENARIOS))
+        fitting = [q for q in recorded if q.steps <= LONGEST and not unsupported(JUDGED_AS, q)]
         # Where a mistake shows in many, let the one be told that is easiest to follow.
-        self.questions = sorted(fitting, key=lambda q: list(HOLDERS).index(q.dtype))
-        self._checks: Mapping[str, Callable[[Player], Iterator[Verdict]]] = {
+        self.cases = sorted(fitting, key=lambda q: list(HOLDERS).index(q.dtype))
+        self._checks: Mapping[str, Callable[[Target], Iterator[Verdict]]] = {
             "oracle": self._oracle,
             "trace": self._traces,
             "bits": self._bits,
@@ -112,39 +111,39 @@ class Hunter:
 
     def verdicts(self, hunter: str, mutant: Mutant) -> Iterator[Verdict]:
         """Yield all that one kind of check says of a mutant."""
-        return self._checks[hunter](mutant.player())
+        return self._checks[hunter](mutant.target())
 
-    def _oracle(self, player: Player) -> Iterator[Verdict]:
-        for question in self.questions:
-            yield from self.judge.against_oracle(player, question)
+    def _oracle(self, target: Target) -> Iterator[Verdict]:
+        for case in self.cases:
+            yield from self.judge.against_oracle(target, case)
 
-    def _traces(self, player: Player) -> Iterator[Verdict]:
+    def _traces(self, target: Target) -> Iterator[Verdict]:
         for file in self.files.values():
             for trace in file.traces.values():
                 if trace.steps <= LONGEST:
-                    yield from self.judge.against_trace(player, trace)
+                    yield from self.judge.against_trace(target, trace)
 
-    def _bits(self, player: Player) -> Iterator[Verdict]:
-        for question in filter(_promised, self.questions):
-            ours, theirs = self.judge.answer(player, question), self.judge.answer(_REFERENCE, question)
+    def _bits(self, target: Target) -> Iterator[Verdict]:
+        for case in filter(_promised, self.cases):
+            ours, theirs = self.judge.answer(target, case), self.judge.answer(_REFERENCE, case)
             if isinstance(ours, str) or isinstance(theirs, str):
                 continue  # refused by design: the oracle's check looks at that
             for kind, found in differences(ours, theirs).items():
                 place = Place(found.step, found.tensor, found.element, found.first, found.second)
                 outcome = "passed" if found.same_bits else "failed"
                 unit = "ulp" if kind in ("square_avg", "acc_delta") else "motion"
-                yield Verdict("bits", player.name, "", question.scenario, kind, outcome, found.units, unit,
+                yield Verdict("bits", target.name, "", case.scenario, kind, outcome, found.units, unit,
                               BITS.limit, BITS.reason, None if found.same_bits else place)  # fmt: skip
 
-    def _laws(self, player: Player) -> Iterator[Verdict]:
+    def _laws(self, target: Target) -> Iterator[Verdict]:
         for law in LAWS.values():
-            if law.concerns(player):
-                yield law.verdict(player)
+            if law.concerns(target):
+                yield law.verdict(target)
 
 
-def _promised(question: Question) -> bool:
-    """Whether the machine has the library's bits: its norms are summed in another way."""
-    return question.config.clipnorm is None and question.config.global_clipnorm is None
+def _promised(case: Case) -> bool:
+    """Whether the reference has the library's bits: its norms are summed in another way."""
+    return case.config.clipnorm is None and case.config.global_clipnorm is None
 
 
 def main(console: Console, traces: Path, json_file: Path | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Wrong optimizers: each is the `Machine` with one small mistake, most of them made somewhere before.
+"""Wrong optimizers: each is the `Reference` with one small mistake, most of them made somewhere before.
 
 A suite that lets one of them pass is worth nothing (`hunt` proves that none passes); and who finds two optimizers
 apart wants to know which of these mistakes it looks like (`parity`).
@@ -14,33 +14,49 @@ from typing import Any
 
 import numpy as np
 
-from ..reference.floats import parts
-from ..reference.machine import JUDGED_AS, Array, Given, Machine
-from ..targets.players import Player
+from ..data.case import Array, Case
+from ..data.floats import parts
+from ..reference.reference import Given, Reference
+from ..targets.build import rejection, unsupported
+from ..targets.target import Target
+
+#: Whom the reference is judged as: it answers what the core answers.
+JUDGED_AS = Target(
+    "reference", "the rule in plain NumPy", "numpy", engine="eager", optimizer=lambda case: asked(Reference, case)
+)
+
+
+def asked(reference: type[Reference], case: Case) -> Reference:
+    """Return a reference for a case, or raise ValueError where the core would."""
+    if reason := unsupported(JUDGED_AS, case) or rejection(JUDGED_AS, case):
+        raise ValueError(reason)
+    return reference(case)
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: a name, what it is in a few words, and the machine that makes it."""
+    """One mistake: a name, what it is in a few words, and the reference that makes it."""
 
     name: str
     about: str
-    machine: type[Machine]
+    reference: type[Reference]
 
-    def player(self) -> Player:
+    def target(self) -> Target:
         """Return it as one who can be judged."""
-        return dataclasses.replace(JUDGED_AS, name=self.name, about=self.about, stage=self.machine)
+        return dataclasses.replace(
+            JUDGED_AS, name=self.name, about=self.about, optimizer=lambda case: asked(self.reference, case)
+        )
 
 
 MUTANTS: dict[str, Mutant] = {}
 
 
-def mutant(name: str) -> Callable[[type[Machine]], type[Machine]]:
-    """Enter a machine into the table; its docstring says what it does."""
+def mutant(name: str) -> Callable[[type[Reference]], type[Reference]]:
+    """Enter a reference into the table; its docstring says what it does."""
 
-    def enter(machine: type[Machine]) -> type[Machine]:
-        MUTANTS[name] = Mutant(name, (machine.__doc__ or "").strip().rstrip(".").replace("\n    ", " "), machine)
-        return machine
+    def enter(reference: type[Reference]) -> type[Reference]:
+        MUTANTS[name] = Mutant(name, (reference.__doc__ or "").strip().rstrip(".").replace("\n    ", " "), reference)
+        return reference
 
     return enter
 
@@ -49,7 +65,7 @@ def mutant(name: str) -> Callable[[type[Machine]], type[Machine]]:
 
 
 @mutant("eps-outside-root")
-class _EpsOutside(Machine):
+class _EpsOutside(Reference):
     """ε is added outside the square roots."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -58,7 +74,7 @@ class _EpsOutside(Machine):
 
 
 @mutant("eps-outside-lower-root")
-class _EpsOutsideLower(Machine):
+class _EpsOutsideLower(Reference):
     """ε is added outside the lower square root."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -67,7 +83,7 @@ class _EpsOutsideLower(Machine):
 
 
 @mutant("eps-twice")
-class _EpsTwice(Machine):
+class _EpsTwice(Reference):
     """ε is added within the lower root and outside it again."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -76,7 +92,7 @@ class _EpsTwice(Machine):
 
 
 @mutant("no-eps-above")
-class _NoEpsAbove(Machine):
+class _NoEpsAbove(Reference):
     """ε is missing in the upper root: nothing ever starts to move."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -84,7 +100,7 @@ class _NoEpsAbove(Machine):
 
 
 @mutant("no-eps-below")
-class _NoEpsBelow(Machine):
+class _NoEpsBelow(Reference):
     """ε is missing in the lower root."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -92,7 +108,7 @@ class _NoEpsBelow(Machine):
 
 
 @mutant("root-missing")
-class _RootMissing(Machine):
+class _RootMissing(Reference):
     """The square roots are missing."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -101,7 +117,7 @@ class _RootMissing(Machine):
 
 
 @mutant("upper-root-missing")
-class _UpperRootMissing(Machine):
+class _UpperRootMissing(Reference):
     """The upper square root is missing."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -113,7 +129,7 @@ class _UpperRootMissing(Machine):
 
 
 @mutant("lr-inside-u")
-class _LrInside(Machine):
+class _LrInside(Reference):
     """The learning rate is within the update that u takes in."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -123,7 +139,7 @@ class _LrInside(Machine):
 
 
 @mutant("u-updated-before-it-is-read")
-class _Early(Machine):
+class _Early(Reference):
     """u is updated before the step is made with it (TensorFlow's first version)."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -133,7 +149,7 @@ class _Early(Machine):
 
 
 @mutant("v-read-before-it-is-updated")
-class _Late(Machine):
+class _Late(Reference):
     """The step is made with v as it was before."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -142,7 +158,7 @@ class _Late(Machine):
 
 
 @mutant("u-of-gradients")
-class _UOfGradients(Machine):
+class _UOfGradients(Reference):
     """u takes in the gradient, not the update."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -151,7 +167,7 @@ class _UOfGradients(Machine):
 
 
 @mutant("one-minus-rho-dropped")
-class _Dropped(Machine):
+class _Dropped(Reference):
     """1 − ρ is dropped: squares are added whole."""
 
     def one_minus_rho(self) -> float:
@@ -159,7 +175,7 @@ class _Dropped(Machine):
 
 
 @mutant("rho-swapped")
-class _Swapped(Machine):
+class _Swapped(Reference):
     """ρ and 1 − ρ are swapped."""
 
     def decaying(self, average: Array, new: Array) -> Array:
@@ -167,7 +183,7 @@ class _Swapped(Machine):
 
 
 @mutant("one-minus-rho-in-float32")
-class _RestSingle(Machine):
+class _RestSingle(Reference):
     """1 − ρ is formed in float32, of ρ already rounded."""
 
     def one_minus_rho(self) -> float:
@@ -175,7 +191,7 @@ class _RestSingle(Machine):
 
 
 @mutant("bias-corrected")
-class _BiasCorrected(Machine):
+class _BiasCorrected(Reference):
     """v is divided by 1 − ρ^t when it is read, as in Adam."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -183,16 +199,16 @@ class _BiasCorrected(Machine):
 
 
 @mutant("accumulators-start-at-eps")
-class _StartAtEps(Machine):
+class _StartAtEps(Reference):
     """Accumulators start at ε, not at 0."""
 
-    def __init__(self, question: Any) -> None:
-        self.first_square_avg = self.first_acc_delta = question.config.eps
-        super().__init__(question)
+    def __init__(self, case: Any) -> None:
+        self.first_square_avg = self.first_acc_delta = case.config.eps
+        super().__init__(case)
 
 
 @mutant("one-v-per-tensor")
-class _Shared(Machine):
+class _Shared(Reference):
     """v takes in the mean of a tensor's squares."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -202,7 +218,7 @@ class _Shared(Machine):
 
 
 @mutant("v-of-magnitudes")
-class _Magnitudes(Machine):
+class _Magnitudes(Reference):
     """v takes in |g| and no square."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -212,7 +228,7 @@ class _Magnitudes(Machine):
 
 
 @mutant("ascends")
-class _Ascends(Machine):
+class _Ascends(Reference):
     """The update is added, not subtracted."""
 
     def moved(self, x: Array, d: Array, lr: Any) -> Array:
@@ -223,7 +239,7 @@ class _Ascends(Machine):
 
 
 @mutant("fused-multiply-add")
-class _Fused(Machine):
+class _Fused(Reference):
     """ρ a + (1 − ρ) n² is one multiply-add, rounded once (emulated exactly)."""
 
     def decaying(self, average: Array, new: Array) -> Array:
@@ -231,7 +247,7 @@ class _Fused(Machine):
 
 
 @mutant("reciprocal-root")
-class _Reciprocal(Machine):
+class _Reciprocal(Reference):
     """The lower root is inverted first, then multiplied with."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -240,7 +256,7 @@ class _Reciprocal(Machine):
 
 
 @mutant("one-root-of-the-quotient")
-class _OneRoot(Machine):
+class _OneRoot(Reference):
     """One root of the quotient, in place of a quotient of roots."""
 
     def delta(self, g: Array, v: Array, u: Array) -> Array:
@@ -249,7 +265,7 @@ class _OneRoot(Machine):
 
 
 @mutant("squares-scaled-first")
-class _ScaledFirst(Machine):
+class _ScaledFirst(Reference):
     """(1 − ρ) n is formed before it is multiplied by n."""
 
     def decaying(self, average: Array, new: Array) -> Array:
@@ -257,7 +273,7 @@ class _ScaledFirst(Machine):
 
 
 @mutant("lr-through-float32")
-class _LrSingle(Machine):
+class _LrSingle(Reference):
     """The learning rate passes through float32."""
 
     def rate(self, update: int) -> float:
@@ -265,16 +281,16 @@ class _LrSingle(Machine):
 
 
 @mutant("hyperparameters-through-float32")
-class _AllSingle(Machine):
+class _AllSingle(Reference):
     """ρ and ε pass through float32."""
 
-    def __init__(self, question: Any) -> None:
-        single = {name: float(np.float32(getattr(question.config, name))) for name in ("rho", "eps")}
-        super().__init__(dataclasses.replace(question, config=dataclasses.replace(question.config, **single)))
+    def __init__(self, case: Any) -> None:
+        single = {name: float(np.float32(getattr(case.config, name))) for name in ("rho", "eps")}
+        super().__init__(dataclasses.replace(case, config=dataclasses.replace(case.config, **single)))
 
 
 @mutant("state-through-float32")
-class _StateSingle(Machine):
+class _StateSingle(Reference):
     """Accumulators are kept in float32, whatever the parameters are."""
 
     def tensor(self, i: int, g: Array | None, lr: float) -> None:
@@ -285,7 +301,7 @@ class _StateSingle(Machine):
 
 
 @mutant("subnormals-flushed")
-class _Flushed(Machine):
+class _Flushed(Reference):
     """Numbers below the smallest normal one become 0."""
 
     def keep(self, values: Array) -> Array:
@@ -294,7 +310,7 @@ class _Flushed(Machine):
 
 
 @mutant("complex-squares")
-class _Complex(Machine):
+class _Complex(Reference):
     """A complex gradient is squared as a complex number."""
 
     def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
@@ -309,7 +325,7 @@ class _Complex(Machine):
 
 
 @mutant("coupled-for-decoupled")
-class _Coupled(Machine):
+class _Coupled(Reference):
     """Decoupled weight decay is coupled: added to the gradient."""
 
     def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
@@ -317,7 +333,7 @@ class _Coupled(Machine):
 
 
 @mutant("decoupled-for-coupled")
-class _Decoupled(Machine):
+class _Decoupled(Reference):
     """Coupled weight decay is decoupled: taken from the parameter first."""
 
     def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
@@ -325,7 +341,7 @@ class _Decoupled(Machine):
 
 
 @mutant("decay-without-lr")
-class _DecayWithoutLr(Machine):
+class _DecayWithoutLr(Reference):
     """Decoupled weight decay is not multiplied by the learning rate."""
 
     def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
@@ -333,7 +349,7 @@ class _DecayWithoutLr(Machine):
 
 
 @mutant("decay-ignored")
-class _NoDecay(Machine):
+class _NoDecay(Reference):
     """Weight decay is ignored."""
 
     def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
@@ -341,7 +357,7 @@ class _NoDecay(Machine):
 
 
 @mutant("decay-before-maximize")
-class _DecayFirst(Machine):
+class _DecayFirst(Reference):
     """Weight decay is added before the sign is turned."""
 
     def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
@@ -350,7 +366,7 @@ class _DecayFirst(Machine):
 
 
 @mutant("maximize-ignored")
-class _NoMaximize(Machine):
+class _NoMaximize(Reference):
     """``maximize`` is ignored."""
 
     def scale(self) -> float:
@@ -358,7 +374,7 @@ class _NoMaximize(Machine):
 
 
 @mutant("clip-after-decay")
-class _ClipAfter(Machine):
+class _ClipAfter(Reference):
     """Clipping by value comes after coupled weight decay."""
 
     def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
@@ -373,7 +389,7 @@ class _ClipAfter(Machine):
 
 
 @mutant("clip-ignored")
-class _NoClip(Machine):
+class _NoClip(Reference):
     """Clipping is ignored."""
 
     def clipped(self, given: Given) -> Given:
@@ -381,7 +397,7 @@ class _NoClip(Machine):
 
 
 @mutant("norm-clipped-before-value")
-class _NormFirst(Machine):
+class _NormFirst(Reference):
     """Norms are clipped before values."""
 
     def clipped(self, given: Given) -> Given:
@@ -392,7 +408,7 @@ class _NormFirst(Machine):
 
 
 @mutant("norm-of-each-for-norm-of-all")
-class _EachNorm(Machine):
+class _EachNorm(Reference):
     """Each tensor's norm is clipped in place of the norm of all."""
 
     def clipped(self, given: Given) -> Given:
@@ -401,12 +417,12 @@ class _EachNorm(Machine):
             return super().clipped(given)
         self.c = dataclasses.replace(self.c, clipnorm=limit, global_clipnorm=None)
         given = super().clipped(given)
-        self.c = self.question.config
+        self.c = self.case.config
         return given
 
 
 @mutant("small-norms-raised")
-class _Raised(Machine):
+class _Raised(Reference):
     """Gradients are brought to the norm's bound even from below."""
 
     def factor(self, limit: float, norm: float) -> float:
@@ -414,7 +430,7 @@ class _Raised(Machine):
 
 
 @mutant("norm-plus-1e-6")
-class _NormPlus(Machine):
+class _NormPlus(Reference):
     """1e-6 is added to the norm of all (torch.nn.utils.clip_grad_norm_)."""
 
     def factor(self, limit: float, norm: float) -> float:
@@ -425,7 +441,7 @@ class _NormPlus(Machine):
 
 
 @mutant("schedule-one-late")
-class _OneLate(Machine):
+class _OneLate(Reference):
     """The schedule is asked for the step before."""
 
     def rate(self, update: int) -> float:
@@ -433,16 +449,16 @@ class _OneLate(Machine):
 
 
 @mutant("schedule-one-early")
-class _OneEarly(Machine):
+class _OneEarly(Reference):
     """The schedule is asked for the next step: counting starts at 1."""
 
     def rate(self, update: int) -> float:
-        rates = self.question.rates
+        rates = self.case.rates
         return super().rate(update + 1 if rates is None or update + 1 < len(rates) else update)
 
 
 @mutant("schedule-frozen")
-class _Frozen(Machine):
+class _Frozen(Reference):
     """The schedule is asked once."""
 
     def rate(self, update: int) -> float:
@@ -450,7 +466,7 @@ class _Frozen(Machine):
 
 
 @mutant("sum-for-mean")
-class _Sum(Machine):
+class _Sum(Reference):
     """Accumulated gradients are summed, not averaged."""
 
     def scale(self) -> float:
@@ -458,7 +474,7 @@ class _Sum(Machine):
 
 
 @mutant("clip-before-accumulation")
-class _ClipFirst(Machine):
+class _ClipFirst(Reference):
     """Each accumulated gradient is clipped, not their mean."""
 
     def gathered(self, waiting: list[Given]) -> Given:
@@ -466,7 +482,7 @@ class _ClipFirst(Machine):
 
 
 @mutant("last-gradient-only")
-class _Last(Machine):
+class _Last(Reference):
     """Only the last accumulated gradient counts."""
 
     def gathered(self, waiting: list[Given]) -> Given:
@@ -474,7 +490,7 @@ class _Last(Machine):
 
 
 @mutant("average-before-update")
-class _AverageFirst(Machine):
+class _AverageFirst(Reference):
     """The moving average takes in the parameters before they are updated."""
 
     def update(self, given: Given) -> None:
@@ -485,7 +501,7 @@ class _AverageFirst(Machine):
 
 
 @mutant("average-momentum-swapped")
-class _MomentumSwapped(Machine):
+class _MomentumSwapped(Reference):
     """The moving average's momentum and its complement are swapped."""
 
     def averaged(self, average: Array, x: Array) -> Array:
@@ -493,7 +509,7 @@ class _MomentumSwapped(Machine):
 
 
 @mutant("missing-gradient-is-zero")
-class _MissingIsZero(Machine):
+class _MissingIsZero(Reference):
     """A gradient that is missing counts as 0, so that the accumulators decay."""
 
     def update(self, given: Given) -> None:
@@ -521,4 +537,4 @@ def _rounded(exact: Fraction, dtype: Any) -> Any:
     return dtype.type(nearest)
 
 
-TRUE: Mapping[str, Mutant] = {"true": Mutant("true", "the rule as it should be", Machine)}
+TRUE: Mapping[str, Mutant] = {"true": Mutant("true", "the rule as it should be", Reference)}

@@ -13,14 +13,17 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from ..data.case import Array
 from ..data.specification import Config
-from ..mutation.mutants import MUTANTS
-from ..reference.machine import Machine
+from ..data.trajectory import Trajectory
+from ..mutation.mutants import JUDGED_AS, MUTANTS
+from ..reference.reference import Reference
 from ..reference.tolerances import TRACE
-from ..targets.adapters import Asked
-from ..targets.players import Array
+from ..targets import run
+from ..targets.build import rejection, unsupported
+from ..targets.protocol import Options
 from .estimates import estimated
-from .trajectory import Trajectory, worst
+from .trajectory import options_in, with_options, worst
 
 LIMITS = {kind: tolerance.limit for kind, tolerance in TRACE.items()}
 #: Defaults of frameworks: lr, rho, eps.
@@ -67,41 +70,37 @@ def explain(a: Trajectory, b: Trajectory) -> list[Explanation]:
     a, b : Trajectory
         With gradients, of the same start.
     """
-    if a.gradients is None:
-        a = replace(a, gradients=b.gradients)
-    if b.gradients is None:
-        b = replace(b, gradients=a.gradients)
-    if a.gradients is None:
+    a, b = with_gradients_of(a, b), with_gradients_of(b, a)
+    if not a.case.gradients:
         return []
     a, b = _smaller(a), _smaller(b)
     rule_a, rule_b = _rule(a, b), _rule(b, a)
     if rule_a is not None and rule_b is not None:
         return [_both(a, b, rule_a, rule_b)]
     if rule_a is not None:
-        return _mistakes(b, rule_a, b.asked)
+        return _mistakes(b, rule_a, options_in(b))
     if rule_b is not None:
-        return _mistakes(a, rule_b, a.asked)
-    return [told for side in (a, b) if side.asked is not None for told in _mistakes(side, side.asked, None)]
+        return _mistakes(a, rule_b, options_in(a))
+    known = [(side, options) for side in (a, b) if (options := options_in(side)) is not None]
+    return [told for side, options in known for told in _mistakes(side, options, None)]
 
 
-def simulate(trajectory: Trajectory, guess: Asked, machine: type[Machine] = Machine) -> Trajectory | None:
+def with_gradients_of(a: Trajectory, b: Trajectory) -> Trajectory:
+    """Return `a` with the gradients of `b`, where its own are not known."""
+    return a if a.case.gradients else replace(a, case=replace(a.case, gradients=b.case.gradients))
+
+
+def simulate(trajectory: Trajectory, guess: Options, reference: type[Reference] = Reference) -> Trajectory | None:
     """Return what a guess would have done, or None where it is no possible one."""
-    question = trajectory.question(guess.config, guess.rates)
-    try:
-        stage = machine(question)
-    except ValueError:
+    case = with_options(trajectory, guess)
+    if unsupported(JUDGED_AS, case) or rejection(JUDGED_AS, case):
         return None
-    seen = [stage.states()]
-    for number, row in enumerate(question.gradients):
-        stage.step(number, row)
-        seen.append(stage.states())
-    states = {k: [np.stack([shot[k][i] for shot in seen]) for i in range(len(seen[0][k]))] for k in seen[0]}
-    return Trajectory("guess", trajectory.dtype, states, trajectory.gradients, guess)
+    return run.record(reference(case), case)
 
 
-def fits(trajectory: Trajectory, guess: Asked, machine: type[Machine] = Machine) -> dict[str, float] | None:
+def fits(trajectory: Trajectory, guess: Options, reference: type[Reference] = Reference) -> dict[str, float] | None:
     """Return how far a guess is from what was seen, or None if it is too far."""
-    made = simulate(trajectory, guess, machine)
+    made = simulate(trajectory, guess, reference)
     if made is None:
         return None
     if trajectory.states.keys() - made.states.keys():
@@ -113,7 +112,7 @@ def fits(trajectory: Trajectory, guess: Asked, machine: type[Machine] = Machine)
 # --- one side by itself ---
 
 
-def _rule(one: Trajectory, other: Trajectory) -> Asked | None:
+def _rule(one: Trajectory, other: Trajectory) -> Options | None:
     """Return the options with which the published rule does what `one` did, or None."""
     for guess in _guesses(one, other):
         if fits(one, guess) is not None:
@@ -121,15 +120,15 @@ def _rule(one: Trajectory, other: Trajectory) -> Asked | None:
     return None
 
 
-def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Asked]:
-    bases = [t.asked for t in (one, other) if t.asked is not None]
+def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Options]:
+    bases = [options for t in (one, other) if (options := options_in(t)) is not None]
     yield from bases
-    yield from (Asked(config) for config in DEFAULTS.values())
-    for base in [*bases, *(Asked(config) for config in DEFAULTS.values())]:
-        yield from (Asked(config, base.rates) for config in estimated(one, base))
+    yield from (Options(config) for config in DEFAULTS.values())
+    for base in [*bases, *(Options(config) for config in DEFAULTS.values())]:
+        yield from (Options(config, base.rates) for config in estimated(one, base))
 
 
-def _both(a: Trajectory, b: Trajectory, rule_a: Asked, rule_b: Asked) -> Explanation:
+def _both(a: Trajectory, b: Trajectory, rule_a: Options, rule_b: Options) -> Explanation:
     units = {**(fits(a, rule_a) or {})}
     for kind, far in (fits(b, rule_b) or {}).items():
         units[kind] = max(far, units.get(kind, 0.0))
@@ -142,15 +141,15 @@ def _both(a: Trajectory, b: Trajectory, rule_a: Asked, rule_b: Asked) -> Explana
                 text += f"; those of {name} are the defaults of {owner}" if owner else ""
         return Explanation("options", text, units)
     for who, side, base in (("a", a, rule_a), ("b", b, rule_b)):
-        if not _exact(side, base, Machine):
-            same = (mutant for mutant in MUTANTS.values() if _exact(side, base, mutant.machine))
+        if not _exact(side, base, Reference):
+            same = (mutant for mutant in MUTANTS.values() if _exact(side, base, mutant.reference))
             if mutant := next(same, None):
                 return Explanation(mutant.name, f"{who} has the bits of this: {_lower(mutant.about)}", units)
     return Explanation("rounding", "both follow the rule with the same options, and round in other places", units)
 
 
-def _exact(side: Trajectory, base: Asked, machine: type[Machine]) -> bool:
-    made = simulate(side, base, machine)
+def _exact(side: Trajectory, base: Options, reference: type[Reference]) -> bool:
+    made = simulate(side, base, reference)
     return made is not None and not any(worst(made, side, LIMITS).values())
 
 
@@ -167,7 +166,7 @@ _NAMES = {"decay_kind": "weight decay", "clipvalue": "clip_value", "clipnorm": "
           "global_clipnorm": "clip_global_norm"}  # fmt: skip
 
 
-def differing(a: Asked, b: Asked) -> str:
+def differing(a: Options, b: Options) -> str:
     """Say in words in which options two differ."""
     told = []
     for name in (field.name for field in fields(Config)):
@@ -188,7 +187,7 @@ def differing(a: Asked, b: Asked) -> str:
     return ", ".join(told)
 
 
-def _some(asked: Asked) -> str:
+def _some(asked: Options) -> str:
     return ", ".join(f"{rate:.6g}" for rate in asked.rates[:3]) + ", …" if asked.rates else f"{asked.config.lr}"
 
 
@@ -202,14 +201,14 @@ def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
 # --- one side with a mistake ---
 
 
-def _mistakes(side: Trajectory, base: Asked, own: Asked | None) -> list[Explanation]:
+def _mistakes(side: Trajectory, base: Options, own: Options | None) -> list[Explanation]:
     """Return the mistakes that give what `side` did: with the options `base`, or else with its own, if it says."""
     for guess in [base] if own is None or own == base else [base, own]:
         options = "" if guess is base else ", with the options that it says it has"
         found = [
             Explanation(name, f"{side.name} makes this difference{options}: {_lower(mutant.about)}", far)
             for name, mutant in MUTANTS.items()
-            if (far := fits(side, guess, mutant.machine)) is not None
+            if (far := fits(side, guess, mutant.reference)) is not None
         ]
         if found:
             return found
@@ -222,18 +221,18 @@ def _lower(text: str) -> str:
 
 def _smaller(trajectory: Trajectory) -> Trajectory:
     """Return some elements of each tensor, where there are many and none depends on another."""
-    total = sum(x.size for x in trajectory.start)
-    config = trajectory.asked.config if trajectory.asked is not None else Config()
+    total = sum(x.size for x in trajectory.case.start)
+    config = trajectory.config
     if total <= MOST or config.clipnorm is not None or config.global_clipnorm is not None:
         return trajectory
-    each = max(1, MOST // len(trajectory.start))
+    each = max(1, MOST // len(trajectory.case.start))
 
     def cut(values: Array, axis: int) -> Array:
         flat = values.reshape(*values.shape[:axis], -1)
         stride = max(1, flat.shape[-1] // each)
         return flat[..., ::stride][..., :each]
 
-    assert trajectory.gradients is not None
     states = {kind: [cut(v, 1) for v in column] for kind, column in trajectory.states.items()}
-    rows = [[None if g is None else cut(np.asarray(g), 0) for g in row] for row in trajectory.gradients]
-    return replace(trajectory, states=states, gradients=rows)
+    rows = [[None if g is None else cut(np.asarray(g), 0) for g in row] for row in trajectory.case.gradients]
+    start = [column[0] for column in states["x"]]
+    return replace(trajectory, states=states, case=replace(trajectory.case, start=start, gradients=rows))

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
+from ..data.case import Array
+from ..data.floats import parts
 from ..data.specification import Config
-from ..reference.floats import parts
-from ..reference.machine import Machine
-from ..targets.adapters import Asked
-from ..targets.players import Array
-from .trajectory import Trajectory
+from ..data.trajectory import Trajectory
+from ..mutation.mutants import JUDGED_AS
+from ..reference.reference import Reference
+from ..targets.build import rejection, unsupported
+from ..targets.protocol import Options
+from .trajectory import with_options
 
 #: How far a rounder number may be from the estimate: a hundredth. Whether it is right, the trajectory says.
 NEAR = 0.02
@@ -34,11 +37,11 @@ class _First:
     u: Array | None
 
 
-def estimated(trajectory: Trajectory, base: Asked) -> Iterator[Config]:
+def estimated(trajectory: Trajectory, base: Options) -> Iterator[Config]:
     """Yield options like those of `base`, with numbers that the trajectory gives away."""
     c = base.config
     lr = base.rates[0] if base.rates else c.lr
-    if c.accumulate > 1 or not lr or trajectory.gradients is None:
+    if c.accumulate > 1 or not lr or not trajectory.case.gradients:
         return
     first = _first(trajectory, base)
     if first is None:
@@ -69,15 +72,13 @@ def _with(c: Config, **numbers: Any) -> Config:
     return replace(c, **numbers)
 
 
-def _first(trajectory: Trajectory, base: Asked) -> _First | None:
-    assert trajectory.gradients is not None
-    question = trajectory.question(base.config, base.rates)
-    try:
-        machine = Machine(question)
-    except ValueError:
+def _first(trajectory: Trajectory, base: Options) -> _First | None:
+    case = with_options(trajectory, base)
+    if unsupported(JUDGED_AS, case) or rejection(JUDGED_AS, case):
         return None
-    flat = [None if g is None else _flat(g) for g in question.gradients[0]]
-    given = machine.prepared([None if g is None else g.astype(machine.wide) for g in flat])
+    reference = Reference(case)
+    flat = [None if g is None else _flat(g) for g in case.gradients[0]]
+    given = reference.prepared([None if g is None else g.astype(reference.wide) for g in flat])
     columns: dict[str, list[Array]] = {"g": [], "before": [], "after": [], "v": [], "u": []}
     held = {"v": "square_avg", "u": "acc_delta"}
     for i, g in enumerate(given):
@@ -134,10 +135,9 @@ def _solved(f: _First, c: Config, lr: float, trajectory: Trajectory) -> Iterator
 
 def _rate(trajectory: Trajectory, rho: float, sign: float) -> float:
     """Return the learning rate that fits all motion best, updates being known from the second accumulator."""
-    assert trajectory.gradients is not None
     product = square = 0.0
     for i, (x, u) in enumerate(zip(trajectory.states["x"], trajectory.states["acc_delta"], strict=True)):
-        for t, row in enumerate(trajectory.gradients):
+        for t, row in enumerate(trajectory.case.gradients):
             if row[i] is None:
                 continue
             before, after, old, new = (_flat(a).astype(np.float64) for a in (x[t], x[t + 1], u[t], u[t + 1]))

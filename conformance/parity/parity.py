@@ -15,18 +15,30 @@ difference it looks like (`diagnosis`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ..data.case import Array
 from ..data.specification import HOLDERS
-from ..data.tracefile import Trace, gradient_arrays
+from ..data.trajectory import Trajectory
 from ..reference.accuracy import distances
 from ..reference.tolerances import TRACE, against_oracle
-from ..targets.adapters import Adapter, adapt
-from ..targets.players import Array
+from ..targets.optimizers import adapt
+from ..targets.protocol import TargetOptimizer
 from .diagnosis import Explanation, explain, simulate
-from .trajectory import Parting, Trajectory, check_comparable, of_sequence, partings, record, worst
+from .trajectory import (
+    Parting,
+    check_comparable,
+    of_sequence,
+    of_trace,
+    options_in,
+    partings,
+    record,
+    with_options,
+    worst,
+)
 
 #: What two frameworks are allowed: see `tolerances`, where the reasons stand.
 LIMITS: Mapping[str, float] = {kind: tolerance.limit for kind, tolerance in TRACE.items()}
@@ -67,8 +79,8 @@ def assert_same_trajectory(
     ----------
     a, b : optimizer, callable, trajectory, or sequence of states
         A `multiopt.Optimizer`, a `torch.optim.Optimizer`, a Keras optimizer, an optax transformation, an adapter
-        (`adapters.Adapter`), or a function that makes one of these from a list of NumPy arrays. Or what was recorded
-        before: a `Trajectory`, a `Trace`, or a sequence of states, the first before any step, each one a mapping from
+        (`TargetOptimizer`), or a function that makes one of these from a list of NumPy arrays. Or what was recorded
+        before: a `Trajectory`, or a sequence of states, the first before any step, each one a mapping from
         ``"x"``, ``"square_avg"``, ``"acc_delta"``, ``"average"`` to arrays, or the parameters alone.
         An optimizer must be new: it is stepped.
     params : sequence of arrays, optional
@@ -161,14 +173,12 @@ def assert_published_rule(
         one, other = _sides(optimizer, exact, params, gradients, steps, seed)
     else:
         one, other = _sides(optimizer, optimizer, params, gradients, steps, seed, twice=False)
-    said = other.asked
-    if said is None or one.gradients is None:
+    said = options_in(other)
+    if said is None or not one.case.gradients:
         raise ValueError(f"options: {one.name} does not say what it was asked for; pass lr=…, rho=…, eps=…")
-    question = one.question(said.config, said.rates)
-    arrays = {**gradient_arrays(question.gradients, question.start), "lr": np.array(_rates(question))}
-    states = {f"{kind}/p{i}": v for kind, column in one.states.items() for i, v in enumerate(column)}
-    trace = Trace(one.name, "parity", "", one.dtype, question.shapes, one.steps, said.config, (), question.missing,
-                  arrays={**arrays, **states})  # fmt: skip
+    case = with_options(one, said)
+    rates = np.repeat(case.update_rates(), case.config.accumulate)[: case.steps]
+    trace = replace(one, case=case, lr=rates)
     as_held = one.dtype not in ("float16", "bfloat16")
     far = distances(trace, stepwise=False, as_held=as_held)
     wrong = [d for kind, d in far.items() if not d.units <= against_oracle(kind, one.dtype, stepwise=False).limit]
@@ -180,11 +190,6 @@ def assert_published_rule(
         lines = [f"{one.name} does not follow the published rule:", *(f"  {d}" for d in wrong), *_looks(told, True)]
         raise TrajectoryError("\n".join(lines), found, told)
     return {kind: d.units for kind, d in far.items()}
-
-
-def _rates(question: Any) -> list[float]:
-    rates = question.rates or question.update_rates()
-    return [rate for rate in rates for _ in range(question.config.accumulate)][: question.steps]
 
 
 def _checked(limits: Mapping[str, float]) -> Mapping[str, float]:
@@ -211,9 +216,9 @@ def _sides(
     recorded = [_recorded(side, name, gradients) for side, name in zip(given, "ab", strict=False)]
     for trajectory in recorded:
         if trajectory is not None and params is None:
-            params = trajectory.start
+            params = trajectory.case.start
         if trajectory is not None and gradients is None:
-            gradients = trajectory.gradients
+            gradients = trajectory.case.gradients or None
     if gradients is None and all(trajectory is None for trajectory in recorded):
         made = [_adapter(side, params) for side in given]
         if params is None:
@@ -238,14 +243,12 @@ def _sides(
 
 def _recorded(side: Any, name: str, gradients: Any) -> Trajectory | None:
     if isinstance(side, Trajectory):
-        return side
-    if isinstance(side, Trace):
-        return Trajectory.of_trace(side)
+        return side if side.scenario == "parity" else of_trace(side)
     # Named tuples of functions are optimizers (optax).
     return of_sequence(side, name, gradients) if isinstance(side, (list, tuple)) and not hasattr(side, "init") else None
 
 
-def _adapter(side: Any, params: Sequence[Array] | None) -> Adapter | None:
+def _adapter(side: Any, params: Sequence[Array] | None) -> TargetOptimizer | None:
     """Return an adapter, or None where parameters are needed first."""
     if callable(side) and not hasattr(side, "step") and not hasattr(side, "apply"):
         if params is None:
@@ -289,14 +292,14 @@ def _message(
     lines = [f"a ({a.name}) and b ({b.name}) part after step {step} of {a.steps}:", *(f"  {p}" for p in bad)]
     if good:
         lines.append(f"  {' and '.join(good)} still agree{'s' * (len(good) == 1)} at that step")
-    lines.extend(_given(a if a.gradients is not None else b, bad[0]))
-    return "\n".join([*lines, *_looks(explanations, diagnosed and (a.gradients or b.gradients) is not None)])
+    lines.extend(_given(a if a.case.gradients else b, bad[0]))
+    return "\n".join([*lines, *_looks(explanations, diagnosed and bool(a.case.gradients or b.case.gradients))])
 
 
 def _given(t: Trajectory, at: Parting) -> list[str]:
-    if t.gradients is None or at.step == 0:
+    if not t.case.gradients or at.step == 0:
         return []
-    g = t.gradients[at.step - 1][at.tensor]
+    g = t.case.gradients[at.step - 1][at.tensor]
     gradient = "None" if g is None else repr(np.asarray(g)[at.index].item())
     parameter = t.states["x"][at.tensor][at.step - 1][at.index].item()
     return [f"  the gradient there was {gradient}, the parameter {parameter!r}"]

@@ -3,69 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from ..data.case import Array, Case
+from ..data.floats import parts
 from ..data.specification import HOLDERS, Config
-from ..data.tracefile import STATES, Trace
+from ..data.trajectory import STATES, Trajectory
 from ..reference.compare import units_apart
-from ..reference.floats import parts
-from ..targets.adapters import Adapter, Asked, adapt, asked
-from ..targets.players import Array
-from ..targets.replay import Question, question_of
+from ..targets import run
+from ..targets.optimizers import adapt, options_of
+from ..targets.protocol import Options, TargetOptimizer
 
 _UNITS = {"square_avg": "ulp", "acc_delta": "ulp", "x": "units of motion", "average": "units of motion"}
-
-
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """Every state after every step.
-
-    Attributes
-    ----------
-    name : str
-        Whose it is, for messages.
-    dtype : str
-        Data type of parameters and state. bfloat16 is held in float32.
-    states : mapping of str to sequence of arrays
-        ``"x"``, and where known ``"square_avg"``, ``"acc_delta"`` and ``"average"``: for each parameter one array, with
-        time as its first axis; entry 0 is before any step.
-    gradients : sequence of sequences of arrays or None
-        What was given at each step to each parameter; None where nothing is known of it.
-    asked : Asked or None
-        The options, as far as they are known.
-    """
-
-    name: str
-    dtype: str
-    states: Mapping[str, Sequence[Array]]
-    gradients: Sequence[Sequence[Array | None]] | None = None
-    asked: Asked | None = None
-
-    @property
-    def steps(self) -> int:
-        """How many steps were taken."""
-        return len(self.states["x"][0]) - 1
-
-    @property
-    def start(self) -> list[Array]:
-        """The initial parameters."""
-        return [series[0] for series in self.states["x"]]
-
-    def question(self, config: Config, rates: tuple[float, ...] | None = None) -> Question:
-        """Ask what it was asked, with other options. It must have gradients."""
-        assert self.gradients is not None
-        return question_of("parity", self.dtype, config, self.start, self.gradients, rates)
-
-    @classmethod
-    def of_trace(cls, trace: Trace) -> Trajectory:
-        """Return a recorded trace (`multiopt.conformance.data.tracefile`) as a trajectory."""
-        states = {kind: trace.series(kind) for kind in STATES if trace.has(kind)}
-        gradients: Any = None if trace.is_sparse else [trace.gradients(step) for step in range(trace.steps)]
-        rates = tuple(float(r) for r in trace.arrays["lr"]) if trace.config.schedule is not None else None
-        return cls(f"{trace.system}, {trace.scenario}", trace.dtype, states, gradients, Asked(trace.config, rates))
 
 
 def record_trajectory(
@@ -94,19 +46,36 @@ def _dtype(params: Sequence[Array]) -> str:
     return np.asarray(params[0]).dtype.name
 
 
-def record(adapter: Adapter, gradients: Sequence[Sequence[Array | None]]) -> Trajectory:
-    """Step an adapter through gradients."""
+def record(optimizer: TargetOptimizer, gradients: Sequence[Sequence[Array | None]]) -> Trajectory:
+    """Step an optimizer through gradients."""
     # Before the steps: what an optimizer says of itself may change with them.
-    options = asked(adapter, len(gradients) + 1)
-    holder = HOLDERS[adapter.dtype]
+    options = options_of(optimizer, len(gradients) + 1)
+    holder = HOLDERS[optimizer.dtype]
     given = [[None if g is None else np.asarray(g).astype(holder) for g in row] for row in gradients]
-    seen = [adapter.states()]
-    for number, row in enumerate(given):
-        adapter.step(number, row)
-        seen.append(adapter.states())
-    kinds = [kind for kind in STATES if all(kind in shot for shot in seen)]
-    states = {k: [np.stack([shot[k][i] for shot in seen]) for i in range(len(seen[0][k]))] for k in kinds}
-    return Trajectory(adapter.name, adapter.dtype, states, given, options)
+    config, rates = (Config(), None) if options is None else options
+    case = Case("parity", optimizer.dtype, config, optimizer.states()["x"], given, rates=rates)
+    return replace(run.record(optimizer, case), options_known=options is not None)
+
+
+def options_in(trajectory: Trajectory) -> Options | None:
+    """Return the options with which a trajectory came about, as far as they are known."""
+    return Options(trajectory.config, trajectory.case.rates) if trajectory.options_known else None
+
+
+def with_options(trajectory: Trajectory, options: Options) -> Case:
+    """Return a trajectory's case with other options."""
+    return replace(trajectory.case, scenario="parity", config=options.config, rates=options.rates)
+
+
+def of_trace(trace: Trajectory) -> Trajectory:
+    """Return a recorded trace as `assert_same_trajectory` takes it: with the rates that the framework used."""
+    rates = None
+    if trace.config.schedule is not None and trace.lr is not None:
+        rates = tuple(float(rate) for rate in trace.lr[trace.config.accumulate - 1 :: trace.config.accumulate])
+    gradients = [] if trace.case.is_sparse else trace.case.gradients
+    case = replace(trace.case, rates=rates, gradients=gradients)
+    states = {kind: trace.states[kind] for kind in STATES if trace.has(kind)}
+    return replace(trace, name=f"{trace.name}, {trace.scenario}", case=case, states=states)
 
 
 def of_sequence(states: Sequence[Any], name: str, gradients: Sequence[Any] | None) -> Trajectory:
@@ -123,7 +92,9 @@ def of_sequence(states: Sequence[Any], name: str, gradients: Sequence[Any] | Non
         for kind in STATES
         if all(kind in entry for entry in listed)
     }
-    return Trajectory(name, found["x"][0].dtype.name, found, gradients)
+    start = [series[0] for series in found["x"]]
+    case = Case("parity", found["x"][0].dtype.name, Config(), start, gradients or [])
+    return Trajectory(name, case, found, options_known=False)
 
 
 # --- where two part ---
@@ -211,6 +182,6 @@ def check_comparable(a: Trajectory, b: Trajectory) -> None:
     if shapes[0] != shapes[1]:
         told = " and ".join(f"{shape} ({t.name})" for shape, t in zip(shapes, (a, b), strict=True))
         raise ValueError(f"expected as many steps of the same shapes, got, with time first, {told}")
-    for i, (one, other) in enumerate(zip(a.start, b.start, strict=True)):
+    for i, (one, other) in enumerate(zip(a.case.start, b.case.start, strict=True)):
         if not np.array_equal(one, other, equal_nan=True):
             raise ValueError(f"params[{i}]: expected the same initial values, {a.name} and {b.name} start apart")

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..data.tracefile import Trace, TraceFile
-from ..reference.floats import spacing
+from ..data.floats import spacing
+from ..data.traces import TraceFile
+from ..data.trajectory import Trajectory
 from ..reference.oracle import Oracle
-from ..targets.players import PLAYERS, Player
-from ..targets.replay import Question, play
+from ..targets.run import run_target
+from ..targets.target import Target, all_targets
 
 #: Whose trajectories stand for ours: the others have the same bits.
 OURS = "multiopt"
@@ -28,7 +29,7 @@ class Curve:
     values: list[float]
 
 
-def errors(trace: Trace) -> Curve:
+def errors(trace: Trajectory) -> Curve:
     """Return after each step how far the accumulators are from the oracle, which runs by itself, in ulps.
 
     Habits are followed: what remains is the rounding of the arithmetic.
@@ -45,7 +46,7 @@ def errors(trace: Trace) -> Curve:
                 pairs = zip(exact, seen, units, strict=True)
                 far = max([far, *(float(abs(a - b) / Decimal(float(unit))) for a, b, unit in pairs)])
         worst.append(far)
-    return Curve(trace.system, list(range(1, trace.steps + 1)), worst)
+    return Curve(trace.name, list(range(1, trace.steps + 1)), worst)
 
 
 def binned(curve: Curve, width: int) -> Curve:
@@ -54,30 +55,30 @@ def binned(curve: Curve, width: int) -> Curve:
     return Curve(curve.who, [curve.steps[i] for i in cuts], [max(curve.values[i : i + width]) for i in cuts])
 
 
-def error_growth(files: Mapping[str, TraceFile], scenario: str, ours: Player) -> list[Curve]:
+def error_growth(files: Mapping[str, TraceFile], scenario: str, ours: Target) -> list[Curve]:
     """Return `errors` for every framework that has a long run, and for ours; ten steps at a time, at worst."""
     found = [errors(content.traces[scenario]) for content in files.values() if scenario in content.traces]
     one = next(content.traces[scenario] for content in files.values() if scenario in content.traces)
-    mine = play(ours, Question.of_trace(one))
+    mine = run_target(ours, one.case.published())
     return [binned(curve, 10) for curve in (*found, replace(errors(mine), who=OURS))]
 
 
-def moved(trace: Trace, who: str, tensor: int = 0, element: int = 0) -> Curve:
+def moved(trace: Trajectory, who: str, tensor: int = 0, element: int = 0) -> Curve:
     """Return how far an element has moved from its start."""
-    series = trace.series("x")[tensor].reshape(trace.steps + 1, -1)[:, element]
+    series = trace.states["x"][tensor].reshape(trace.steps + 1, -1)[:, element]
     far = np.abs(series.astype(np.float64) - float(series[0]))
     return Curve(who, list(range(1, trace.steps + 1)), [float(value) for value in far[1:]])
 
 
-def values(trace: Trace, who: str, kind: str = "x", tensor: int = 0, element: int = 0, begin: int = 0) -> Curve:
+def values(trace: Trajectory, who: str, kind: str = "x", tensor: int = 0, element: int = 0, begin: int = 0) -> Curve:
     """Return an element of a state over time; by default from before the first step on."""
-    series = trace.series(kind)[tensor].reshape(trace.steps + 1, -1)[begin:, element]
+    series = trace.states[kind][tensor].reshape(trace.steps + 1, -1)[begin:, element]
     return Curve(who, list(range(begin, trace.steps + 1)), [float(value) for value in series])
 
 
-def rates(trace: Trace, who: str) -> Curve:
+def rates(trace: Trajectory, who: str) -> Curve:
     """Return the learning rate of every step."""
-    return Curve(who, list(range(1, trace.steps + 1)), [float(rate) for rate in trace.arrays["lr"]])
+    return Curve(who, list(range(1, trace.steps + 1)), [float(rate) for rate in trace.lr])
 
 
 @dataclass(frozen=True)
@@ -91,17 +92,17 @@ class Difference:
     log: bool = False
 
 
-def side_by_side(files: Mapping[str, TraceFile], ours: Player) -> list[Difference]:
+def side_by_side(files: Mapping[str, TraceFile], ours: Target) -> list[Difference]:
     """Return where two frameworks that are given the same gradients part."""
 
-    def of(system: str, scenario: str) -> Trace:
+    def of(system: str, scenario: str) -> Trajectory:
         return files[system].traces[scenario]
 
-    def mine(trace: Trace, **changes: Any) -> Trace:
-        question = Question.of_trace(trace)
-        return play(ours, replace(question, config=replace(question.config, **changes)))
+    def mine(trace: Trajectory, **changes: Any) -> Trajectory:
+        case = trace.case.published()
+        return run_target(ours, replace(case, config=replace(case.config, **changes)))
 
-    face = PLAYERS["keras-face"]
+    face = all_targets()["keras-face"]
     decay, clip, boundary, average, sparse = (
         of(*pair)
         for pair in (
@@ -181,7 +182,7 @@ def side_by_side(files: Mapping[str, TraceFile], ours: Player) -> list[Differenc
                     values(of(s, "sparse"), s, element=9)
                     for s in ("tf-raw", "tf-keras-legacy", "keras-tensorflow", "tf-keras")
                 ),
-                values(play(face, Question.of_trace(sparse)), OURS, element=9),
+                values(run_target(face, sparse.case.published()), OURS, element=9),
             ],
         ),
     ]

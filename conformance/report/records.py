@@ -19,9 +19,9 @@ from typing import Any
 
 from ..checks.run import Selection
 from ..checks.verdict import Verdict, count
-from ..data.tracefile import TraceFile
+from ..data.traces import TraceFile
 from ..reference.tolerances import everything
-from ..targets.players import PLAYERS
+from ..targets.target import all_targets
 from . import summary
 
 #: Distributions whose versions matter to the numbers.
@@ -74,8 +74,8 @@ def _gpus() -> list[dict[str, str]]:
 def _about(selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict]) -> dict[str, Any]:
     return {
         "machine": describe(),
-        "backends": {name: PLAYERS[name].about for name in selection.backends},
-        "absent": {name: reason for name, p in PLAYERS.items() if (reason := p.absent()) is not None},
+        "backends": {name: all_targets()[name].about for name in selection.backends},
+        "absent": {name: reason for name, p in all_targets().items() if (reason := p.absent()) is not None},
         "quick": selection.quick,
         "traces": {
             name: {"versions": dict(files[name].versions), "digest": files[name].digest()} for name in selection.systems

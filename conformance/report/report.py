@@ -11,9 +11,9 @@ from string import Template
 from ..checks.run import Selection
 from ..checks.verdict import Verdict, count
 from ..data.systems import SYSTEMS
-from ..data.tracefile import TraceFile
+from ..data.traces import TraceFile
 from ..reference.tolerances import RUN, TRACE
-from ..targets.players import PLAYERS
+from ..targets.target import all_targets
 from . import summary
 from .charts import line_chart
 from .growth import error_growth, side_by_side
@@ -48,7 +48,7 @@ def page(
     selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], notes: Sequence[str]
 ) -> str:
     """Return the page."""
-    ours = PLAYERS["numpy-eager"]
+    ours = all_targets()["numpy-eager"]
     growth = [
         _chart(f"{dtype}, the paper’s settings", "", line_chart(curves, "ulps", across="steps"), "chart many")
         for dtype in ("float64", "float32")
@@ -181,7 +181,7 @@ def _laws(selection: Selection, verdicts: Sequence[Verdict]) -> str:
 def _accuracy(verdicts: Sequence[Verdict]) -> str:
     rows = []
     for who, found in summary.accuracy(verdicts).items():
-        label = f"multiopt: {who}" if who.split(", ")[0] in PLAYERS else who
+        label = f"multiopt: {who}" if who.split(", ")[0] in all_targets() else who
         row = "".join(_accuracy_cell(found.get(dtype)) for dtype in summary.FAIR)
         rows.append(f'<tr><th class="long">{escape(label)}</th>{row}</tr>')
     return _table("heat", ["", *summary.FAIR], rows)

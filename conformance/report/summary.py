@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from ..checks.judge import ABOUT
 from ..checks.verdict import OUTCOMES, Verdict
+from ..data.deviations import deviations_in as names_of
 from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
-from ..data.tracefile import Trace, TraceFile
-from ..targets.players import PLAYERS
-from ..targets.replay import habits as names_of
+from ..data.traces import TraceFile
+from ..data.trajectory import Trajectory
+from ..targets.target import all_targets
 
 #: Scenarios that every framework has, and in which none leaves the rule by more than rounding: a fair comparison.
 FAIR = {
@@ -108,7 +109,7 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Accuracy]]:
     for v in verdicts:
         ours = v.what == "oracle" and v.note == "the whole run"
         dtype = SCENARIOS[v.scenario].dtype if v.scenario in SCENARIOS else ""
-        brief = v.backend in PLAYERS and PLAYERS[v.backend].slow
+        brief = v.backend in all_targets() and all_targets()[v.backend].slow
         if (
             v.observed is None
             or brief
@@ -123,9 +124,9 @@ def accuracy(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Accuracy]]:
         ):
             numbers[place] = max(numbers[place], v.observed)
     merged: dict[str, dict[str, Accuracy]] = {}
-    order = [*PLAYERS, *SYSTEMS]
+    order = [*all_targets(), *SYSTEMS]
     for who, rows in sorted(found.items(), key=lambda pair: order.index(pair[0])):
-        twin = next((other for other, those in merged.items() if who in PLAYERS and those == rows), None)
+        twin = next((other for other, those in merged.items() if who in all_targets() and those == rows), None)
         if twin is not None:
             merged = {f"{twin}, {who}" if other == twin else other: those for other, those in merged.items()}
         else:
@@ -202,23 +203,23 @@ def habits(files: Mapping[str, TraceFile], verdicts: Sequence[Verdict]) -> list[
             theirs[v.system, v.scenario].append(v)
         elif v.what == "oracle" and v.note == "the whole run":
             ours[v.scenario].append(v)
-    shown: dict[str, list[Trace]] = defaultdict(list)
+    shown: dict[str, list[Trajectory]] = defaultdict(list)
     for system, scenario in theirs:
         trace = files[system].traces[scenario]
         for name in names_of(trace):
             shown[name].append(trace)
     found = []
     for name, traces in shown.items():
-        best = min(traces, key=lambda trace: (len(trace.quirks), -trace.steps))
+        best = min(traces, key=lambda trace: (len(trace.deviations), -trace.steps))
         mine = ours.get(best.scenario)
         found.append(
             Habit(
                 name,
                 ABOUT[name],
-                sorted({trace.system for trace in traces}),
+                sorted({trace.name for trace in traces}),
                 sorted({trace.scenario for trace in traces}),
-                f"{best.system}, {best.scenario}",
-                _pair(theirs[best.system, best.scenario]),
+                f"{best.name}, {best.scenario}",
+                _pair(theirs[best.name, best.scenario]),
                 None if mine is None else _pair(mine),
             )
         )

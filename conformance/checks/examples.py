@@ -1,4 +1,4 @@
-"""What laws are tried on: small questions, drawn by hypothesis, the same ones in every run."""
+"""What laws are tried on: small cases, drawn by hypothesis, the same ones in every run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from ..data.case import Case
+from ..data.floats import rounded
 from ..data.specification import HOLDERS, Config
-from ..reference.floats import rounded
-from ..targets.players import Player
-from ..targets.replay import Question, question_of
-from ..targets.stages import inexpressible
+from ..targets.build import unsupported
+from ..targets.target import Target
 
 #: Options by name. Few, because each asks a compiler for a kernel of its own.
 OPTIONS: Mapping[str, Config] = {
@@ -32,11 +32,11 @@ SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (5,), (2, 3))
 
 
 @dataclass(frozen=True)
-class Case:
-    """One question, the name of its options, and a number from which a law draws what else it needs."""
+class Example:
+    """One case, the name of its options, and a number from which a law draws what else it needs."""
 
     label: str
-    question: Question
+    case: Case
     seed: int
 
     @property
@@ -45,39 +45,39 @@ class Case:
         return np.random.default_rng(self.seed)
 
     def __str__(self) -> str:
-        q = self.question
+        q = self.case
         shapes = ", ".join(map(str, q.shapes))
         return f"{self.label}, {q.dtype}, shapes {shapes}, {q.steps} steps, seed {self.seed}"
 
 
-def can_say(player: Player, config: Config) -> bool:
-    """Tell whether `player` has words for these options."""
-    return inexpressible(player, make_question("", "float32", ((5,),), 1, 0, config=config)) is None
+def can_say(target: Target, config: Config) -> bool:
+    """Tell whether `target` has words for these options."""
+    return unsupported(target, make_case("", "float32", ((5,),), 1, 0, config=config)) is None
 
 
-def labels_for(player: Player, labels: Sequence[str]) -> list[str]:
-    """Return those names of options that `player` has words for."""
-    return [name for name in labels if can_say(player, OPTIONS[name])]
+def labels_for(target: Target, labels: Sequence[str]) -> list[str]:
+    """Return those names of options that `target` has words for."""
+    return [name for name in labels if can_say(target, OPTIONS[name])]
 
 
-def dtypes_for(player: Player) -> list[str]:
-    """Return the data types that `player` has."""
-    return [dtype for dtype in HOLDERS if player.lacks(dtype) is None]
+def dtypes_for(target: Target) -> list[str]:
+    """Return the data types that `target` has."""
+    return [dtype for dtype in HOLDERS if target.lacks(dtype) is None]
 
 
 @st.composite
-def cases(draw: Any, labels: Sequence[str], dtypes: Sequence[str]) -> Case:
-    """Draw a case; the first are the simplest."""
+def drawn(draw: Any, labels: Sequence[str], dtypes: Sequence[str]) -> Example:
+    """Draw a example; the first are the simplest."""
     label, dtype = draw(st.sampled_from(labels)), draw(st.sampled_from(dtypes))
     shapes = tuple(draw(st.lists(st.sampled_from(SHAPES[::-1]), min_size=1, max_size=3)))
     steps = draw(st.integers(1, 3))
     seed = draw(st.integers(0, 2**16))
-    return Case(label, make_question(label, dtype, shapes, steps, seed), seed)
+    return Example(label, make_case(label, dtype, shapes, steps, seed), seed)
 
 
-def make_question(
+def make_case(
     label: str, dtype: str, shapes: tuple[tuple[int, ...], ...], steps: int, seed: int, *, config: Config | None = None
-) -> Question:
+) -> Case:
     """Ask with random parameters and gradients: several decades, some zeros, no number that anybody flushes."""
     rng = np.random.default_rng(seed)
     chosen = OPTIONS[label] if config is None else config
@@ -96,4 +96,4 @@ def make_question(
     start = [draw(shape, -1, 0) for shape in shapes]
     low, high = (-2, 0) if half else (-4, 2)
     gradients = [[draw(shape, low, high) for shape in shapes] for _ in range(steps * chosen.accumulate)]
-    return question_of(label, dtype, chosen, start, gradients)
+    return Case(label, dtype, chosen, start, gradients)
