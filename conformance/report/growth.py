@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 import numpy as np
 
-from ..data.floats import spacing
 from ..data.traces import TraceFile
 from ..data.trajectory import Trajectory
-from ..reference.oracle import Oracle
+from ..reference.accuracy import errors_over_time
 from ..targets.run import run_target
 from ..targets.target import Target, all_targets
 
@@ -30,23 +28,8 @@ class Curve:
 
 
 def errors(trace: Trajectory) -> Curve:
-    """Return after each step how far the accumulators are from the oracle, which runs by itself, in ulps.
-
-    Habits are followed: what remains is the rounding of the arithmetic.
-    """
-    oracle = Oracle(trace)
-    state, worst = oracle.start(), []
-    for step in range(trace.steps):
-        oracle.advance(state, step)
-        recorded = oracle.recorded(step + 1)
-        far = 0.0
-        for kind in ("square_avg", "acc_delta"):
-            for exact, seen in zip(getattr(state, kind), getattr(recorded, kind), strict=True):
-                units = spacing(np.array([float(value) for value in exact]), trace.dtype)
-                pairs = zip(exact, seen, units, strict=True)
-                far = max([far, *(float(abs(a - b) / Decimal(float(unit))) for a, b, unit in pairs)])
-        worst.append(far)
-    return Curve(trace.name, list(range(1, trace.steps + 1)), worst)
+    """Return after each step how far the accumulators are from the reference, in ulps."""
+    return Curve(trace.name, list(range(1, trace.steps + 1)), errors_over_time(trace))
 
 
 def binned(curve: Curve, width: int) -> Curve:
