@@ -227,4 +227,5 @@ def _worst(found: Mapping[str, Distance]) -> str:
 
 
 def _place(found: Distance | Difference) -> Place:
-    return Place(found.step, found.tensor, found.element, found.ours, found.theirs)
+    pair = (found.recorded, found.exact) if isinstance(found, Distance) else (found.first, found.second)
+    return Place(found.step, found.tensor, found.element, *pair)
