@@ -24,7 +24,7 @@ COMMANDS = {
     "info": (".info", "cli", "show the array libraries that are installed, and which engine each one gets"),
     "bench": (".benchmarks", "bench", "time a step against other optimizers and the floor of memory traffic"),
     "check": (".conformance.check", "conformance", "check optimizers against recorded traces and laws"),
-    "record": (".conformance.record", "record", "record traces of the frameworks' own optimizers"),
+    "record": (".conformance.recording.record", "record", "record traces of the frameworks' own optimizers"),
 }
 #: Module of an array library: what to install for it.
 LIBRARIES = {

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.systems import SYSTEMS
-from ..data.tracefile import FOLDER, TraceFile, load, path_of
+from ..data.traces import FOLDER, TraceFile, describe, load, path_of
 from ..reference.compare import differences, inputs_agree, same_bits
 from . import missing_packages, record_to
 
@@ -77,7 +77,7 @@ def judge(old: TraceFile, new: TraceFile) -> Verdict:
         wrong.append("other scenarios: " + ", ".join(sorted(old.traces.keys() ^ new.traces.keys())))
     for name in old.traces.keys() & new.traces.keys():
         a, b = old.traces[name], new.traces[name]
-        described, again = a.describe(), b.describe()
+        described, again = describe(a), describe(b)
         changed_keys = [key for key in described if described[key] != again[key]]
         if changed_keys or not inputs_agree(a, b):
             wrong.append(f"{name}: {', '.join(changed_keys) or 'inputs'}")
@@ -97,10 +97,11 @@ def judge(old: TraceFile, new: TraceFile) -> Verdict:
                 limit = min(limit, HALF_ULPS)
             if not found.units <= limit:
                 wrong.append(f"{name}: {found}")
-        for key in ("lr", "iterations"):
-            if a.has(key) and not same_bits(a.arrays[key], b.arrays[key]):
+        for key in {"lr", "iterations"} & a.arrays.keys():
+            one, other = a.arrays[key], b.arrays[key]
+            if not same_bits(one, other):
                 equal = False
-                if key == "iterations" or abs(a.arrays[key] - b.arrays[key]).max() > RATE:
+                if key == "iterations" or abs(one - other).max() > RATE:
                     wrong.append(f"{name}: {key}")
     outcome = "different" if wrong else "same" if equal else "close"
     if outcome == "close":

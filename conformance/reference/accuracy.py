@@ -14,8 +14,8 @@ from decimal import Decimal, localcontext
 
 import numpy as np
 
-from ..data.tracefile import Trace
-from .floats import format_of, spacing
+from ..data.floats import format_of, spacing
+from ..data.trajectory import Trajectory
 from .oracle import CONTEXT, Numbers, Oracle, State
 
 #: Units that a sound implementation stays within, one step at a time and over a whole trace, with the reason.
@@ -66,22 +66,22 @@ class Distance:
 
 
 def distances(
-    trace: Trace,
+    trace: Trajectory,
     *,
     stepwise: bool = True,
-    quirks: Collection[str] | None = None,
+    deviations: Collection[str] | None = None,
     as_held: bool = True,
 ) -> dict[str, Distance]:
     """Return the worst distance of each kind of state from the oracle.
 
     Parameters
     ----------
-    trace : Trace
+    trace : Trajectory
         One that was not refused.
     stepwise : bool
         Begin each step at the recorded state before it, so that the distance is the error of one step. False: let
         the oracle run by itself from the initial parameters, so that errors add up as they do in use.
-    quirks, as_held
+    deviations, as_held
         As in `oracle.Oracle`.
 
     Returns
@@ -89,7 +89,7 @@ def distances(
     dict
         Kind (``x``, ``square_avg``, ``acc_delta``, ``average``) to `Distance`.
     """
-    oracle = Oracle(trace, quirks=quirks, as_held=as_held)
+    oracle = Oracle(trace, deviations=deviations, as_held=as_held)
     kinds = [kind for kind in ("square_avg", "acc_delta", "x", "average") if trace.has(kind)]
     worst: dict[str, Distance] = {}
     state = oracle.start()
@@ -125,7 +125,7 @@ def _travel(path: list[Numbers], largest: list[Numbers], earlier: list[Numbers],
 
 
 def _worst(
-    trace: Trace,
+    trace: Trajectory,
     kind: str,
     step: int,
     state: State,
@@ -167,20 +167,20 @@ def _apart(exact: Decimal, recorded: Decimal, unit: Decimal) -> float:
 class Accuracy:
     """How accurate one trace is, over all its steps.
 
-    ``followed``: from the rule with the trace's own quirks and hyperparameters as the framework held them, which is
+    ``followed``: from the rule with the trace's own deviations and hyperparameters as the framework held them, which is
     the error of its arithmetic. ``published``: from the published rule with the hyperparameters that were asked for,
     which is how far a user of that framework is from the paper.
     """
 
     system: str
     scenario: str
-    quirks: tuple[str, ...]
+    deviations: tuple[str, ...]
     followed: Mapping[str, Distance]
     published: Mapping[str, Distance]
 
 
-def accuracy_of(trace: Trace) -> Accuracy:
+def accuracy_of(trace: Trajectory) -> Accuracy:
     """Return both distances of ``trace`` from the oracle."""
     followed = distances(trace, stepwise=False)
-    published = distances(trace, stepwise=False, quirks=(), as_held=False)
-    return Accuracy(trace.system, trace.scenario, trace.quirks, followed, published)
+    published = distances(trace, stepwise=False, deviations=(), as_held=False)
+    return Accuracy(trace.name, trace.scenario, trace.deviations, followed, published)

@@ -10,9 +10,9 @@ framework adds, outside u)::
 
 Around it: clipping by value, by each tensor's norm and by the global norm, coupled or decoupled weight decay, ascent,
 accumulation, moving averages, constraints, sparse rows as their dense equal. The oracle knows the habits in
-`quirks` by name and follows those of the trace unless told otherwise; complex arithmetic it does not follow.
+`deviations` by name and follows those of the trace unless told otherwise; complex arithmetic it does not follow.
 
-Numbers are exact but for 50-digit rounding; only overflow and, where a quirk says so, flushed subnormals are
+Numbers are exact but for 50-digit rounding; only overflow and, where a deviation says so, flushed subnormals are
 taken from the data type.
 """
 
@@ -25,15 +25,13 @@ from decimal import Context, Decimal, localcontext
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.inputs import Sparse
+from ..data.case import Sparse
+from ..data.floats import format_of, parts, rounded
 from ..data.rates import rates_of
 from ..data.specification import HOLDERS
-from ..data.tracefile import Trace
-from .floats import format_of, parts, rounded
+from ..data.trajectory import Trajectory
 
 CONTEXT = Context(prec=50, Emin=-999_999, Emax=999_999, traps=[])
-#: Quirks that the oracle does not follow: it tells the distance from the published rule only.
-NOT_FOLLOWED = frozenset({"complex-arithmetic", "complex128-in-complex64"})
 _ZERO, _ONE, _INF, _NAN = Decimal(0), Decimal(1), Decimal("Infinity"), Decimal("NaN")
 
 Numbers = list[Decimal]
@@ -66,39 +64,39 @@ class Oracle:
 
     Parameters
     ----------
-    trace : Trace
+    trace : Trajectory
         Whose configuration, gradients and data type are taken; its states are not looked at.
-    quirks : collection of str, optional
+    deviations : collection of str, optional
         Habits to follow; by default those of the trace. Empty: the published rule alone.
     as_held : bool
         Round lr, rho, eps and 1 − rho to the trace's data type first, as every framework must, and take the learning
         rates that the framework reported. False: the configuration's own doubles, and the published schedules.
     """
 
-    def __init__(self, trace: Trace, *, quirks: Collection[str] | None = None, as_held: bool = True) -> None:
+    def __init__(self, trace: Trajectory, *, deviations: Collection[str] | None = None, as_held: bool = True) -> None:
         self.trace = trace
         self.config = c = trace.config
-        self.quirks = frozenset(trace.quirks if quirks is None else quirks)
+        self.deviations = frozenset(trace.deviations if deviations is None else deviations)
         precision, emin, emax = format_of(trace.dtype)
         with localcontext(CONTEXT):
             two = Decimal(2)
             # From here on, rounding to nearest gives infinity.
             self.overflow = two**emax * (two - two ** (-precision))
             self.tiny = two**emin
-        self.flushes = "flushes-subnormals" in self.quirks
-        self.scales_first = "squares-scaled-first" in self.quirks
+        self.flushes = "flushes-subnormals" in self.deviations
+        self.scales_first = "squares-scaled-first" in self.deviations
         rho, eps, decay = c.rho, c.eps, c.weight_decay
-        if "rho-through-float32" in self.quirks:
+        if "rho-through-float32" in self.deviations:
             rho = _through(rho, "float32")
-        if "eps-through-float32" in self.quirks:
+        if "eps-through-float32" in self.deviations:
             eps = _through(eps, "float32")
-        if "weight-decay-through-float32" in self.quirks:
+        if "weight-decay-through-float32" in self.deviations:
             decay = _through(decay, "float32")
-        if "eps-zero-becomes-1e-7" in self.quirks:
+        if "eps-zero-becomes-1e-7" in self.deviations:
             eps = 1e-7
         rest = 1.0 - rho
         if as_held:
-            if "one-minus-rho-in-parameter-dtype" in self.quirks:
+            if "one-minus-rho-in-parameter-dtype" in self.deviations:
                 rest = 1.0 - _through(rho, trace.dtype)
             rho, rest, eps, decay = (_through(value, trace.dtype) for value in (rho, rest, eps, decay))
         self.rho, self.rest, self.eps, self.decay = (Decimal(value) for value in (rho, rest, eps, decay))
@@ -106,10 +104,10 @@ class Oracle:
 
     def _rates(self, as_held: bool) -> list[Decimal]:
         rates = rates_of(self.config, self.trace.steps)
-        if as_held and self.trace.has("lr"):
-            rates = [_through(float(rate), self.trace.dtype) for rate in self.trace.arrays["lr"]]
+        if as_held and self.trace.lr is not None:
+            rates = [_through(float(rate), self.trace.dtype) for rate in self.trace.lr]
         # The paper has no learning rate: that is 1, or −1 where the framework forgets the sign.
-        missing = -1.0 if "ascends-without-lr" in self.quirks else 1.0
+        missing = -1.0 if "ascends-without-lr" in self.deviations else 1.0
         return [Decimal(missing if rate is None else rate) for rate in rates]
 
     def _hold(self, value: Decimal) -> Decimal:
@@ -142,7 +140,7 @@ class Oracle:
 
     def _given(self, step: int) -> list[Given]:
         given: list[Given] = []
-        for gradient in self.trace.gradients(step):
+        for gradient in self.trace.case.gradients[step]:
             if gradient is None:
                 given.append(None)
                 continue
@@ -173,7 +171,7 @@ class Oracle:
     def _mean_of(self, values: Numbers) -> Decimal:
         mean = _ZERO
         for n, value in enumerate(values):
-            if "accumulates-in-float32" in self.quirks:
+            if "accumulates-in-float32" in self.deviations:
                 mean = Decimal(_through(float(mean), "float32"))
             mean += (value - mean) / (n + 1)
         return mean
@@ -183,12 +181,12 @@ class Oracle:
         bound = c.clipvalue
         if (bound, c.clipnorm, c.global_clipnorm) == (None, None, None):
             return given
-        if self.trace.is_sparse and given[0] is not None and "sparse-clipped-before-summed" not in self.quirks:
+        if self.trace.case.is_sparse and given[0] is not None and "sparse-clipped-before-summed" not in self.deviations:
             sums: dict[int, Decimal] = {}
             for k, g in given[0]:
                 sums[k] = sums.get(k, _ZERO) + g
             given = [list(sums.items()), *given[1:]]
-        if bound is not None and not self.quirks & {"norm-clip-wins", "nonpositive-clip-ignored"}:
+        if bound is not None and not self.deviations & {"norm-clip-wins", "nonpositive-clip-ignored"}:
             limit = Decimal(bound)
             # Comparisons with NaN are false: NaN stays.
             given = _each(given, lambda g: limit if g > limit else -limit if g < -limit else g)
@@ -197,12 +195,12 @@ class Oracle:
             given = [_each([pairs], self._scaling(limit, _norm([pairs])))[0] for pairs in given]
         if c.global_clipnorm is not None:
             limit, size = Decimal(c.global_clipnorm), _norm(given)
-            if "infinite-norm-gives-nan" in self.quirks and not size.is_finite():
+            if "infinite-norm-gives-nan" in self.deviations and not size.is_finite():
                 return _each(given, lambda g: _NAN)
-            if "norm-plus-1e-6" in self.quirks:
+            if "norm-plus-1e-6" in self.deviations:
                 factor = min(limit / (size + Decimal.from_float(1e-6)), _ONE)
                 return _each(given, lambda g: g * factor)
-            if "norm-through-float32" in self.quirks and size.is_finite():
+            if "norm-through-float32" in self.deviations and size.is_finite():
                 inverse = Decimal(_through(float(1 / max(size, limit)), "float32"))
                 factor = Decimal(_through(float(limit * inverse), "float32"))
                 return _each(given, lambda g: g * factor)
@@ -214,7 +212,7 @@ class Oracle:
         if norm.is_nan():
             return lambda g: _NAN
         longest = max(norm, limit)
-        if "norm-through-float32" in self.quirks:
+        if "norm-through-float32" in self.deviations:
             longest = Decimal(_through(float(longest), "float32"))
         return lambda g: g * limit / longest
 
@@ -236,11 +234,11 @@ class Oracle:
             return
         if c.decay_kind == "decoupled":
             lost = rate * self.decay
-            if "decay-factor-through-float32" in self.quirks:
+            if "decay-factor-through-float32" in self.deviations:
                 product = np.float32(rate) * np.float32(self.decay)
                 lost = 1 - Decimal(float(np.float32(1) - product))
             x[:] = [value - lost * value for value in x]
-        if not (i == 0 and self.trace.is_sparse):
+        if not (i == 0 and self.trace.case.is_sparse):
             for k, g in gradient:
                 g = -g if c.maximize else g
                 if c.decay_kind == "coupled":
@@ -250,12 +248,12 @@ class Oracle:
         gathered: dict[int, Numbers] = {}
         for k, g in gradient:
             gathered.setdefault(k, []).append(g)
-        kept = "sparse-untouched-rows-kept" in self.quirks
+        kept = "sparse-untouched-rows-kept" in self.deviations
         for k in gathered if kept else range(len(x)):
             each = gathered.get(k, [_ZERO])
-            if "sparse-duplicates-in-turn" in self.quirks:
+            if "sparse-duplicates-in-turn" in self.deviations:
                 turns = [[g] for g in each]
-            elif "sparse-duplicates-squared-apart" in self.quirks:
+            elif "sparse-duplicates-squared-apart" in self.deviations:
                 turns = [each]
             else:
                 turns = [[sum(each, _ZERO)]]
@@ -264,13 +262,13 @@ class Oracle:
 
     def _average(self, state: State, step: int) -> None:
         c = self.config
-        if c.ema_momentum is None or state.average is None or "ema-never-updates" in self.quirks:
+        if c.ema_momentum is None or state.average is None or "ema-never-updates" in self.deviations:
             return
-        counts_all = c.accumulate == 1 or "ema-every-micro-step" in self.quirks
+        counts_all = c.accumulate == 1 or "ema-every-micro-step" in self.deviations
         if not counts_all and (step + 1) % c.accumulate:
             return
         momentum = Decimal(c.ema_momentum)
-        if "ema-starts-after-first-step" in self.quirks and step // c.accumulate == 0:
+        if "ema-starts-after-first-step" in self.deviations and step // c.accumulate == 0:
             momentum = _ZERO
         for average, x in zip(state.average, state.x, strict=True):
             average[:] = [momentum * a + (1 - momentum) * b for a, b in zip(average, x, strict=True)]

@@ -21,20 +21,22 @@ from multiopt.conformance.checks.across import OPTIONS, Across
 from multiopt.conformance.checks.judge import Judge
 from multiopt.conformance.checks.run import Selection, run
 from multiopt.conformance.checks.verdict import Place, Verdict, count, judged
-from multiopt.conformance.data.tracefile import FOLDER, load, load_all, path_of, save
+from multiopt.conformance.data.deviations import deviations_in, followed
+from multiopt.conformance.data.traces import FOLDER, load, load_all, path_of, save
 from multiopt.conformance.reference import tolerances
-from multiopt.conformance.report.report import summary
-from multiopt.conformance.report.report.charts import line_chart
-from multiopt.conformance.report.report.growth import Curve
-from multiopt.conformance.report.report.tables import short
-from multiopt.conformance.targets.players import PLAYERS, NumPy, Player
-from multiopt.conformance.targets.replay import Question, bits, first, followed, habits, play
-from multiopt.conformance.targets.stages import Core, inexpressible, refusal
+from multiopt.conformance.report import summary
+from multiopt.conformance.report.charts import line_chart
+from multiopt.conformance.report.growth import Curve
+from multiopt.conformance.report.tables import short
+from multiopt.conformance.targets.arrays import Arrays
+from multiopt.conformance.targets.build import core_optimizer, rejection, unsupported
+from multiopt.conformance.targets.run import run_target
+from multiopt.conformance.targets.target import Target, all_targets
 
 from multiopt.cli import main as command
 
 FILES = load_all()
-EAGER = PLAYERS["numpy-eager"]
+EAGER = all_targets()["numpy-eager"]
 
 
 def trace_of(system, scenario):
@@ -48,10 +50,10 @@ def quiet(title, done, total):
 def wrong(**changes):
     """The core, told other options than it was asked with."""
 
-    def stage(question):
-        return Core(NumPy("numpy"), replace(question, config=replace(question.config, **changes)), "eager")
+    def stage(case):
+        return core_optimizer(Arrays("numpy"), case.with_options(**changes), "eager")
 
-    return Player("wrong", "made for this test", NumPy, "numpy", engine="eager", stage=stage)
+    return Target("wrong", "made for this test", "numpy", engine="eager", optimizer=stage)
 
 
 # --- The whole of it, on NumPy ----------------------------------------------------------------------------------------
@@ -151,16 +153,16 @@ def test_nothing_is_dropped_in_silence():
     for content in FILES.values():
         for name, trace in content.traces.items():
             if trace.refusal is None:
-                question = Question.of_trace(trace)
-                if inexpressible(EAGER, question):
+                case = trace.case.published()
+                if unsupported(EAGER, case):
                     without.add(name)
-                elif refusal(EAGER, question):
+                elif rejection(EAGER, case):
                     refused.add(name)
     assert without == {"sparse", "sparse-clipvalue", "constraint", "constraint-ema", "ema-overwrite"}
     assert refused == {
         "zero-eps", "subnormals-dyadic-float32", "clipvalue-zero", "clipvalue-negative", "none-at-all",
     }  # fmt: skip
-    face = PLAYERS["keras-face"]
+    face = all_targets()["keras-face"]
     for name in ("sparse", "constraint-ema", "ema-overwrite"):
         verdicts = Judge().against_trace(face, trace_of("tf-keras", name))
         assert {v.outcome for v in verdicts} == {"passed"}, name
@@ -174,14 +176,14 @@ def test_rho_wrong_by_one_ulp_changes_bits_at_the_first_step():
     across = Across(Judge(), brief=True)
     (verdict,) = across.verdicts(wrong(rho=nearly), "float64", "plain")
     assert verdict.outcome == "failed"
-    question = across.question(EAGER, "float64", "plain")
-    g = question.gradients[0][0]
+    case = across.case(EAGER, "float64", "plain")
+    g = case.gradients[0][0]
     # 1 − rho is another number, so that the first gradient whose square is not lost shows it.
     differs = (1 - 0.9) * (g * g) != (1 - nearly) * (g * g)
     assert (verdict.place.step, verdict.place.tensor) == (1, "square_avg/p0")
     assert verdict.place.element == int(np.argmax(differs))
     assert verdict.place.theirs == (1 - 0.9) * float(g[verdict.place.element]) ** 2
-    (right,) = across.verdicts(PLAYERS["functional"], "float64", "plain")
+    (right,) = across.verdicts(all_targets()["functional"], "float64", "plain")
     assert right.outcome == "passed"
 
 
@@ -192,7 +194,7 @@ def test_rho_wrong_by_one_ulp_changes_bits_at_the_first_step():
 )
 def test_a_slightly_wrong_number_is_found_by_oracle_and_trace(changes, kind):
     judge, trace = Judge(), trace_of("torch-forloop", "learning-rate")
-    found = judge.against_oracle(wrong(**changes), Question.of_trace(trace)) + judge.against_trace(
+    found = judge.against_oracle(wrong(**changes), trace.case.published()) + judge.against_trace(
         wrong(**changes), trace
     )
     failed = {(v.what, v.kind) for v in found if v.failed}
@@ -205,9 +207,9 @@ def forged(tmp_path):
     """Traces of torch in which one number of one step is another, with hashes that agree."""
     content = load(path_of("torch-forloop"))
     trace = content.traces["learning-rate"]
-    arrays = {key: values.copy() for key, values in trace.arrays.items()}
-    arrays["acc_delta/p1"][5].flat[3] *= 1 + 1e-12
-    traces = {**content.traces, "learning-rate": replace(trace, arrays=arrays)}
+    states = {kind: [values.copy() for values in column] for kind, column in trace.states.items()}
+    states["acc_delta"][1][5].flat[3] *= 1 + 1e-12
+    traces = {**content.traces, "learning-rate": replace(trace, states=states)}
     for system in FILES:
         if system != "torch-forloop":
             path_of(system, tmp_path).write_bytes(path_of(system, FOLDER).read_bytes())
@@ -242,32 +244,32 @@ def test_a_damaged_file_is_refused_before_the_work(tmp_path, capsys):
 
 
 def test_other_inputs_are_not_compared():
-    # A trace with other inputs is another question: ours then answers that one, and theirs does not fit it.
+    # A trace with other inputs is another case: ours then answers that one, and theirs does not fit it.
     trace = trace_of("torch-forloop", "paper")
-    arrays = {**trace.arrays, "gradient/p0": trace.arrays["gradient/p0"] * 2}
-    verdicts = Judge().against_trace(EAGER, replace(trace, arrays=arrays))
+    doubled = [[g * 2 for g in row] for row in trace.case.gradients]
+    verdicts = Judge().against_trace(EAGER, replace(trace, case=replace(trace.case, gradients=doubled)))
     assert any(v.failed for v in verdicts)
 
 
 def test_an_exception_is_a_finding_not_the_end():
-    def stage(question):
+    def stage(case):
         raise RuntimeError("no such thing")
 
-    broken = replace(wrong(), stage=stage)
+    broken = replace(wrong(), optimizer=stage)
     verdicts = Judge().against_trace(broken, trace_of("torch-forloop", "paper"))
     assert [v.outcome for v in verdicts] == ["failed"]
     assert "RuntimeError: no such thing" in verdicts[0].reason
 
 
 def test_who_must_refuse_and_does_not_fails():
-    def stage(question):
-        return Core(NumPy("numpy"), replace(question, config=replace(question.config, eps=1e-6)), "eager")
+    def stage(case):
+        return core_optimizer(Arrays("numpy"), case.with_options(eps=1e-6), "eager")
 
-    lenient = replace(wrong(), stage=stage)
-    verdicts = Judge().against_oracle(lenient, Question.of_trace(trace_of("torch-forloop", "zero-eps")))
+    lenient = replace(wrong(), optimizer=stage)
+    verdicts = Judge().against_oracle(lenient, trace_of("torch-forloop", "zero-eps").case.published())
     assert [v.outcome for v in verdicts] == ["failed"]
     assert "expected a ValueError" in verdicts[0].reason
-    assert Judge().against_oracle(EAGER, Question.of_trace(trace_of("torch-forloop", "zero-eps")))[0].outcome == (
+    assert Judge().against_oracle(EAGER, trace_of("torch-forloop", "zero-eps").case.published())[0].outcome == (
         "inexpressible"
     )
 
@@ -277,17 +279,17 @@ def test_who_must_refuse_and_does_not_fails():
 
 def test_habits_of_options_are_followed_and_both_numbers_told():
     trace = trace_of("tf-keras-legacy", "learning-rate")
-    assert {"lr-through-float32", "rho-through-float32"} <= set(habits(trace))
-    question, left = followed(trace)
+    assert {"lr-through-float32", "rho-through-float32"} <= set(deviations_in(trace))
+    case, left = followed(trace)
     assert left == ()
-    assert question.rates[0] == float(np.float32(0.3))
-    assert question.config.rho == float(np.float32(0.9))
+    assert case.rates[0] == float(np.float32(0.3))
+    assert case.config.rho == float(np.float32(0.9))
     judge = Judge()
     verdicts = judge.against_trace(EAGER, trace)
     assert {v.outcome for v in verdicts} == {"passed"}
     assert re.search(r"they \S+e\+0[0-9] ulp .* we [0-9.]+ ulp", verdicts[0].note), verdicts[0].note
     # Not followed, the same comparison fails by far.
-    published = judge.answer(EAGER, Question.of_trace(trace))
+    published = judge.answer(EAGER, trace.case.published())
     assert judge.from_oracle(published, stepwise=False)["square_avg"].units < 16
     assert judge.accuracy(trace).published["square_avg"].units > 1e6
 
@@ -297,7 +299,7 @@ def test_habits_of_arithmetic_are_told_and_judged_by_the_rule():
     verdicts = Judge().against_trace(EAGER, trace)
     assert {v.outcome for v in verdicts} == {"habit"}
     assert all("half-arithmetic" in v.reason for v in verdicts)
-    mine = Judge().against_oracle(EAGER, Question.of_trace(trace))
+    mine = Judge().against_oracle(EAGER, trace.case.published())
     assert {v.outcome for v in mine} == {"passed"}
     # Rounded once: half a unit. The framework's own step is further away.
     assert max(v.observed for v in mine if v.note == "one step") <= 0.51
@@ -305,38 +307,38 @@ def test_habits_of_arithmetic_are_told_and_judged_by_the_rule():
 
 def test_schedules_in_single_precision_are_seen_in_the_rates():
     trace = trace_of("optax", "schedule-exponential")
-    assert trace.quirks == ()
-    assert habits(trace) == ("schedule-in-float32",)
-    far = {**trace.arrays, "lr": trace.arrays["lr"] * 1.001}
-    assert habits(replace(trace, arrays=far)) == ()
+    assert trace.deviations == ()
+    assert deviations_in(trace) == ("schedule-in-float32",)
+    assert deviations_in(replace(trace, lr=trace.lr * 1.001)) == ()
 
 
 def test_replay_holds_every_state_after_every_step():
     trace = trace_of("tf-keras", "accumulation-ema" if "accumulation-ema" in FILES["tf-keras"].traces else "ema")
-    mine = play(EAGER, Question.of_trace(trace))
+    mine = run_target(EAGER, trace.case.published())
     for kind in ("x", "square_avg", "acc_delta", "average"):
-        for shape, series in zip(trace.shapes, mine.series(kind), strict=True):
+        for shape, series in zip(trace.case.shapes, mine.states[kind], strict=True):
             assert series.shape == (trace.steps + 1, *shape)
-    assert not any(series[0].any() for series in mine.series("square_avg"))
-    assert bits(mine) == bits(play(PLAYERS["functional"], Question.of_trace(trace))) or trace.config.ema_momentum
-    short_one = first(mine, 3)
+    assert not any(series[0].any() for series in mine.states["square_avg"])
+    again = run_target(all_targets()["functional"], trace.case.published())
+    assert mine.bits() == again.bits() or trace.config.ema_momentum
+    short_one = mine.first(3)
     assert short_one.steps == 3
-    assert len(short_one.arrays["x/p0"]) == 4
-    assert first(mine, 99) is mine
+    assert len(short_one.states["x"][0]) == 4
+    assert mine.first(99) is mine
 
 
-@pytest.mark.parametrize("name", [n for n in PLAYERS if PLAYERS[n].device == "cpu"])
+@pytest.mark.parametrize("name", [n for n in all_targets() if all_targets()[n].device == "cpu"])
 def test_each_player_is_right_in_one_scenario(name):
-    player = PLAYERS[name]
-    if reason := player.absent():
+    target = all_targets()[name]
+    if reason := target.absent():
         pytest.skip(reason)
     judge = Judge()
     # Two steps and more: a state that comes back in another order shows from the second on.
     for trace in (trace_of("torch-forloop", "by-hand"), trace_of("tf-keras", "several-shapes")):
-        assert {v.outcome for v in judge.against_trace(player, trace)} == {"passed"}
+        assert {v.outcome for v in judge.against_trace(target, trace)} == {"passed"}
     (verdict,) = [
         v
-        for v in judge.against_oracle(player, Question.of_trace(trace_of("optax", "by-hand")))
+        for v in judge.against_oracle(target, trace_of("optax", "by-hand").case.published())
         if v.kind == "x" and v.note == "one step"
     ]
     assert verdict.outcome == "passed"
@@ -360,7 +362,7 @@ def test_wrong_names_are_told(words, said, capsys):
 
 
 def test_what_is_not_installed_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(Player, "absent", lambda self: "it is not here" if self.name == "torch" else None)
+    monkeypatch.setattr(Target, "absent", lambda self: "it is not here" if self.name == "torch" else None)
     assert command(["check", "--backend", "torch"]) == 2
     assert "--backend torch: it is not here" in capsys.readouterr().err
     assert "torch: it is not here" in notes(Selection(("numpy",)), [])
@@ -369,7 +371,7 @@ def test_what_is_not_installed_is_told(monkeypatch, capsys):
 def test_list(capsys):
     assert command(["check", "--list"]) == 0
     out = capsys.readouterr().out
-    for name in (*PLAYERS, *FILES, "schedule-piecewise"):
+    for name in (*all_targets(), *FILES, "schedule-piecewise"):
         assert name in out
 
 

@@ -5,13 +5,12 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from multiopt.conformance.checks.cases import OPTIONS, SHAPES, make_question
+from multiopt.conformance.checks.examples import OPTIONS, SHAPES, make_case
 from multiopt.conformance.checks.law import BrokenError
 from multiopt.conformance.checks.laws import LAWS, verdicts
-from multiopt.conformance.mutation.mutants import MUTANTS
-from multiopt.conformance.reference.machine import JUDGED_AS
-from multiopt.conformance.targets.players import PLAYERS
-from multiopt.conformance.targets.replay import play
+from multiopt.conformance.mutation.mutants import JUDGED_AS, MUTANTS
+from multiopt.conformance.targets.run import run_target
+from multiopt.conformance.targets.target import all_targets
 
 import multiopt
 
@@ -19,45 +18,45 @@ FAST = ("numpy-eager", "functional", "strict")
 
 
 @pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize("player", FAST)
-def test_laws_hold(player, law):
-    player = PLAYERS[player]
-    if player.absent():
-        pytest.skip(player.absent())
-    if not LAWS[law].concerns(player):
-        pytest.skip(f"{player.name} has no words for it")
-    verdict = LAWS[law].verdict(player, examples=25)
+@pytest.mark.parametrize("target", FAST)
+def test_laws_hold(target, law):
+    target = all_targets()[target]
+    if target.absent():
+        pytest.skip(target.absent())
+    if not LAWS[law].concerns(target):
+        pytest.skip(f"{target.name} has no words for it")
+    verdict = LAWS[law].verdict(target, examples=25)
     assert verdict.outcome == "passed", verdict
 
 
-@pytest.mark.parametrize("player", ["numpy", "torch", "jax", "jax-jit", "dask", "keras-face"])
+@pytest.mark.parametrize("target", ["numpy", "torch", "jax", "jax-jit", "dask", "keras-face"])
 @pytest.mark.parametrize("law", ["sign symmetry", "split", "missing gradient", "save and resume"])
-def test_laws_hold_where_cases_are_costly(player, law):
-    player = PLAYERS[player]
-    if player.absent():
-        pytest.skip(player.absent())
-    if not LAWS[law].concerns(player):
-        pytest.skip(f"{player.name} has no words for it")
-    verdict = LAWS[law].verdict(player, examples=2)
+def test_laws_hold_where_cases_are_costly(target, law):
+    target = all_targets()[target]
+    if target.absent():
+        pytest.skip(target.absent())
+    if not LAWS[law].concerns(target):
+        pytest.skip(f"{target.name} has no words for it")
+    verdict = LAWS[law].verdict(target, examples=2)
     assert verdict.outcome == "passed", verdict
 
 
 def test_every_law_says_what_it_says_of_numpy():
-    found = list(verdicts(PLAYERS["numpy-eager"], examples=1))
+    found = list(verdicts(all_targets()["numpy-eager"], examples=1))
     assert [v.kind for v in found] == list(LAWS)
     assert all(v.reason and v.note.endswith("cases") for v in found)
 
 
 def test_the_same_cases_in_every_run():
     # By another arithmetic, the same first failure.
-    player = MUTANTS["one-v-per-tensor"].player()
-    first, second = (str(LAWS["split"].verdict(player)) for _ in range(2))
+    target = MUTANTS["one-v-per-tensor"].target()
+    first, second = (str(LAWS["split"].verdict(target)) for _ in range(2))
     assert first == second
     assert "failed" in first
 
 
 def test_cases_are_of_every_kind():
-    q = make_question("plain", "float32", SHAPES, 3, 1)
+    q = make_case("plain", "float32", SHAPES, 3, 1)
     values = np.concatenate([np.asarray(g).ravel() for row in q.gradients for g in row])
     assert (values == 0).any()
     size = np.abs(values[values != 0])
@@ -80,34 +79,34 @@ BROKEN_BY = {
 
 @pytest.mark.parametrize("law", BROKEN_BY)
 def test_mutants_break_laws(law):
-    verdict = LAWS[law].verdict(MUTANTS[BROKEN_BY[law]].player(), examples=25)
+    verdict = LAWS[law].verdict(MUTANTS[BROKEN_BY[law]].target(), examples=25)
     assert verdict.failed, verdict
     assert verdict.place is not None
     assert "seed" in verdict.note
 
 
 def test_an_asymmetry_breaks_the_mirror():
-    class Lopsided(JUDGED_AS.stage):
+    class Lopsided(JUDGED_AS.optimizer):
         def delta(self, g, v, u):
             return super().delta(np.where(g > 0, g, g * 1.5), v, u)
 
     from dataclasses import replace
 
-    player = replace(JUDGED_AS, stage=Lopsided)
-    assert LAWS["sign symmetry"].verdict(player).failed
-    assert not LAWS["reshape"].verdict(player).failed
+    target = replace(JUDGED_AS, optimizer=Lopsided)
+    assert LAWS["sign symmetry"].verdict(target).failed
+    assert not LAWS["reshape"].verdict(target).failed
 
 
 def test_a_dependence_on_shape_breaks_reshaping():
     from dataclasses import replace
 
-    class Shaped(JUDGED_AS.stage):
-        def __init__(self, question):
-            super().__init__(question)
-            if any(len(shape) == 2 and shape[1] == 1 for shape in question.shapes):
+    class Shaped(JUDGED_AS.optimizer):
+        def __init__(self, case):
+            super().__init__(case)
+            if any(len(shape) == 2 and shape[1] == 1 for shape in case.shapes):
                 self.eps *= 2
 
-    assert LAWS["reshape"].verdict(replace(JUDGED_AS, stage=Shaped)).failed
+    assert LAWS["reshape"].verdict(replace(JUDGED_AS, optimizer=Shaped)).failed
 
 
 class Spoiled(multiopt.Adadelta):
@@ -138,15 +137,15 @@ def test_broken_promises_are_noticed(law, spoil, monkeypatch):
 
     monkeypatch.setattr(Spoiled, "spoil", spoil)
     monkeypatch.setattr(promises, "Adadelta", Spoiled)
-    verdict = LAWS[law].verdict(PLAYERS["numpy-eager"])
+    verdict = LAWS[law].verdict(all_targets()["numpy-eager"])
     assert verdict.failed
     monkeypatch.setattr(Spoiled, "spoil", "")
-    assert not LAWS[law].verdict(PLAYERS["numpy-eager"]).failed
+    assert not LAWS[law].verdict(all_targets()["numpy-eager"]).failed
 
 
 def test_a_broken_law_says_where():
-    question = make_question("plain", "float64", ((3,),), 2, 0)
-    one = play(PLAYERS["numpy-eager"], question)
+    case = make_case("plain", "float64", ((3,),), 2, 0)
+    one = run_target(all_targets()["numpy-eager"], case)
     from multiopt.conformance.checks.laws import agree, back
 
     def bend(kind, series):
@@ -155,5 +154,5 @@ def test_a_broken_law_says_where():
         return bent
 
     with pytest.raises(BrokenError, match="square_avg is another one when bent") as caught:
-        agree(PLAYERS["numpy-eager"], one, back(one, one, bend), "when bent")
+        agree(all_targets()["numpy-eager"], one, back(one, one, bend), "when bent")
     assert (caught.value.place.step, caught.value.place.tensor, caught.value.place.element) == (2, "p0", 1)

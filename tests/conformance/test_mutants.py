@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 
-from multiopt.conformance.data.tracefile import load_all
+from multiopt.conformance.data.traces import load_all
 from multiopt.conformance.mutation.hunt import HUNTERS, Hunter
 from multiopt.conformance.mutation.mutants import MUTANTS, TRUE, fma
 

@@ -10,9 +10,10 @@ pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 pytest.importorskip("rich")
 
+from multiopt.conformance.checks.expected import check_id, expect, read_xfails
 from multiopt.conformance.checks.verdict import Verdict
-from multiopt.conformance.targets.namespaces import check_id, expect, find, read_xfails
-from multiopt.conformance.targets.players import PLAYERS
+from multiopt.conformance.targets import target as targets
+from multiopt.conformance.targets.target import find
 
 from multiopt.cli import main
 
@@ -79,8 +80,8 @@ def namespace(request, tmp_path, monkeypatch):
     name = f"namespace_{kind}"
     (tmp_path / f"{name}.py").write_text(f"OFF = lambda root: OFFSET(root)\n{BROKEN}\nOFFSET = {OFF[kind]}\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(targets, "_namespaces", {})
     yield name
-    PLAYERS.pop(name, None)
     sys.modules.pop(name, None)
 
 
@@ -111,8 +112,8 @@ def test_a_broken_root_is_seen_and_can_be_expected(namespace, capsys, tmp_path):
     from multiopt.conformance.checks.across import Across
     from multiopt.conformance.checks.judge import Judge
 
-    player = find(namespace)
-    runs = [v for name in ("plain", "accumulate 3, average") for v in Across(Judge()).verdicts(player, "float64", name)]
+    target = find(namespace)
+    runs = [v for name in ("plain", "accumulate 3, average") for v in Across(Judge()).verdicts(target, "float64", name)]
     assert [v.outcome for v in runs] == ["failed", "failed"]
     assert [check_id(v) for v in runs] == [
         "bits/float64, plain/all states",

@@ -11,10 +11,10 @@ from multiopt.conformance import (
     assert_same_trajectory,
     record_trajectory,
 )
+from multiopt.conformance.data.case import Case
 from multiopt.conformance.data.specification import Config
-from multiopt.conformance.data.tracefile import load, path_of
+from multiopt.conformance.data.traces import load, path_of
 from multiopt.conformance.mutation.mutants import MUTANTS
-from multiopt.conformance.targets.replay import question_of
 from processes import run_python
 
 import multiopt
@@ -277,17 +277,17 @@ class Wrong:
         kind = "decoupled" if options.pop("decoupled", False) else "coupled" if "weight_decay" in options else None
         rates = tuple(lr(t) for t in range(len(gradients) + 1)) if callable(lr) else None
         asked = Config(lr=rates[0] if rates else lr, decay_kind=kind, **config, **options)
-        self.machine = MUTANTS[name].machine(question_of("", params[0].dtype.name, asked, params, gradients, rates))
+        self.reference = MUTANTS[name].reference(Case("", params[0].dtype.name, asked, params, gradients, rates=rates))
         self.name, self.dtype = name, params[0].dtype.name
 
     def step(self, number, gradients):
-        self.machine.step(number, gradients)
+        self.reference.step(number, gradients)
 
     def states(self):
-        return self.machine.states()
+        return self.reference.states()
 
 
-def question(dtype=np.float64, steps=8):
+def case(dtype=np.float64, steps=8):
     rng = np.random.default_rng(11)
     params = [rng.uniform(-1, 1, shape).astype(dtype) for shape in ((6,), (2, 3))]
     return params, [[rng.standard_normal(p.shape).astype(dtype) for p in params] for _ in range(steps)]
@@ -296,7 +296,7 @@ def question(dtype=np.float64, steps=8):
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in BITS_ONLY | ELSEWHERE])
 def test_mistakes_are_recognised(name):
     options = OPTIONS.get(name, {"rho": 0.95, "eps": 1e-5} if "float32" in name else {})
-    params, gradients = question()
+    params, gradients = case()
     error = parted(ours(**options), Wrong(name, params, gradients, **options), params=params, gradients=gradients)
     told = causes(error)
     expected = "options" if name in AS_OPTIONS else name
@@ -306,7 +306,7 @@ def test_mistakes_are_recognised(name):
 
 @pytest.mark.parametrize("name", sorted(BITS_ONLY))
 def test_other_bits_are_recognised(name):
-    params, gradients = question(steps=20)
+    params, gradients = case(steps=20)
     wrong = Wrong(name, params, gradients)
     assert_same_trajectory(ours(), wrong, params=params, gradients=gradients)
     with pytest.raises(TrajectoryError) as caught:
@@ -343,7 +343,7 @@ def test_a_mistake_in_torch_code_is_recognised():
 
 def test_a_scheduler_one_step_late_is_recognised():
     torch = pytest.importorskip("torch")
-    from multiopt.conformance.targets.adapters import adapt
+    from multiopt.conformance.targets.optimizers import adapt
 
     tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
     start = tensors[0].numpy().copy()
@@ -356,7 +356,7 @@ def test_a_scheduler_one_step_late_is_recognised():
 
 def test_torch_clipping_goes_between():
     torch = pytest.importorskip("torch")
-    from multiopt.conformance.targets.adapters import adapt
+    from multiopt.conformance.targets.optimizers import adapt
 
     tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
     start = tensors[0].numpy().copy()

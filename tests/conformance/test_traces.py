@@ -9,26 +9,18 @@ import pytest
 
 pytest.importorskip("safetensors")
 
-from multiopt.conformance.data.inputs import inputs_of
+from multiopt.conformance.data.deviations import DEVIATIONS, NOT_FOLLOWED, deviations_of
+from multiopt.conformance.data.floats import from_bfloat16_bits, spacing, to_bfloat16_bits, ulps
+from multiopt.conformance.data.inputs import case_of
 from multiopt.conformance.data.rates import rates_of
 from multiopt.conformance.data.scenarios import SCENARIOS, scenarios_of
 from multiopt.conformance.data.systems import KERAS, SYSTEMS
-from multiopt.conformance.data.tracefile import (
-    FOLDER,
-    STATES,
-    TraceError,
-    gradient_arrays,
-    load,
-    load_all,
-    path_of,
-    save,
-)
+from multiopt.conformance.data.traces import FOLDER, TraceError, load, load_all, path_of, save
+from multiopt.conformance.data.trajectory import STATES
 from multiopt.conformance.recording.record import judge, record
 from multiopt.conformance.reference.accuracy import accuracy_of, distances
 from multiopt.conformance.reference.compare import differences, inputs_agree, same_bits
-from multiopt.conformance.reference.floats import from_bfloat16_bits, spacing, to_bfloat16_bits, ulps
-from multiopt.conformance.reference.oracle import NOT_FOLLOWED, Oracle
-from multiopt.conformance.reference.quirks import QUIRKS, quirks_of
+from multiopt.conformance.reference.oracle import Oracle
 
 from multiopt.cli import main
 
@@ -55,11 +47,11 @@ def test_traces_are_those_of_the_table(system):
     assert set(traces) == {s.name for s in scenarios_of(system)}
     for scenario in scenarios_of(system):
         trace = traces[scenario.name]
-        assert trace.system == system
+        assert trace.name == system
         assert trace.dtype == scenario.dtype
-        assert trace.shapes == scenario.shapes
+        assert trace.case.shapes == scenario.shapes
         assert trace.steps == scenario.steps
-        assert trace.quirks == quirks_of(system, scenario)
+        assert trace.deviations == deviations_of(system, scenario)
         assert trace.refusal == scenario.refusals.get(system)
         if scenario.config.defaults:
             assert replace(trace.config, lr=0.5, rho=0.9, eps=1e-6) == scenario.config
@@ -70,11 +62,11 @@ def test_traces_are_those_of_the_table(system):
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_inputs_are_those_that_the_seed_gives(system):
     for scenario in scenarios_of(system):
-        trace, inputs = FILES[system].traces[scenario.name], inputs_of(scenario)
+        trace, inputs = FILES[system].traces[scenario.name], case_of(scenario)
         for mine, theirs in zip(inputs.start, trace.at("x", 0), strict=True):
             # Not the bits: the traces hold one NaN, the table may hold others.
             np.testing.assert_array_equal(mine, theirs)
-        for key, values in gradient_arrays(inputs.gradients, inputs.start).items():
+        for key, values in inputs.inputs.items():
             np.testing.assert_array_equal(values, trace.arrays[key])
 
 
@@ -88,7 +80,7 @@ def test_every_state_after_every_step(system):
             if kind == "average" and trace.config.ema_momentum is None:
                 assert not trace.has(kind)
                 continue
-            for shape, values in zip(trace.shapes, trace.series(kind), strict=True):
+            for shape, values in zip(trace.case.shapes, trace.states[kind], strict=True):
                 assert values.shape == (trace.steps + 1, *shape)
 
 
@@ -117,7 +109,7 @@ def test_files_are_small_and_hold_nothing_that_runs():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_oracle_explains_every_state(system):
     for trace in FILES[system].traces.values():
-        if trace.refusal or NOT_FOLLOWED & set(trace.quirks):
+        if trace.refusal or NOT_FOLLOWED & set(trace.deviations):
             continue
         for stepwise in (True, False):
             for found in distances(trace, stepwise=stepwise).values():
@@ -127,7 +119,7 @@ def test_oracle_explains_every_state(system):
 @pytest.mark.parametrize("system", ["torch-forloop", "torch-foreach", "tf-raw", "optax"])
 def test_systems_without_rounding_habits_meet_the_formula_itself(system):
     trace = trace_of(system, "learning-rate")
-    assert trace.quirks == ()
+    assert trace.deviations == ()
     for found in accuracy_of(trace).published.values():
         assert found.within(stepwise=False), str(found)
     # Where lr and rho pass through float32, the published rule is about 1e-7 away: 1e8 units of a double.
@@ -135,30 +127,30 @@ def test_systems_without_rounding_habits_meet_the_formula_itself(system):
     assert rounded.published["square_avg"].units > 1e7 > 1e3 > rounded.followed["square_avg"].units
 
 
-@pytest.mark.parametrize("quirk", QUIRKS, ids=lambda quirk: quirk.name)
-def test_every_quirk_is_seen_in_some_trace(quirk):
-    """Without the quirk, the oracle or the published schedule does not explain the trace."""
-    shown = [trace_of(system, name) for system, name in STATED if quirk.name in trace_of(system, name).quirks]
-    assert {trace.system for trace in shown} == set(quirk.systems)
-    for system in quirk.systems:
-        assert any(_shows(trace, quirk.name) for trace in shown if trace.system == system), system
+@pytest.mark.parametrize("deviation", DEVIATIONS.values(), ids=lambda deviation: deviation.name)
+def test_every_quirk_is_seen_in_some_trace(deviation):
+    """Without the deviation, the oracle or the published schedule does not explain the trace."""
+    shown = [trace_of(system, name) for system, name in STATED if deviation.name in trace_of(system, name).deviations]
+    assert {trace.name for trace in shown} == set(deviation.systems)
+    for system in deviation.systems:
+        assert any(_shows(trace, deviation.name) for trace in shown if trace.name == system), system
 
 
-def _shows(trace, quirk):
-    if quirk == "half-arithmetic":
+def _shows(trace, deviation):
+    if deviation == "half-arithmetic":
         # Computed in float32 and rounded once, everything would be within half a unit, plus a little.
         return max(found.units for found in distances(trace).values()) > 0.6
-    if quirk in NOT_FOLLOWED:
+    if deviation in NOT_FOLLOWED:
         # 1e6 units are 1e-10 of a double and nothing that rounding explains in any type.
         return not all(found.units < 1e6 for found in distances(trace).values())
     published = rates_of(trace.config, trace.steps)
-    if trace.has("lr") and None not in published:
+    if trace.lr is not None and None not in published:
         # Schedules in float32 are good to 1e-6 of the rate; float32's own rounding of a rate shows above 1e-10.
-        fine = 1e-10 if quirk == "lr-through-float32" else 1e-6
-        if np.max(np.abs(trace.arrays["lr"] - published) / np.abs(published)) > fine:
+        fine = 1e-10 if deviation == "lr-through-float32" else 1e-6
+        if np.max(np.abs(trace.lr - published) / np.abs(published)) > fine:
             return True
-    without = [name for name in trace.quirks if name != quirk]
-    return not all(found.within(stepwise=True) for found in distances(trace, quirks=without).values())
+    without = [name for name in trace.deviations if name != deviation]
+    return not all(found.within(stepwise=True) for found in distances(trace, deviations=without).values())
 
 
 def test_schedules_give_the_published_rates():
@@ -171,10 +163,10 @@ def test_schedules_give_the_published_rates():
     checked = 0
     for system, name in STATED:
         trace = trace_of(system, name)
-        if trace.has("lr") and not changed & set(trace.quirks):
+        if trace.lr is not None and not changed & set(trace.deviations):
             # Frameworks compute schedules in float32 (float16 where the parameters are): its epsilon, a few times.
             close = 2e-3 if trace.dtype in ("float16", "bfloat16") else 1e-6
-            np.testing.assert_allclose(trace.arrays["lr"], rates_of(trace.config, trace.steps), rtol=close)
+            np.testing.assert_allclose(trace.lr, rates_of(trace.config, trace.steps), rtol=close)
             checked += trace.config.schedule is not None
     assert checked > 20
 
@@ -205,7 +197,7 @@ def test_complex_numbers_by_hand():
     x = 1 - np.sqrt(eps) / np.sqrt(0.5 * 1 + eps) * 1
     y = 1 - np.sqrt(eps) / np.sqrt(0.5 * 4 + eps) * 2
     for system in SCENARIOS["by-hand-complex"].systems:
-        expected = as_one if "complex-arithmetic" in trace_of(system, "by-hand-complex").quirks else complex(x, y)
+        expected = as_one if "complex-arithmetic" in trace_of(system, "by-hand-complex").deviations else complex(x, y)
         # complex128, or complex64 inside Keras on TensorFlow.
         assert complex(trace_of(system, "by-hand-complex").at("x", 1)[0]) == pytest.approx(expected, abs=1e-7)
 
@@ -214,7 +206,7 @@ def test_dtensor_average_restores_the_initial_parameters():
     for system, name in STATED:
         trace = trace_of(system, name)
         if trace.has("finalized"):
-            average, last = trace.at("average", trace.steps), trace.series("finalized")
+            average, last = trace.at("average", trace.steps), trace.states["finalized"]
             assert all(same_bits(a, b) for a, b in zip(average, last, strict=True))
             if system == "tf-keras-dtensor":
                 assert all(same_bits(a, b) for a, b in zip(trace.at("x", 0), last, strict=True))
@@ -224,11 +216,10 @@ def test_dtensor_average_restores_the_initial_parameters():
 
 
 def forged(trace, kind, factor):
-    arrays = dict(trace.arrays)
-    values = arrays[f"{kind}/p0"].copy()
+    first, *others = trace.states[kind]
+    values = first.copy()
     values[5] *= factor
-    arrays[f"{kind}/p0"] = values
-    return replace(trace, arrays=arrays)
+    return replace(trace, states={**trace.states, kind: [values, *others]})
 
 
 @pytest.mark.parametrize("kind", ["square_avg", "acc_delta", "x"])
@@ -242,7 +233,7 @@ def test_oracle_catches_a_forged_state(kind):
 @pytest.mark.parametrize("change", [{"rho": 0.91}, {"eps": 1e-7}, {"weight_decay": 0.1, "decay_kind": "coupled"}])
 def test_oracle_catches_another_configuration(change):
     trace = trace_of("torch-forloop", "learning-rate")
-    other = replace(trace, config=replace(trace.config, **change))
+    other = replace(trace, case=trace.case.with_options(**change))
     assert not all(found.within(stepwise=True) for found in distances(other).values())
 
 
@@ -252,7 +243,7 @@ def test_oracle_runs_by_itself():
     oracle = Oracle(trace)
     state = oracle.start()
     oracle.advance(state, 0)
-    g, x = (float(v.ravel()[0]) for v in (trace.gradients(0)[0], trace.at("x", 0)[0]))
+    g, x = (float(v.ravel()[0]) for v in (trace.case.gradients[0][0], trace.at("x", 0)[0]))
     v = 0.05 * g * g
     expected = x - (1e-6 / (v + 1e-6)) ** 0.5 * g
     assert float(state.x[0][0]) == pytest.approx(expected, rel=1e-14)  # the test's own double arithmetic
@@ -313,7 +304,7 @@ def test_differences_say_where():
     assert (found.step, found.tensor) == (5, "p0")
     assert 40 < found.units < 100  # 1e-14 in units of a double
     with pytest.raises(ValueError, match="different inputs"):
-        differences(trace, replace(trace_of("torch-forloop", "paper"), scenario="learning-rate"))
+        differences(trace, trace_of("torch-forloop", "paper"))
 
 
 def test_frameworks_were_given_the_same_inputs():
@@ -328,7 +319,7 @@ def test_keras_agrees_with_itself_on_three_backends():
         for other in others:
             for found in differences(first, other).values():
                 # Two sound implementations may be as far apart as both are from the oracle.
-                assert found.units <= 64, f"{other.system}, {name}: {found}"
+                assert found.units <= 64, f"{other.name}, {name}: {found}"
 
 
 def test_a_made_up_trace_is_different():

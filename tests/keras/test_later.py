@@ -9,10 +9,10 @@ from functools import cache
 
 import numpy as np
 import pytest
-from multiopt.conformance.data import tracefile
-from multiopt.conformance.data.inputs import Sparse
+from multiopt.conformance.data import traces as tracefile
+from multiopt.conformance.data.case import Sparse
 from multiopt.conformance.recording.keras_arguments import arguments
-from multiopt.conformance.reference.floats import parts
+from multiopt.conformance.data.floats import parts
 from processes import run_python
 
 from multiopt import backends

@@ -9,9 +9,10 @@ import pytest
 pytest.importorskip("safetensors")
 
 from libraries import LIBRARIES, library_of
-from multiopt.conformance.data.inputs import Sparse
+from multiopt.conformance.data.case import Sparse
 from multiopt.conformance.data.specification import HOLDERS
-from multiopt.conformance.data.tracefile import FOLDER, load, path_of, without_nan_payload
+from multiopt.conformance.data.traces import FOLDER, load, path_of
+from multiopt.conformance.data.trajectory import without_nan_payload
 from multiopt.conformance.recording.keras_arguments import arguments
 from multiopt.conformance.reference.accuracy import WITHIN_TRACE
 from multiopt.conformance.reference.compare import differences

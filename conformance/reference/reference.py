@@ -13,45 +13,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.inputs import Gradient, Sparse
+from ..data.case import Case, Gradient, Sparse
+from ..data.floats import REAL, parts, rounded
 from ..data.specification import HOLDERS
-from ..targets.players import NumPy, Player
-from ..targets.replay import Question
-from ..targets.stages import inexpressible, refusal
-from .floats import REAL, parts, rounded
 
 Array = NDArray[Any]
 #: Gradients of one update: one flat array a tensor, or None.
 Given = list[Array | None]
 
 
-class Machine:
-    """An optimizer at work (`players.Stage`). Tensors are held flat, complex ones as pairs of reals.
+class Reference:
+    """An optimizer at work (`targets.Stage`). Tensors are held flat, complex ones as pairs of reals.
 
     Parameters
     ----------
-    question : Question
+    case : Case
         Options, initial parameters.
-
-    Raises
-    ------
-    ValueError
-        If multiopt would refuse the options, or has no words for them.
     """
 
+    name = "reference"
     #: What accumulators are filled with at first.
     first_square_avg = 0.0
     first_acc_delta = 0.0
 
-    def __init__(self, question: Question) -> None:
-        player = JUDGED_AS
-        if reason := inexpressible(player, question) or refusal(player, question):
-            raise ValueError(reason)
-        self.question, self.c, self.dtype = question, question.config, question.dtype
+    def __init__(self, case: Case) -> None:
+        self.case, self.c, self.dtype = case, case.config, case.dtype
         real = np.dtype(HOLDERS[REAL.get(self.dtype, self.dtype)])
         #: The data type of computing: 16 bits are computed in 32.
         self.wide = np.dtype(np.float32) if real == np.float16 else real
-        self.x = [self._flat(values) for values in question.start]
+        self.x = [self._flat(values) for values in case.start]
         self.v = [self.keep(np.full_like(x, self.first_square_avg)) for x in self.x]
         self.u = [self.keep(np.full_like(x, self.first_acc_delta)) for x in self.x]
         self.averages = [x.copy() for x in self.x] if self.c.ema_momentum is not None else None
@@ -81,8 +71,7 @@ class Machine:
 
     def rate(self, update: int) -> float:
         """The learning rate of an update, counted from 0."""
-        rate = self.question.learning_rate()
-        return rate(update) if callable(rate) else rate
+        return self.case.rate(update)
 
     def gathered(self, waiting: list[Given]) -> Given:
         """One gradient of several: their sum, kept as state is."""
@@ -215,7 +204,7 @@ class Machine:
         columns = {"x": self.x, "square_avg": self.v, "acc_delta": self.u}
         if self.averages is not None:
             columns["average"] = self.averages
-        return {kind: [self._shaped(a, s) for a, s in zip(c, self.question.shapes, strict=True)]
+        return {kind: [self._shaped(a, s) for a, s in zip(c, self.case.shapes, strict=True)]
                 for kind, c in columns.items()}  # fmt: skip
 
     def _shaped(self, values: Array, shape: tuple[int, ...]) -> Array:
@@ -223,7 +212,3 @@ class Machine:
         if self.dtype in REAL:
             values = values.view(self.dtype)
         return values.reshape(shape).copy()
-
-
-#: Whom the machine is judged as: it answers what the core answers.
-JUDGED_AS = Player("machine", "the rule in plain NumPy", NumPy, "numpy", engine="eager", stage=Machine)
