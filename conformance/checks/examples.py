@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
-from ..data.case import Case
+from ..data.case import Array, Case
 from ..data.floats import rounded
 from ..data.specification import HOLDERS, Config
-from ..targets.build import unsupported
-from ..targets.target import Target
 
 #: Options by name. Few, because each asks a compiler for a kernel of its own.
 OPTIONS: Mapping[str, Config] = {
@@ -31,61 +29,39 @@ OPTIONS: Mapping[str, Config] = {
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (5,), (2, 3))
 
 
-@dataclass(frozen=True)
-class Example:
-    """One case, the name of its options, and a number from which a law draws what else it needs."""
-
-    label: str
-    case: Case
-    seed: int
-
-    @property
-    def rng(self) -> np.random.Generator:
-        """A new generator; the same one every time."""
-        return np.random.default_rng(self.seed)
-
-    def __str__(self) -> str:
-        q = self.case
-        shapes = ", ".join(map(str, q.shapes))
-        return f"{self.label}, {q.dtype}, shapes {shapes}, {q.steps} steps, seed {self.seed}"
-
-
-def can_say(target: Target, config: Config) -> bool:
-    """Tell whether `target` has words for these options."""
-    return unsupported(target, make_case("", "float32", ((5,),), 1, 0, config=config)) is None
-
-
-def labels_for(target: Target, labels: Sequence[str]) -> list[str]:
-    """Return those names of options that `target` has words for."""
-    return [name for name in labels if can_say(target, OPTIONS[name])]
-
-
-def dtypes_for(target: Target) -> list[str]:
-    """Return the data types that `target` has."""
-    return [dtype for dtype in HOLDERS if target.lacks(dtype) is None]
-
-
 @st.composite
-def drawn(draw: Any, labels: Sequence[str], dtypes: Sequence[str]) -> Example:
-    """Draw a example; the first are the simplest."""
+def drawn(draw: Any, labels: Sequence[str], dtypes: Sequence[str]) -> tuple[Case, int]:
+    """Draw a case and the seed that it was made with; the first are the simplest."""
     label, dtype = draw(st.sampled_from(labels)), draw(st.sampled_from(dtypes))
     shapes = tuple(draw(st.lists(st.sampled_from(SHAPES[::-1]), min_size=1, max_size=3)))
     steps = draw(st.integers(1, 3))
     seed = draw(st.integers(0, 2**16))
-    return Example(label, make_case(label, dtype, shapes, steps, seed), seed)
+    return make_case(label, dtype, shapes, steps, seed), seed
 
 
 def make_case(
-    label: str, dtype: str, shapes: tuple[tuple[int, ...], ...], steps: int, seed: int, *, config: Config | None = None
+    label: str, dtype: str, shapes: tuple[tuple[int, ...], ...], steps: int, seed: int, config: Config | None = None
 ) -> Case:
-    """Ask with random parameters and gradients: several decades, some zeros, no number that anybody flushes."""
+    """Return a case with random parameters and gradients: several decades, some zeros, no number that anybody flushes.
+
+    Parameters
+    ----------
+    label : str
+        Name of its options in `OPTIONS`, where `config` does not say them.
+    dtype : str
+    shapes : tuple of shapes
+    steps : int
+        Of updates: under accumulation there are more gradients.
+    seed : int
+    config : Config, optional
+    """
     rng = np.random.default_rng(seed)
     chosen = OPTIONS[label] if config is None else config
     half = dtype in ("float16", "bfloat16")
     if half and chosen.eps < 1e-3:
         chosen = replace(chosen, eps=1e-3)  # float16 has nothing near 1e-6
 
-    def draw(shape: tuple[int, ...], low: int, high: int) -> np.ndarray:
+    def draw(shape: tuple[int, ...], low: int, high: int) -> Array:
         whole = (*shape, 2) if dtype.startswith("complex") else shape
         values = rng.uniform(1.0, 9.0, whole) * 10.0 ** rng.integers(low, high + 1, whole)
         values = values * rng.choice([-1.0, 1.0], whole) * (rng.random(whole) > 0.1)

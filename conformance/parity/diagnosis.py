@@ -1,9 +1,9 @@
-"""Why two trajectories part: guesses are tried on the data until one gives every number that was seen.
+"""Why two trajectories differ: guesses are tried on the data until one gives every number that was seen.
 
 First each side by itself: is it the published rule, with some options? Options are those that it says it was asked
 for, those of frameworks' defaults, and those that its numbers give away. Where one side is the rule and the other is
-not, the other is compared with every mistake in `mutants`, made with the options of the first. A guess counts only if
-it gives all states after all steps within the tolerances for two frameworks, so that the answer is not an opinion.
+not, the other is compared with every mutant, made with the options of the first. A guess counts only if it gives all
+states after all steps within the tolerances for two frameworks, so that the answer is not an opinion.
 """
 
 from __future__ import annotations
@@ -13,19 +13,14 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from ..data.case import Array
+from ..data.case import Array, Case
 from ..data.specification import Config
 from ..data.trajectory import Trajectory
-from ..mutation.mutants import JUDGED_AS, MUTANTS
-from ..reference.reference import Reference
-from ..reference.tolerances import TRACE
-from ..targets import run
-from ..targets.build import rejection, unsupported
-from ..targets.protocol import Options
+from ..mutation.mutants import MUTANTS, TRUE, Mutant
+from ..targets.run import run_target
+from .differences import LIMITS, worst
 from .estimates import estimated
-from .trajectory import options_in, with_options, worst
 
-LIMITS = {kind: tolerance.limit for kind, tolerance in TRACE.items()}
 #: Defaults of frameworks: lr, rho, eps.
 DEFAULTS: Mapping[str, Config] = {
     "PyTorch": Config(lr=1.0, rho=0.9, eps=1e-6),
@@ -68,67 +63,57 @@ def explain(a: Trajectory, b: Trajectory) -> list[Explanation]:
     Parameters
     ----------
     a, b : Trajectory
-        With gradients, of the same start.
+        Of the same start, and at least one of them with gradients.
     """
-    a, b = with_gradients_of(a, b), with_gradients_of(b, a)
-    if not a.case.gradients:
+    gradients = a.case.gradients or b.case.gradients
+    if not gradients:
         return []
-    a, b = _smaller(a), _smaller(b)
+    a, b = (_smaller(replace(side, case=replace(side.case, gradients=gradients))) for side in (a, b))
     rule_a, rule_b = _rule(a, b), _rule(b, a)
     if rule_a is not None and rule_b is not None:
         return [_both(a, b, rule_a, rule_b)]
     if rule_a is not None:
-        return _mistakes(b, rule_a, options_in(b))
+        return _mistakes(b, rule_a)
     if rule_b is not None:
-        return _mistakes(a, rule_b, options_in(a))
-    known = [(side, options) for side in (a, b) if (options := options_in(side)) is not None]
-    return [told for side, options in known for told in _mistakes(side, options, None)]
+        return _mistakes(a, rule_b)
+    return [told for side in (a, b) if side.options_known for told in _mistakes(side, side.case)]
 
 
-def with_gradients_of(a: Trajectory, b: Trajectory) -> Trajectory:
-    """Return `a` with the gradients of `b`, where its own are not known."""
-    return a if a.case.gradients else replace(a, case=replace(a.case, gradients=b.case.gradients))
-
-
-def simulate(trajectory: Trajectory, guess: Options, reference: type[Reference] = Reference) -> Trajectory | None:
-    """Return what a guess would have done, or None where it is no possible one."""
-    case = with_options(trajectory, guess)
-    if unsupported(JUDGED_AS, case) or rejection(JUDGED_AS, case):
+def simulate(case: Case, mutant: Mutant = TRUE) -> Trajectory | None:
+    """Return what the rule, or a mutant, would have done, or None where the options are impossible."""
+    try:
+        return run_target(mutant.target("eager"), case)
+    except ValueError:
         return None
-    return run.record(reference(case), case)
 
 
-def fits(trajectory: Trajectory, guess: Options, reference: type[Reference] = Reference) -> dict[str, float] | None:
+def fits(seen: Trajectory, case: Case, mutant: Mutant = TRUE) -> dict[str, float] | None:
     """Return how far a guess is from what was seen, or None if it is too far."""
-    made = simulate(trajectory, guess, reference)
-    if made is None:
-        return None
-    if trajectory.states.keys() - made.states.keys():
+    made = simulate(case, mutant)
+    if made is None or seen.states.keys() - made.states.keys():
         return None  # it has averages, say, and the guess has none
-    far = worst(made, trajectory, LIMITS)
+    far = worst(made, seen)
     return far if all(far[kind] <= LIMITS[kind] for kind in far) else None
 
 
 # --- one side by itself ---
 
 
-def _rule(one: Trajectory, other: Trajectory) -> Options | None:
-    """Return the options with which the published rule does what `one` did, or None."""
-    for guess in _guesses(one, other):
-        if fits(one, guess) is not None:
-            return guess
-    return None
+def _rule(one: Trajectory, other: Trajectory) -> Case | None:
+    """Return the case, with its options, in which the published rule does what `one` did, or None."""
+    return next((guess for guess in _guesses(one, other) if fits(one, guess) is not None), None)
 
 
-def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Options]:
-    bases = [options for t in (one, other) if (options := options_in(t)) is not None]
+def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Case]:
+    told = [t.case for t in (one, other) if t.options_known]
+    bases = [replace(one.case, config=case.config, rates=case.rates) for case in told]
+    bases += [replace(one.case, config=config, rates=None) for config in DEFAULTS.values()]
     yield from bases
-    yield from (Options(config) for config in DEFAULTS.values())
-    for base in [*bases, *(Options(config) for config in DEFAULTS.values())]:
-        yield from (Options(config, base.rates) for config in estimated(one, base))
+    for base in bases:
+        yield from estimated(one, base)
 
 
-def _both(a: Trajectory, b: Trajectory, rule_a: Options, rule_b: Options) -> Explanation:
+def _both(a: Trajectory, b: Trajectory, rule_a: Case, rule_b: Case) -> Explanation:
     units = {**(fits(a, rule_a) or {})}
     for kind, far in (fits(b, rule_b) or {}).items():
         units[kind] = max(far, units.get(kind, 0.0))
@@ -140,17 +125,17 @@ def _both(a: Trajectory, b: Trajectory, rule_a: Options, rule_b: Options) -> Exp
                 owner = next((who for who, c in DEFAULTS.items() if _alike(c, one.config)), None)
                 text += f"; those of {name} are the defaults of {owner}" if owner else ""
         return Explanation("options", text, units)
-    for who, side, base in (("a", a, rule_a), ("b", b, rule_b)):
-        if not _exact(side, base, Reference):
-            same = (mutant for mutant in MUTANTS.values() if _exact(side, base, mutant.reference))
+    for who, side, case in (("a", a, rule_a), ("b", b, rule_b)):
+        if not _exact(side, case, TRUE):
+            same = (mutant for mutant in MUTANTS.values() if _exact(side, case, mutant))
             if mutant := next(same, None):
                 return Explanation(mutant.name, f"{who} has the bits of this: {_lower(mutant.about)}", units)
     return Explanation("rounding", "both follow the rule with the same options, and round in other places", units)
 
 
-def _exact(side: Trajectory, base: Options, reference: type[Reference]) -> bool:
-    made = simulate(side, base, reference)
-    return made is not None and not any(worst(made, side, LIMITS).values())
+def _exact(side: Trajectory, case: Case, mutant: Mutant) -> bool:
+    made = simulate(case, mutant)
+    return made is not None and not any(worst(made, side).values())
 
 
 def _numbers(c: Config) -> tuple[float, float, float]:
@@ -166,8 +151,8 @@ _NAMES = {"decay_kind": "weight decay", "clipvalue": "clip_value", "clipnorm": "
           "global_clipnorm": "clip_global_norm"}  # fmt: skip
 
 
-def differing(a: Options, b: Options) -> str:
-    """Say in words in which options two differ."""
+def differing(a: Case, b: Case) -> str:
+    """Say in words in which options two cases differ."""
     told = []
     for name in (field.name for field in fields(Config)):
         one, other = getattr(a.config, name), getattr(b.config, name)
@@ -187,8 +172,8 @@ def differing(a: Options, b: Options) -> str:
     return ", ".join(told)
 
 
-def _some(asked: Options) -> str:
-    return ", ".join(f"{rate:.6g}" for rate in asked.rates[:3]) + ", …" if asked.rates else f"{asked.config.lr}"
+def _some(case: Case) -> str:
+    return ", ".join(f"{rate:.6g}" for rate in case.rates[:3]) + ", …" if case.rates else f"{case.config.lr}"
 
 
 def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
@@ -201,14 +186,16 @@ def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
 # --- one side with a mistake ---
 
 
-def _mistakes(side: Trajectory, base: Options, own: Options | None) -> list[Explanation]:
-    """Return the mistakes that give what `side` did: with the options `base`, or else with its own, if it says."""
-    for guess in [base] if own is None or own == base else [base, own]:
-        options = "" if guess is base else ", with the options that it says it has"
+def _mistakes(side: Trajectory, rule: Case) -> list[Explanation]:
+    """Return the mistakes that give what `side` did: with the options of `rule`, or else with its own, if it says."""
+    guesses = [(replace(side.case, config=rule.config, rates=rule.rates), "")]
+    if side.options_known:
+        guesses.append((side.case, ", with the options that it says it has"))
+    for case, options in guesses:
         found = [
             Explanation(name, f"{side.name} makes this difference{options}: {_lower(mutant.about)}", far)
             for name, mutant in MUTANTS.items()
-            if (far := fits(side, guess, mutant.reference)) is not None
+            if (far := fits(side, case, mutant)) is not None
         ]
         if found:
             return found
@@ -221,11 +208,11 @@ def _lower(text: str) -> str:
 
 def _smaller(trajectory: Trajectory) -> Trajectory:
     """Return some elements of each tensor, where there are many and none depends on another."""
-    total = sum(x.size for x in trajectory.case.start)
-    config = trajectory.config
-    if total <= MOST or config.clipnorm is not None or config.global_clipnorm is not None:
+    case = trajectory.case
+    norms = case.config.clipnorm is not None or case.config.global_clipnorm is not None
+    if sum(x.size for x in case.start) <= MOST or (norms and trajectory.options_known):
         return trajectory
-    each = max(1, MOST // len(trajectory.case.start))
+    each = max(1, MOST // len(case.start))
 
     def cut(values: Array, axis: int) -> Array:
         flat = values.reshape(*values.shape[:axis], -1)
@@ -233,6 +220,6 @@ def _smaller(trajectory: Trajectory) -> Trajectory:
         return flat[..., ::stride][..., :each]
 
     states = {kind: [cut(v, 1) for v in column] for kind, column in trajectory.states.items()}
-    rows = [[None if g is None else cut(np.asarray(g), 0) for g in row] for row in trajectory.case.gradients]
-    start = [column[0] for column in states["x"]]
-    return replace(trajectory, states=states, case=replace(trajectory.case, start=start, gradients=rows))
+    rows = [[None if g is None else cut(np.asarray(g), 0) for g in row] for row in case.gradients]
+    start = [cut(np.asarray(values), 0) for values in case.start]
+    return replace(trajectory, states=states, case=replace(case, start=start, gradients=rows))
