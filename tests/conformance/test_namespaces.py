@@ -10,8 +10,7 @@ pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 pytest.importorskip("rich")
 
-from multiopt.conformance.checks.expected import check_id, expect, read_xfails
-from multiopt.conformance.checks.verdict import Verdict
+from multiopt.conformance.checks.verdict import Verdict, expect, read_xfails
 from multiopt.conformance.targets import target as targets
 from multiopt.conformance.targets.target import find
 
