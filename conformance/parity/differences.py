@@ -78,7 +78,9 @@ def first_differences(a: Trajectory, b: Trajectory, limits: Mapping[str, float] 
     return [_worst_at(a, b, kind, first, tensors, limits[kind]) for kind, tensors in found.items()]
 
 
-def _worst_at(a: Trajectory, b: Trajectory, kind: str, step: int, tensors: list[Array], allowed: float) -> StateDifference:
+def _worst_at(
+    a: Trajectory, b: Trajectory, kind: str, step: int, tensors: list[Array], allowed: float
+) -> StateDifference:
     tensor = int(np.argmax([float(np.max(units[step], initial=-1.0)) for units in tensors]))
     units = tensors[tensor][step]
     at = tuple(int(i) for i in np.unravel_index(int(np.argmax(units)), units.shape))
@@ -102,4 +104,6 @@ def check_comparable(a: Trajectory, b: Trajectory) -> None:
         raise ValueError(f"expected as many steps of the same shapes, got, with time first, {told}")
     for i, (one, other) in enumerate(zip(a.case.start, b.case.start, strict=True)):
         if not np.array_equal(one, other, equal_nan=True):
-            raise ValueError(f"params[{i}]: expected the same initial values, {a.name} and {b.name} start from different values")
+            raise ValueError(
+                f"params[{i}]: expected the same initial values, {a.name} and {b.name} start from different values"
+            )

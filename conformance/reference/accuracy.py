@@ -1,4 +1,4 @@
-"""How far a trace is from the oracle, element by element and step by step.
+"""How far a trace is from the reference, element by element and step by step.
 
 Accumulators are judged in units in the last place of the exact value. A parameter's last place says little about a
 step (near a zero crossing the units shrink to nothing, and far from it they hide the step), so its error is
@@ -8,15 +8,21 @@ far. Both come out as small numbers where the arithmetic is sound, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
 import numpy as np
 
+from ..data.case import Array
 from ..data.floats import format_of, spacing
-from ..data.trajectory import Trajectory
-from .oracle import CONTEXT, Numbers, Oracle, State
+from ..data.trajectory import STATES, Trajectory
+from .arithmetic import Digits
+from .reference import Reference
+
+#: Every state, by kind: one flat array of exact numbers for each tensor.
+Columns = dict[str, list[Array]]
+Numbers = list[Decimal]
 
 #: Units that a sound implementation stays within, one step at a time and over a whole trace, with the reason.
 #: Worst seen in the traces, all systems and data types: 5.6, 5.2, 1.4 and 1.6 in one step; 6.5, 37, 4.7 and 2.6 in all.
@@ -65,6 +71,46 @@ class Distance:
         return f"{place}: recorded {self.recorded!r}, exact {self.exact!r}, {self.units:.3g} units apart"
 
 
+def walk(
+    trace: Trajectory, *, stepwise: bool, deviations: Collection[str] | None = None, as_held: bool = True
+) -> Iterator[tuple[Columns, Columns, Columns]]:
+    """Yield, after each step of a trace, the exact states before and after it, and the recorded ones after it.
+
+    Parameters
+    ----------
+    trace : Trajectory
+        Whose case and data type are taken.
+    stepwise : bool
+        Begin each step at the recorded state before it. False: let the reference run by itself.
+    deviations : collection of str, optional
+        Those to follow; by default those of the trace. Empty: the published rule alone.
+    as_held : bool
+        Round lr, rho, eps and 1 − rho to the trace's data type first, as every framework must, and take the learning
+        rates that the framework reported. False: the configuration's own doubles, and the published schedules.
+    """
+    names = trace.deviations if deviations is None else deviations
+    case, every = trace.case, trace.config.accumulate
+    if as_held and trace.lr is not None:
+        # Under accumulation an update has the rate of its last gradient.
+        case = replace(case, rates=tuple(float(rate) for rate in trace.lr[every - 1 :: every]))
+    digits = Digits(trace.dtype, as_held=as_held, flushes="flushes-subnormals" in names)
+    reference = Reference(case, digits, deviations=names)
+    kinds = [kind for kind in STATES if trace.has(kind)]
+
+    def recorded_at(step: int) -> Columns:
+        return {kind: [digits.array(values) for values in trace.at(kind, step)] for kind in kinds}
+
+    recorded = recorded_at(0)
+    reference.averages = recorded.get("average")
+    for step, row in enumerate(case.gradients):
+        if stepwise:
+            reference.begin_at(recorded)
+        before = {kind: list(column) for kind, column in reference.columns().items()}
+        reference.step(step, row)
+        recorded = recorded_at(step + 1)
+        yield before, reference.columns(), recorded
+
+
 def distances(
     trace: Trajectory,
     *,
@@ -72,7 +118,7 @@ def distances(
     deviations: Collection[str] | None = None,
     as_held: bool = True,
 ) -> dict[str, Distance]:
-    """Return the worst distance of each kind of state from the oracle.
+    """Return the worst distance of each kind of state from the reference in 50 digits.
 
     Parameters
     ----------
@@ -80,47 +126,55 @@ def distances(
         One that was not refused.
     stepwise : bool
         Begin each step at the recorded state before it, so that the distance is the error of one step. False: let
-        the oracle run by itself from the initial parameters, so that errors add up as they do in use.
+        the reference run by itself from the initial parameters, so that errors add up as they do in use.
     deviations, as_held
-        As in `oracle.Oracle`.
+        As for `walk`.
 
     Returns
     -------
     dict
         Kind (``x``, ``square_avg``, ``acc_delta``, ``average``) to `Distance`.
     """
-    oracle = Oracle(trace, deviations=deviations, as_held=as_held)
-    kinds = [kind for kind in ("square_avg", "acc_delta", "x", "average") if trace.has(kind)]
     worst: dict[str, Distance] = {}
-    state = oracle.start()
-    before = oracle.recorded(0)
-    if not stepwise and before.average is not None:
-        state.average = [list(values) for values in before.average]
-    path = [[Decimal(0)] * len(values) for values in state.x]
-    largest = [[abs(value) for value in values] for values in state.x]
-    for step in range(trace.steps):
-        if stepwise:
-            state, path = before, [[Decimal(0)] * len(values) for values in before.x]
-            largest = [[abs(value) for value in values] for values in before.x]
-        earlier = [list(values) for values in state.x]
-        oracle.advance(state, step)
-        after = oracle.recorded(step + 1)
-        with localcontext(CONTEXT):
-            _travel(path, largest, earlier, state)
-            for kind in kinds:
-                found = _worst(trace, kind, step + 1, state, after, path, largest)
+    path, largest = _still([])
+    states = walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held)
+    with localcontext(Digits.context):
+        for step, (before, exact, recorded) in enumerate(states, start=1):
+            if stepwise or step == 1:
+                path, largest = _still(before["x"])
+            _travel(path, largest, before["x"], exact["x"])
+            for kind in recorded:
+                found = _worst(trace, kind, step, exact[kind], recorded[kind], path, largest)
                 # "not <=" lets NaN count as worse than any number.
                 if found is not None and (kind not in worst or not found.units <= worst[kind].units):
                     worst[kind] = found
-        before = after
     return worst
 
 
-def _travel(path: list[Numbers], largest: list[Numbers], earlier: list[Numbers], state: State) -> None:
-    for i, values in enumerate(state.x):
-        for k, value in enumerate(values):
-            if value.is_finite() and earlier[i][k].is_finite():
-                path[i][k] += abs(value - earlier[i][k])
+def errors_over_time(trace: Trajectory) -> list[float]:
+    """Return after each step how far the accumulators are from a reference that runs by itself, in ulps.
+
+    Deviations are followed: what remains is the rounding of the arithmetic.
+    """
+    found = []
+    with localcontext(Digits.context):
+        for _, exact, recorded in walk(trace, stepwise=False):
+            kinds = ("square_avg", "acc_delta")
+            worst = (_worst(trace, kind, 0, exact[kind], recorded[kind], [], []) for kind in kinds)
+            found.append(max(distance.units for distance in worst if distance is not None))
+    return found
+
+
+def _still(start: Sequence[Array]) -> tuple[list[Numbers], list[Numbers]]:
+    """Return the path of elements that have not moved, and the largest that each has been."""
+    return [[Decimal(0)] * len(values) for values in start], [[abs(value) for value in values] for values in start]
+
+
+def _travel(path: list[Numbers], largest: list[Numbers], earlier: list[Array], now: list[Array]) -> None:
+    for i, (old, new) in enumerate(zip(earlier, now, strict=True)):
+        for k, (value, was) in enumerate(zip(new, old, strict=True)):
+            if value.is_finite() and was.is_finite():
+                path[i][k] += abs(value - was)
                 largest[i][k] = max(largest[i][k], abs(value))
 
 
@@ -128,28 +182,26 @@ def _worst(
     trace: Trajectory,
     kind: str,
     step: int,
-    state: State,
-    after: State,
+    exact_all: list[Array],
+    recorded_all: list[Array],
     path: list[Numbers],
     largest: list[Numbers],
 ) -> Distance | None:
-    precision = format_of(trace.dtype).precision
-    epsilon = Decimal(2) ** (1 - precision)
-    exact_all, recorded_all = getattr(state, kind), getattr(after, kind)
+    epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
+    moves = kind in ("x", "average")
     found: Distance | None = None
-    for i, name in enumerate(trace.names):
-        exact, recorded = exact_all[i], recorded_all[i]
+    for i, (exact, recorded) in enumerate(zip(exact_all, recorded_all, strict=True)):
         scale = [value if value.is_finite() else Decimal(0) for value in exact]
-        if kind in ("x", "average"):
+        if moves:
             scale = [max(a, abs(b)) for a, b in zip(largest[i], scale, strict=True)]
         units = spacing(np.array([float(value) for value in scale]), trace.dtype)
         for k, (mine, theirs) in enumerate(zip(exact, recorded, strict=True)):
             unit = Decimal(float(units[k]))
-            if kind in ("x", "average"):
+            if moves:
                 unit += epsilon * path[i][k]
             far = _apart(mine, theirs, unit)
             if found is None or not far <= found.units:
-                found = Distance(kind, far, step, name, k, float(theirs), float(mine))
+                found = Distance(kind, far, step, f"p{i}", k, float(theirs), float(mine))
     return found
 
 
@@ -180,7 +232,7 @@ class Accuracy:
 
 
 def accuracy_of(trace: Trajectory) -> Accuracy:
-    """Return both distances of ``trace`` from the oracle."""
+    """Return both distances of ``trace`` from the reference."""
     followed = distances(trace, stepwise=False)
     published = distances(trace, stepwise=False, deviations=(), as_held=False)
     return Accuracy(trace.name, trace.scenario, trace.deviations, followed, published)

@@ -72,4 +72,4 @@ def _for_the_page(text: str, label: str) -> str:
         svg = svg.replace(colour, f"var(--{name})")
     opening = svg.index(">") + 1
     name = f"<title>{escape(label)}</title>"
-    return f'<svg role="img" aria-label="{escape(label)}"{svg[4 : opening]}{name}{svg[opening:]}'
+    return f'<svg role="img" aria-label="{escape(label)}"{svg[4:opening]}{name}{svg[opening:]}'

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..data.floats import spacing
 from ..data.traces import TraceFile
 from ..data.trajectory import Trajectory
-from ..reference.oracle import Oracle
+from ..reference.accuracy import errors_over_time
 from ..targets.run import run_target
 from ..targets.target import find
 
@@ -45,18 +43,7 @@ def errors(run: Trajectory, who: str, width: int = 10) -> Curve:
 
     Deviations are followed: what remains is the rounding of the arithmetic.
     """
-    oracle = Oracle(run)
-    state, worst = oracle.start(), []
-    for step in range(run.steps):
-        oracle.advance(state, step)
-        recorded = oracle.recorded(step + 1)
-        far = 0.0
-        for kind in ("square_avg", "acc_delta"):
-            for exact, seen in zip(getattr(state, kind), getattr(recorded, kind), strict=True):
-                units = spacing(np.array([float(value) for value in exact]), run.dtype)
-                pairs = zip(exact, seen, units, strict=True)
-                far = max([far, *(float(abs(a - b) / Decimal(float(unit))) for a, b, unit in pairs)])
-        worst.append(far)
+    worst = errors_over_time(run)
     cuts = range(0, len(worst), width)
     return Curve(who, [i + 1 for i in cuts], [max(worst[i : i + width]) for i in cuts])
 
@@ -74,7 +61,14 @@ def error_growth(files: Mapping[str, TraceFile]) -> list[Chart]:
 
 
 def values(
-    run: Trajectory, who: str, *, kind: str = "x", tensor: int = 0, element: int = 0, begin: int = 0, moved: bool = False
+    run: Trajectory,
+    who: str,
+    *,
+    kind: str = "x",
+    tensor: int = 0,
+    element: int = 0,
+    begin: int = 0,
+    moved: bool = False,
 ) -> Curve:
     """Return an element of a state over time, or how far it has moved; by default from before the first step on."""
     series = run.states[kind][tensor].reshape(run.steps + 1, -1)[:, element].astype(np.float64)

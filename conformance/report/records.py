@@ -136,7 +136,9 @@ def _figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     shared: dict[str, Any] = {}
     for target, tree in trees.items():
         texts = {what: json.dumps([what, rows]) for what, rows in tree.items()}
-        shared[target] = {what: f"as {seen[texts[what]]}" if texts[what] in seen else rows for what, rows in tree.items()}
+        shared[target] = {
+            what: f"as {seen[texts[what]]}" if texts[what] in seen else rows for what, rows in tree.items()
+        }
         for text in texts.values():
             seen.setdefault(text, target)
     return shared

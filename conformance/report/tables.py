@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 from ..checks.run import Selection
 from ..checks.verdict import OUTCOMES, WHOLE_RUN, Verdict
-from ..data.scenarios import SCENARIOS
 from ..data.deviations import DEVIATIONS, deviations_in
+from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
 from ..data.traces import TraceFile
 from ..reference.tolerances import RUN, TRACE

@@ -222,7 +222,7 @@ class TorchOptim(Steps):
         if "rho" in getattr(self.opt, "defaults", ()):
             states = [self.opt.state.get(p, {}) for p in self.params]
             for slot in SLOTS:
-                columns[slot] = [s.get(slot, 0 * p.detach()) for s, p in zip(states, self.params, strict=True)]
+                columns[slot] = [s.get(slot, p.new_zeros(p.shape)) for s, p in zip(states, self.params, strict=True)]
         return columns
 
     def options(self, updates: int) -> Options | None:
