@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 
 import pytest
@@ -10,8 +11,9 @@ pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 pytest.importorskip("rich")
 
-from multiopt.conformance.checks.expected import check_id, expect, read_xfails
-from multiopt.conformance.checks.verdict import Verdict
+import multiopt.conformance.checks.judge as judge
+from multiopt.conformance.checks.same_bits import runs
+from multiopt.conformance.checks.verdict import Verdict, expect, read_xfails
 from multiopt.conformance.targets import target as targets
 from multiopt.conformance.targets.target import find
 
@@ -93,6 +95,10 @@ FEW = [
 ]
 
 
+#: Runs that are compared bit by bit.
+RUNS = ("float64, plain", "float64, accumulate 3, average")
+
+
 def check(capsys, *arguments):
     status = main(["check", "--processes", "1", "--quick", *arguments])
     return status, capsys.readouterr().out
@@ -109,30 +115,22 @@ def test_a_sound_namespace_passes(namespace, capsys):
 def test_a_broken_root_is_seen_and_can_be_expected(namespace, capsys, tmp_path):
     # One unit is within the tolerance for another framework; it is the bits that tell. They are looked at over the
     # whole suite only, so ask for them apart.
-    from multiopt.conformance.checks.across import Across
-    from multiopt.conformance.checks.judge import Judge
-
     target = find(namespace)
-    runs = [v for name in ("plain", "accumulate 3, average") for v in Across(Judge()).verdicts(target, "float64", name)]
-    assert [v.outcome for v in runs] == ["failed", "failed"]
-    assert [check_id(v) for v in runs] == [
-        "bits/float64, plain/all states",
-        "bits/float64, accumulate 3, average/all states",
-    ]
-    assert 0 < float(runs[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
+    found = [v for name, case in runs(target).items() if name in RUNS for v in judge.Judge().against_bits(target, case)]
+    assert [v.outcome for v in found] == ["failed", "failed"]
+    assert [v.id for v in found] == [f"bits/{name}/all states" for name in RUNS]
+    assert 0 < float(found[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
     path = tmp_path / "xfails.txt"
     path.write_text("# known\nbits/float64, plain/all states  # its root\n")
-    judged = expect(runs, read_xfails(path))
+    judged = expect(found, read_xfails(path))
     assert [v.outcome for v in judged] == ["expected failure", "failed"]
     assert judged[0].reason == "expected: its root"
 
 
 @pytest.mark.parametrize("namespace", ["broken"], indirect=True)
 def test_the_command_lists_ids_and_takes_them_back(namespace, capsys, tmp_path, monkeypatch):
-    import multiopt.conformance.checks.judge as judge
-
     # With tolerances of 0 the broken root shows in every scenario.
-    strict = {kind: judge.Tolerance(0.0, t.unit, t.reason) for kind, t in judge.TRACE.items()}
+    strict = {kind: replace(t, limit=0.0) for kind, t in judge.TRACE.items()}
     monkeypatch.setattr(judge, "TRACE", strict)
     arguments = ("--namespace", namespace, "--scenario", "paper", "--against", "tf-raw", "--against", "torch-forloop")
     status, said = check(capsys, *arguments)
