@@ -115,7 +115,7 @@ class Wrapped:
     without : sequence of str
         Options that it does not get, because ``given`` does their work, wrongly.
     after : callable, optional
-        ``after(array)`` returns what is held instead of each accumulator and parameter after each step.
+        ``after(array, is_state)`` returns what is held after each step, in place of each accumulator and parameter.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Wrapped:
         *,
         given: Callable[[Config, int, Row, Row], Row] | None = None,
         without: Sequence[str] = (),
-        after: Callable[[Array], Array] | None = None,
+        after: Callable[[Array, bool], Array] | None = None,
     ) -> None:
         self.config, self.given, self.after = case.config, given, after
         self.inner = build(case.with_options(**{name: getattr(Config(), name) for name in without}), engine)
@@ -138,8 +138,9 @@ class Wrapped:
             gradients = self.given(self.config, number, gradients, self.inner.states()["x"])
         used = self.inner.step(number, gradients)
         if self.after is not None:
-            for array in (*self.opt.params, *self.held()):
-                array[...] = self.after(array)
+            for is_state, arrays in enumerate((self.opt.params, self.held())):
+                for array in arrays:
+                    array[...] = self.after(array, bool(is_state))
         return used
 
     def held(self) -> list[Array]:
@@ -224,11 +225,12 @@ _GIVEN: Mapping[str, tuple[str, Callable[[Config, int, Row, Row], Row], tuple[st
 # --- with its state changed ---
 
 
-def _through_float32(array: Array) -> Array:
-    return array.astype({"f": np.float32, "c": np.complex64}.get(array.dtype.kind, array.dtype))
+def _state_through_float32(array: Array, is_state: bool) -> Array:
+    single = {"f": np.float32, "c": np.complex64} if is_state else {}
+    return array.astype(single.get(array.dtype.kind, array.dtype))
 
 
-def _flushed(array: Array) -> Array:
+def _flushed(array: Array, is_state: bool) -> Array:
     if array.dtype.kind not in "fc":
         return array
     tiny = np.finfo(array.dtype).tiny
@@ -241,14 +243,6 @@ class _StartAtEps(Wrapped):
         super().__init__(case, engine)
         for array in self.held():
             array[...] = self.config.eps * (1 + 1j) if array.dtype.kind == "c" else self.config.eps
-
-
-class _StateSingle(Wrapped):
-    def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
-        used = super().step(number, gradients)
-        for array in self.held():
-            array[...] = _through_float32(array)
-        return used
 
 
 class _DecayWithoutLr(Wrapped):
@@ -305,8 +299,10 @@ MUTANTS: Mapping[str, Mutant] = {
         *(Mutant(name, about, partial(_with_options, change=change)) for name, (about, change) in _ASKED.items()),
         *(Mutant(n, about, partial(Wrapped, given=given, without=off)) for n, (about, given, off) in _GIVEN.items()),
         Mutant("accumulators-start-at-eps", "Accumulators start at ε, not at 0", _StartAtEps),
-        Mutant("state-through-float32", "Accumulators are kept in float32, whatever the parameters are", _StateSingle),
-        Mutant("subnormals-flushed", "Numbers below the smallest normal one become 0", partial(Wrapped, after=_flushed)),
+        Mutant("state-through-float32", "Accumulators are kept in float32, whatever the parameters are",
+               partial(Wrapped, after=_state_through_float32)),
+        Mutant("subnormals-flushed", "Numbers below the smallest normal one become 0",
+               partial(Wrapped, after=_flushed)),
         Mutant("decay-without-lr", "Decoupled weight decay is not multiplied by the learning rate", _DecayWithoutLr),
         Mutant("average-before-update", "The moving average takes in the parameters before they are updated",
                _AverageFirst),

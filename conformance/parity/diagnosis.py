@@ -17,6 +17,7 @@ from ..data.case import Array, Case
 from ..data.specification import Config
 from ..data.trajectory import Trajectory
 from ..mutation.mutants import MUTANTS, TRUE, Mutant
+from ..targets.build import unsupported
 from ..targets.run import run_target
 from .differences import LIMITS, worst
 from .estimates import estimated
@@ -81,8 +82,9 @@ def explain(a: Trajectory, b: Trajectory) -> list[Explanation]:
 
 def simulate(case: Case, mutant: Mutant = TRUE) -> Trajectory | None:
     """Return what the rule, or a mutant, would have done, or None where the options are impossible."""
+    target = mutant.target("eager")
     try:
-        return run_target(mutant.target("eager"), case)
+        return None if unsupported(target, case) else run_target(target, case)
     except ValueError:
         return None
 
