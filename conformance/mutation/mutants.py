@@ -20,7 +20,7 @@ from multiopt import ADADELTA, Optimizer, Rule
 from ..data.case import Array, Case, Gradient
 from ..data.rates import rates_of
 from ..data.specification import Config
-from ..targets.build import core_options
+from ..targets.arguments import core_options
 from ..targets.optimizers import Core
 from ..targets.protocol import TargetOptimizer
 from ..targets.target import Target, find
