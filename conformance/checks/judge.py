@@ -19,8 +19,8 @@ from ..data.floats import ulps
 from ..data.rates import rates_of
 from ..data.traces import TraceFile
 from ..data.trajectory import Trajectory
-from ..reference.accuracy import Accuracy, Distance, accuracy_of, distances
-from ..reference.compare import Difference, differences
+from ..reference.accuracy import Accuracy, accuracy_of, distances
+from ..reference.compare import Distance, differences
 from ..reference.tolerances import BITS, COMPILED, RATE, RUN, TRACE, against_oracle
 from ..targets.build import learning_rate, rejection, unsupported
 from ..targets.run import run_target
@@ -153,7 +153,7 @@ class Judge:
             return [answer]
         cut = trace.first(case.steps)
         try:
-            found: Mapping[str, Difference] = self._once(
+            found: Mapping[str, Distance] = self._once(
                 ("differences", trace.bits(), answer.bits()), lambda: differences(answer, cut)
             )
         except ValueError as error:
@@ -226,6 +226,5 @@ def _worst(found: Mapping[str, Distance]) -> str:
     return f"{max(state):.3g} ulp and {max(moved):.3g} motion"
 
 
-def _place(found: Distance | Difference) -> Place:
-    pair = (found.recorded, found.exact) if isinstance(found, Distance) else (found.first, found.second)
-    return Place(found.step, found.tensor, found.element, *pair)
+def _place(found: Distance) -> Place:
+    return Place(found.step, found.tensor, found.element, found.ours, found.theirs)

@@ -37,7 +37,7 @@ def agree(target: Target, one: Trajectory, other: Trajectory, what: str) -> None
     for kind, found in differences(one, other).items():
         allowed = 0.0 if target.bits else COMPILED[kind].limit
         if not found.units <= allowed:
-            place = Place(found.step, found.tensor, found.element, found.first, found.second)
+            place = Place(found.step, found.tensor, found.element, found.ours, found.theirs)
             raise BrokenError(f"{kind} is another one {what}", place)
 
 

@@ -8,7 +8,7 @@ far. Both come out as small numbers where the arithmetic is sound, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
@@ -18,63 +18,17 @@ from ..data.case import Array
 from ..data.floats import format_of, spacing
 from ..data.trajectory import STATES, Trajectory
 from .arithmetic import Digits
+from .compare import Distance
 from .reference import Reference
 
 #: Every state, by kind: one flat array of exact numbers for each tensor.
 Columns = dict[str, list[Array]]
-Numbers = list[Decimal]
-
-#: Units that a sound implementation stays within, one step at a time and over a whole trace, with the reason.
-#: Worst seen in the traces, all systems and data types: 5.6, 5.2, 1.4 and 1.6 in one step; 6.5, 37, 4.7 and 2.6 in all.
-WITHIN_STEP: Mapping[str, float] = {
-    # g² and two products and a sum round: 2 units; a gradient scaled by a norm brings its own rounding, squared.
-    "square_avg": 8.0,
-    # The update has two roots, a quotient and a product in it (3 roundings), squared: 6, and as before.
-    "acc_delta": 8.0,
-    # One rounding of the difference, and the update's own in proportion to the motion.
-    "x": 2.0,
-    "average": 2.0,
-}
-WITHIN_TRACE: Mapping[str, float] = {
-    # Old errors fade with rho: 1 / (1 − .95) = 20 steps' worth at most, and they do not all point one way.
-    "square_avg": 16.0,
-    # Each update is made with the root of the old one: errors feed back on themselves.
-    "acc_delta": 64.0,
-    # Roundings of a thousand steps add up like a random walk, against a path of a thousand steps.
-    "x": 8.0,
-    "average": 8.0,
-}
-
-
-@dataclass(frozen=True)
-class Distance:
-    """The worst element of one kind of state: how far, and where.
-
-    ``units`` are units in the last place for accumulators, units of motion for parameters and averages. ``step``
-    counts steps taken, ``element`` is flat (a complex number counts as two).
-    """
-
-    kind: str
-    units: float
-    step: int
-    tensor: str
-    element: int
-    recorded: float
-    exact: float
-
-    def within(self, *, stepwise: bool) -> bool:
-        """Tell whether the distance is one that rounding explains."""
-        return self.units <= (WITHIN_STEP if stepwise else WITHIN_TRACE)[self.kind]
-
-    def __str__(self) -> str:
-        place = f"{self.kind}/{self.tensor}[{self.element}] after step {self.step}"
-        return f"{place}: recorded {self.recorded!r}, exact {self.exact!r}, {self.units:.3g} units apart"
 
 
 def walk(
     trace: Trajectory, *, stepwise: bool, deviations: Collection[str] | None = None, as_held: bool = True
 ) -> Iterator[tuple[Columns, Columns, Columns]]:
-    """Yield, after each step of a trace, the exact states before and after it, and the recorded ones after it.
+    """Yield, for each step of a trace, the exact states before and after it, and the recorded ones after it.
 
     Parameters
     ----------
@@ -136,13 +90,16 @@ def distances(
         Kind (``x``, ``square_avg``, ``acc_delta``, ``average``) to `Distance`.
     """
     worst: dict[str, Distance] = {}
-    path, largest = _still([])
     states = walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held)
     with localcontext(Digits.context):
         for step, (before, exact, recorded) in enumerate(states, start=1):
             if stepwise or step == 1:
-                path, largest = _still(before["x"])
-            _travel(path, largest, before["x"], exact["x"])
+                path = [0 * _finite(x) for x in before["x"]]
+                largest = [np.abs(x) for x in before["x"]]
+            for i, (old, new) in enumerate(zip(before["x"], exact["x"], strict=True)):
+                finite = _is_finite(old) & _is_finite(new)
+                path[i] = path[i] + np.where(finite, np.abs(_finite(new) - _finite(old)), 0)
+                largest[i] = np.where(finite, np.maximum(largest[i], np.abs(new)), largest[i])
             for kind in recorded:
                 found = _worst(trace, kind, step, exact[kind], recorded[kind], path, largest)
                 # "not <=" lets NaN count as worse than any number.
@@ -156,26 +113,23 @@ def errors_over_time(trace: Trajectory) -> list[float]:
 
     Deviations are followed: what remains is the rounding of the arithmetic.
     """
-    found = []
     with localcontext(Digits.context):
-        for _, exact, recorded in walk(trace, stepwise=False):
-            kinds = ("square_avg", "acc_delta")
-            worst = (_worst(trace, kind, 0, exact[kind], recorded[kind], [], []) for kind in kinds)
-            found.append(max(distance.units for distance in worst if distance is not None))
-    return found
+        return [
+            max(
+                found.units
+                for kind in ("square_avg", "acc_delta")
+                if (found := _worst(trace, kind, 0, exact[kind], recorded[kind], [], [])) is not None
+            )
+            for _, exact, recorded in walk(trace, stepwise=False)
+        ]
 
 
-def _still(start: Sequence[Array]) -> tuple[list[Numbers], list[Numbers]]:
-    """Return the path of elements that have not moved, and the largest that each has been."""
-    return [[Decimal(0)] * len(values) for values in start], [[abs(value) for value in values] for values in start]
+def _is_finite(values: Array) -> Array:
+    return np.array([value.is_finite() for value in values], dtype=bool)
 
 
-def _travel(path: list[Numbers], largest: list[Numbers], earlier: list[Array], now: list[Array]) -> None:
-    for i, (old, new) in enumerate(zip(earlier, now, strict=True)):
-        for k, (value, was) in enumerate(zip(new, old, strict=True)):
-            if value.is_finite() and was.is_finite():
-                path[i][k] += abs(value - was)
-                largest[i][k] = max(largest[i][k], abs(value))
+def _finite(values: Array) -> Array:
+    return np.where(_is_finite(values), values, Decimal(0))
 
 
 def _worst(
@@ -184,35 +138,27 @@ def _worst(
     step: int,
     exact_all: list[Array],
     recorded_all: list[Array],
-    path: list[Numbers],
-    largest: list[Numbers],
+    path: list[Array],
+    largest: list[Array],
 ) -> Distance | None:
     epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
-    moves = kind in ("x", "average")
     found: Distance | None = None
     for i, (exact, recorded) in enumerate(zip(exact_all, recorded_all, strict=True)):
-        scale = [value if value.is_finite() else Decimal(0) for value in exact]
-        if moves:
-            scale = [max(a, abs(b)) for a, b in zip(largest[i], scale, strict=True)]
-        units = spacing(np.array([float(value) for value in scale]), trace.dtype)
-        for k, (mine, theirs) in enumerate(zip(exact, recorded, strict=True)):
-            unit = Decimal(float(units[k]))
-            if moves:
-                unit += epsilon * path[i][k]
-            far = _apart(mine, theirs, unit)
-            if found is None or not far <= found.units:
-                found = Distance(kind, far, step, f"p{i}", k, float(theirs), float(mine))
+        if not len(exact):
+            continue
+        moves = kind in ("x", "average")
+        scale = np.maximum(largest[i], np.abs(_finite(exact))) if moves else _finite(exact)
+        unit = np.array([Decimal(float(value)) for value in spacing(scale.astype(np.float64), trace.dtype)])
+        unit = unit + epsilon * path[i] if moves else unit
+        units = (np.abs(_finite(exact) - _finite(recorded)) / unit).astype(np.float64)
+        mine, theirs = exact.astype(np.float64), recorded.astype(np.float64)
+        odd = ~(_is_finite(exact) & _is_finite(recorded))
+        same = (exact == recorded) | (np.isnan(mine) & np.isnan(theirs))
+        units = np.where(odd, np.where(same, 0.0, np.inf), units)
+        k = int(np.argmax(units))
+        if found is None or not units[k] <= found.units:
+            found = Distance(kind, float(units[k]), step, f"p{i}", k, float(theirs[k]), float(mine[k]))
     return found
-
-
-def _apart(exact: Decimal, recorded: Decimal, unit: Decimal) -> float:
-    if exact.is_nan() and recorded.is_nan():
-        return 0.0
-    if exact.is_infinite() or recorded.is_infinite():
-        return 0.0 if exact == recorded else float("inf")
-    if exact.is_nan() or recorded.is_nan():
-        return float("inf")
-    return float(abs(exact - recorded) / unit)
 
 
 @dataclass(frozen=True)
@@ -224,15 +170,11 @@ class Accuracy:
     which is how far a user of that framework is from the paper.
     """
 
-    system: str
-    scenario: str
-    deviations: tuple[str, ...]
     followed: Mapping[str, Distance]
     published: Mapping[str, Distance]
 
 
 def accuracy_of(trace: Trajectory) -> Accuracy:
     """Return both distances of ``trace`` from the reference."""
-    followed = distances(trace, stepwise=False)
     published = distances(trace, stepwise=False, deviations=(), as_held=False)
-    return Accuracy(trace.name, trace.scenario, trace.deviations, followed, published)
+    return Accuracy(distances(trace, stepwise=False), published)

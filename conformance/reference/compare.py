@@ -14,30 +14,35 @@ from numpy.typing import NDArray
 
 from ..data.floats import format_of, parts, spacing, ulps
 from ..data.trajectory import STATES, Trajectory
+from .tolerances import RUN, STEP
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The worst element of one kind of state in two traces.
+class Distance:
+    """The worst element of one kind of state: how far from what it is compared with, and where.
 
-    ``units`` as the module says; infinite where one is NaN or infinite and the other is not. ``step`` counts
-    steps taken.
+    ``units`` as the module says; infinite where one is NaN or infinite and the other is not. ``step`` counts steps
+    taken, ``element`` is flat (a complex number counts as two).
     """
 
     kind: str
-    same_bits: bool
     units: float
     step: int = 0
     tensor: str = ""
     element: int = 0
-    first: float = 0.0
-    second: float = 0.0
+    ours: float = 0.0
+    theirs: float = 0.0
+    same_bits: bool = False
+
+    def within(self, *, stepwise: bool) -> bool:
+        """Tell whether rounding explains the distance from the reference."""
+        return self.units <= (STEP if stepwise else RUN)[self.kind].limit
 
     def __str__(self) -> str:
         if self.same_bits:
             return f"{self.kind}: the same bits"
         place = f"{self.kind}/{self.tensor}[{self.element}] after step {self.step}"
-        return f"{place}: {self.first!r} against {self.second!r}, {self.units:.3g} units apart"
+        return f"{place}: {self.ours!r} against {self.theirs!r}, {self.units:.3g} units apart"
 
 
 def inputs_agree(a: Trajectory, b: Trajectory) -> bool:
@@ -67,7 +72,7 @@ def motion_units(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]
     return epsilon * np.cumsum(steps, axis=0) + spacing(largest, dtype)
 
 
-def differences(a: Trajectory, b: Trajectory) -> dict[str, Difference]:
+def differences(a: Trajectory, b: Trajectory) -> dict[str, Distance]:
     """Return the worst difference of each kind of state that both traces have.
 
     Raises
@@ -82,7 +87,7 @@ def differences(a: Trajectory, b: Trajectory) -> dict[str, Difference]:
     for kind in STATES:
         if not (a.has(kind) and b.has(kind)):
             continue
-        worst = Difference(kind, True, 0.0)
+        worst = Distance(kind, 0.0, same_bits=True)
         for name, one, other in zip(a.names, a.states[kind], b.states[kind], strict=True):
             if same_bits(one, other) or one.size == 0:
                 continue
@@ -92,7 +97,7 @@ def differences(a: Trajectory, b: Trajectory) -> dict[str, Difference]:
             if worst.same_bits or units > worst.units:
                 element = int(np.ravel_multi_index(place[1:], apart.shape[1:])) if apart.ndim > 1 else 0
                 pair = float(parts(one)[place]), float(parts(other)[place])
-                worst = Difference(kind, False, units, int(place[0]), name, element, *pair)
+                worst = Distance(kind, units, int(place[0]), name, element, *pair)
         found[kind] = worst
     return found
 

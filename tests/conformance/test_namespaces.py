@@ -11,12 +11,13 @@ pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 pytest.importorskip("rich")
 
-import multiopt.conformance.checks.judge as judge
+from multiopt.conformance.checks import judge
+from multiopt.conformance.checks.judge import Judge
 from multiopt.conformance.checks.same_bits import runs
 from multiopt.conformance.checks.verdict import Verdict, expect, read_xfails
 from multiopt.conformance.targets import target as targets
-from multiopt.conformance.targets.target import find
 
+from multiopt import backends
 from multiopt.cli import main
 
 #: A namespace of its own array type on top of NumPy. Its square root is off by one unit in the last place.
@@ -78,9 +79,8 @@ OFF = {"sound": "lambda root: root", "broken": "lambda root: np.where(root > 0, 
 def namespace(request, tmp_path, monkeypatch):
     """A namespace of a name of its own, sound or broken."""
     pytest.importorskip("array_api_compat")
-    kind = request.param
-    name = f"namespace_{kind}"
-    (tmp_path / f"{name}.py").write_text(f"OFF = lambda root: OFFSET(root)\n{BROKEN}\nOFFSET = {OFF[kind]}\n")
+    name = f"namespace_{request.param}"
+    (tmp_path / f"{name}.py").write_text(f"OFF = lambda root: OFFSET(root)\n{BROKEN}\nOFFSET = {OFF[request.param]}\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(targets, "_namespaces", {})
     yield name
@@ -95,10 +95,6 @@ FEW = [
 ]
 
 
-#: Runs that are compared bit by bit.
-RUNS = ("float64, plain", "float64, accumulate 3, average")
-
-
 def check(capsys, *arguments):
     status = main(["check", "--processes", "1", "--quick", *arguments])
     return status, capsys.readouterr().out
@@ -111,18 +107,30 @@ def test_a_sound_namespace_passes(namespace, capsys):
     assert namespace in said
 
 
+@pytest.mark.parametrize("namespace", ["sound"], indirect=True)
+def test_a_registered_library_gets_a_target(namespace, capsys, monkeypatch):
+    monkeypatch.setitem(backends.BACKENDS, namespace, (namespace, ".base", "Backend"))
+    assert targets.all_targets()[namespace].namespace == namespace
+    status, said = check(capsys, "--backend", namespace, *FEW)
+    assert status == 0, said
+    assert namespace in said
+
+
 @pytest.mark.parametrize("namespace", ["broken"], indirect=True)
-def test_a_broken_root_is_seen_and_can_be_expected(namespace, capsys, tmp_path):
-    # One unit is within the tolerance for another framework; it is the bits that tell. They are looked at over the
-    # whole suite only, so ask for them apart.
-    target = find(namespace)
-    found = [v for name, case in runs(target).items() if name in RUNS for v in judge.Judge().against_bits(target, case)]
-    assert [v.outcome for v in found] == ["failed", "failed"]
-    assert [v.id for v in found] == [f"bits/{name}/all states" for name in RUNS]
-    assert 0 < float(found[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
+def test_a_broken_root_is_seen_and_can_be_expected(namespace, tmp_path):
+    # One unit is within the tolerance for another framework; it is the bits that tell.
+    target = targets.find(namespace)
+    cases = [runs(target)[f"float64, {name}"] for name in ("plain", "accumulate 3, average")]
+    verdicts = [verdict for case in cases for verdict in Judge().against_bits(target, case)]
+    assert [v.outcome for v in verdicts] == ["failed", "failed"]
+    assert [v.id for v in verdicts] == [
+        "bits/float64, plain/all states",
+        "bits/float64, accumulate 3, average/all states",
+    ]
+    assert 0 < float(verdicts[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
     path = tmp_path / "xfails.txt"
     path.write_text("# known\nbits/float64, plain/all states  # its root\n")
-    judged = expect(found, read_xfails(path))
+    judged = expect(verdicts, read_xfails(path))
     assert [v.outcome for v in judged] == ["expected failure", "failed"]
     assert judged[0].reason == "expected: its root"
 
@@ -130,7 +138,7 @@ def test_a_broken_root_is_seen_and_can_be_expected(namespace, capsys, tmp_path):
 @pytest.mark.parametrize("namespace", ["broken"], indirect=True)
 def test_the_command_lists_ids_and_takes_them_back(namespace, capsys, tmp_path, monkeypatch):
     # With tolerances of 0 the broken root shows in every scenario.
-    strict = {kind: replace(t, limit=0.0) for kind, t in judge.TRACE.items()}
+    strict = {kind: replace(tolerance, limit=0.0) for kind, tolerance in judge.TRACE.items()}
     monkeypatch.setattr(judge, "TRACE", strict)
     arguments = ("--namespace", namespace, "--scenario", "paper", "--against", "tf-raw", "--against", "torch-forloop")
     status, said = check(capsys, *arguments)

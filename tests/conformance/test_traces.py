@@ -17,11 +17,15 @@ from multiopt.conformance.data.scenarios import SCENARIOS, scenarios_of
 from multiopt.conformance.data.systems import KERAS, SYSTEMS
 from multiopt.conformance.data.traces import FOLDER, TraceError, load, load_all, path_of, save
 from multiopt.conformance.data.trajectory import STATES
-from multiopt.conformance.recording.record import judge, record
+from multiopt.conformance.recording.record import judge
+from multiopt.conformance.recording.record import record as record_again
 from multiopt.conformance.reference.accuracy import accuracy_of, distances
 from multiopt.conformance.reference.arithmetic import Digits
 from multiopt.conformance.reference.compare import differences, inputs_agree, same_bits
 from multiopt.conformance.reference.reference import Reference
+from multiopt.conformance.targets.build import rejection, unsupported
+from multiopt.conformance.targets.run import record, run_target
+from multiopt.conformance.targets.target import find
 
 from multiopt.cli import main
 
@@ -249,6 +253,22 @@ def test_oracle_runs_by_itself():
     assert float(reference.x[0][0]) == pytest.approx(expected, rel=1e-14)  # the test's own double arithmetic
 
 
+def test_the_reference_in_floats_has_the_bits_of_the_library():
+    """Where no norm is clipped, whose sums are the library's own; and it shares no code with the library."""
+    compared, target = 0, find("numpy-eager")
+    for system in ("torch-forloop", "tf-keras", "keras-jax", "optax"):
+        for trace in FILES[system].traces.values():
+            case = trace.case.published()
+            c = case.config
+            clipped = c.clipnorm is not None or c.global_clipnorm is not None
+            if trace.refusal or trace.steps > 20 or clipped or unsupported(target, case) or rejection(target, case):
+                continue
+            for found in differences(record(Reference(case), case), run_target(target, case)).values():
+                assert found.same_bits, f"{system}, {case.scenario}: {found}"
+                compared += 1
+    assert compared > 300
+
+
 def altered(tmp_path, change):
     path = tmp_path / "torch-forloop.safetensors"
     raw = bytearray(path_of("torch-forloop").read_bytes())
@@ -338,7 +358,7 @@ def test_a_made_up_trace_is_different():
 def test_a_system_that_is_not_installed_is_passed_over(monkeypatch, tmp_path, capsys):
     pytest.importorskip("rich")
     monkeypatch.setattr("multiopt.conformance.recording.record.missing_packages", lambda system: ["tensorflow"])
-    assert record("tf-raw", tmp_path).outcome == "absent"
+    assert record_again("tf-raw", tmp_path).outcome == "absent"
     assert main(["record", "--system", "tf-raw"]) == 0
     assert main(["record", "--system", "tf-raw", "--require", "tf-raw"]) == 1
     assert "tensorflow" in capsys.readouterr().out
@@ -348,7 +368,7 @@ def test_torch_records_again(tmp_path):
     torch = pytest.importorskip("torch")
     if torch.__version__.split("+")[0] != FILES["torch-forloop"].versions["torch"].split("+")[0]:
         pytest.skip("the traces are of another PyTorch")
-    verdict = record("torch-forloop", tmp_path)
+    verdict = record_again("torch-forloop", tmp_path)
     assert verdict.outcome in ("same", "close"), verdict.note
 
 
