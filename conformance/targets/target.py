@@ -122,7 +122,7 @@ _namespaces: dict[str, Target] = {}
 
 def _registered() -> dict[str, str]:
     """Return the registry's libraries: name to namespace."""
-    return {name: namespace for name, (namespace, _, _) in backends.BACKENDS.items()}
+    return {library.name: library.namespace for library in backends.libraries()}
 
 
 def all_targets() -> dict[str, Target]:
