@@ -236,10 +236,10 @@ OPTIONS = {
     "norm-clipped-before-value": {"clip_value": 0.5, "clip_global_norm": 1.0},
     "small-norms-raised": {"clip_global_norm": 3.0},
     "clip-before-accumulation": {"accumulate": 2, "clip_value": 0.5},
-    **dict.fromkeys(("decoupled-for-coupled", "decay-ignored"), {"weight_decay": 0.1}),
-    **dict.fromkeys(("norm-of-each-for-norm-of-all", "norm-plus-1e-6"), {"clip_global_norm": 1.0}),
-    **dict.fromkeys(("sum-for-mean", "last-gradient-only"), {"accumulate": 2}),
-    **dict.fromkeys(("average-before-update", "average-momentum-swapped"), {"ema": 0.75}),
+    **{key: {"weight_decay": 0.1} for key in ("decoupled-for-coupled", "decay-ignored")},
+    **{key: {"clip_global_norm": 1.0} for key in ("norm-of-each-for-norm-of-all", "norm-plus-1e-6")},
+    **{key: {"accumulate": 2} for key in ("sum-for-mean", "last-gradient-only")},
+    **{key: {"ema": 0.75} for key in ("average-before-update", "average-momentum-swapped")},
     **dict.fromkeys(("schedule-one-late", "schedule-one-early", "schedule-frozen"), SCHEDULE),
 }
 #: Some look the same as another option, which then is what is said.
