@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from contextlib import nullcontext
+from typing import Any
 
 import cupy
 import numpy as np
 
-from .base import Array, Backend, strides_overlap
+from .generic import Array, Backend, strides_overlap
 
 __all__ = ["CupyBackend"]
 
@@ -16,13 +17,13 @@ __all__ = ["CupyBackend"]
 class CupyBackend(Backend):
     """Arrays of exact type `cupy.ndarray`, each on the device it was made on."""
 
-    name: str = "cupy"
-    extra: ClassVar[str | None] = "cupy"
-
-    def admit(self, array: Array) -> str | None:
+    def rejects(self, array: Array) -> str | None:
         if type(array) is not cupy.ndarray:
             return f"expected a cupy.ndarray, got its subclass {type(array).__name__}"
         return None
+
+    def writable(self, array: Array) -> bool:
+        return True
 
     def dtype(self, array: Array) -> str:
         return array.dtype.name
@@ -83,8 +84,8 @@ class CupyBackend(Backend):
         host = np.ascontiguousarray(cupy.asnumpy(array)).reshape(array.shape)
         return host.view(np.uint16) if array.dtype.name == "bfloat16" else host
 
-    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
-        with like.device:
+    def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
+        with nullcontext() if like is None else like.device:
             return cupy.asarray(array.view(self.native(dtype)))
 
     def elementwise(self, function: Any, arrays: Any) -> tuple[Array, ...]:
@@ -95,7 +96,10 @@ class CupyBackend(Backend):
         with array.device:
             return super().finite(array)
 
-    # --- for the CUDA engine ---
+    # --- raw memory ---
+
+    def cuda_memory(self, device: str) -> CupyBackend:
+        return self
 
     def layout(self, array: Array) -> Any:
         """``"C"`` for a contiguous array, its strides for another dense one (Fortran's order, say), else None."""
@@ -123,6 +127,9 @@ class CupyBackend(Backend):
         """A copy in C order."""
         with array.device:
             return array.copy(order="C")
+
+    def touched(self, arrays: Sequence[Array]) -> None:
+        """CuPy keeps no account of writing."""
 
     def on(self, device: str) -> Any:
         """A context manager that makes a device the current one."""

@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
 
-from .base import Array, Backend
+from .generic import Array, Backend
+from .registry import get
 
 __all__ = ["DaskBackend"]
 
 
-def _numpy() -> Any:
-    from . import get
-
-    return get("numpy")
-
-
 def _chunk(function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
-    return list(_numpy().elementwise(function, arrays))
+    return list(get("numpy").elementwise(function, arrays))
 
 
 def _row(prepare: Any, lowest: int, g: np.ndarray) -> list[int]:
-    return _numpy().square_sums(prepare, g, lowest)
+    return get("numpy").square_sums(prepare, g, lowest)
 
 
 class DaskBackend(Backend):
     """Arrays whose chunks are NumPy arrays of known shapes."""
 
-    name: str = "dask"
-    extra: ClassVar[str | None] = "dask"
     mutable: bool = False
 
-    def admit(self, array: Array) -> str | None:
+    def rejects(self, array: Array) -> str | None:
         if any(n != n for n in array.shape):
             return "expected chunks of known sizes; call compute_chunk_sizes() first"
         if type(array._meta) is not np.ndarray:
@@ -52,7 +45,7 @@ class DaskBackend(Backend):
         return [(a.dtype, a.shape) for a in arrays]
 
     def native(self, dtype: str) -> Any:
-        return _numpy().native(dtype)
+        return get("numpy").native(dtype)
 
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         return da.full(array.shape, value, dtype=self.native(dtype), chunks=array.chunks)
@@ -70,10 +63,10 @@ class DaskBackend(Backend):
         return parts[0] if len(parts) == 1 else da.map_blocks(_complex, *parts, dtype=dtype)
 
     def to_host(self, array: Array) -> np.ndarray:
-        return _numpy().to_host(np.asarray(array.compute()))
+        return get("numpy").to_host(np.asarray(array.compute()))
 
-    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
-        return da.from_array(_numpy().from_host(array, None, dtype), chunks=like.chunks)
+    def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
+        return da.from_array(get("numpy").from_host(array, dtype), chunks="auto" if like is None else like.chunks)
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         first = arrays[0]
@@ -100,4 +93,4 @@ class DaskBackend(Backend):
 
 
 def _complex(real: np.ndarray, imaginary: np.ndarray) -> np.ndarray:
-    return _numpy().join([real, imaginary], np.result_type(real, np.complex64).name)
+    return get("numpy").join([real, imaginary], np.result_type(real, np.complex64).name)

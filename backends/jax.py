@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
 
-from .base import Array, Backend
 from .engines.norms import square_sums
+from .generic import Array, Backend
 
 __all__ = ["JaxBackend"]
 
@@ -21,11 +21,9 @@ class JaxBackend(Backend):
     (Adadelta does not); otherwise the bits are those of NumPy.
     """
 
-    name: str = "jax"
-    extra: ClassVar[str | None] = "jax"
     mutable: bool = False
 
-    def admit(self, array: Array) -> str | None:
+    def rejects(self, array: Array) -> str | None:
         if isinstance(array, jax.core.Tracer):
             return "got a traced array; under jax.jit use multiopt.functional"
         return None
@@ -56,8 +54,8 @@ class JaxBackend(Backend):
         host = np.array(array, order="C", copy=True)
         return host.view(np.uint16) if array.dtype.name == "bfloat16" else host
 
-    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
-        return jax.device_put(array.view(jax.numpy.dtype(dtype)), like.sharding)
+    def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
+        return jax.device_put(array.view(jax.numpy.dtype(dtype)), None if like is None else like.sharding)
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         # On the host, because JAX has no float64 unless told so for the whole process.

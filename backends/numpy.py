@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .base import Array, Backend, strides_overlap
+from .generic import Array, Backend, strides_overlap
 
 __all__ = ["NumpyBackend"]
 
@@ -15,10 +15,9 @@ __all__ = ["NumpyBackend"]
 class NumpyBackend(Backend):
     """Arrays of exact type `numpy.ndarray` or `numpy.memmap`, of any strides and byte order."""
 
-    name: str = "numpy"
     blocked: ClassVar[bool] = True
 
-    def admit(self, array: Array) -> str | None:
+    def rejects(self, array: Array) -> str | None:
         if isinstance(array, np.generic):
             return f"expected a numpy.ndarray, got a NumPy scalar of {array.dtype}; pass numpy.asarray(...) of it"
         if type(array) not in (np.ndarray, np.memmap):
@@ -68,6 +67,9 @@ class NumpyBackend(Backend):
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         return np.full_like(array, value, dtype=self.native(dtype), subok=False)
 
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        return np.empty_like(array, dtype=self.native(dtype), subok=False)
+
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype), copy=False)
 
@@ -85,7 +87,7 @@ class NumpyBackend(Backend):
         native = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
         return native.view(np.uint16) if array.dtype.name == "bfloat16" else native
 
-    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
+    def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         return array.view(self.native(dtype))
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
@@ -96,7 +98,10 @@ class NumpyBackend(Backend):
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         return super().square_sums(prepare, np.atleast_1d(g), lowest)
 
-    # --- for the host engine ---
+    # --- raw memory ---
+
+    def host_memory(self, device: str) -> NumpyBackend:
+        return self
 
     def layout(self, array: Array) -> Any:
         """How the elements lie: ``"C"`` or ``"F"``, or None where the engine cannot walk them as one run."""
@@ -107,7 +112,7 @@ class NumpyBackend(Backend):
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each array's address to `out`, or −1 where its layout is another; return the number of those."""
-        from .engines.numba_kernels import gather
+        from .engines.host.kernels import gather
 
         capsules = [a.__array_struct__ for a in arrays]
         need = np.fromiter((NEED[layout] for layout in layouts), np.int64, len(arrays))
@@ -116,6 +121,9 @@ class NumpyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         """A native, aligned copy in C order."""
         return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+
+    def touched(self, arrays: Sequence[Array]) -> None:
+        """NumPy keeps no account of writing."""
 
 
 #: Flags of the array interface that an array of each layout must have: its order, aligned, native bytes. The last

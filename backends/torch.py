@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from . import get
-from .base import Array, Backend, strides_overlap
+from .generic import Array, Backend, strides_overlap
+from .registry import get
 
 __all__ = ["TorchBackend"]
 
@@ -18,11 +18,9 @@ __all__ = ["TorchBackend"]
 class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
 
-    name: str = "torch"
-    extra: ClassVar[str | None] = "torch"
     swappable: ClassVar[bool] = True  # by ``tensor.data = ...``, as in ``module.half()``
 
-    def admit(self, array: Array) -> str | None:
+    def rejects(self, array: Array) -> str | None:
         if array.layout != torch.strided:
             return f"expected a strided tensor, got layout {array.layout}"
         if array.device.type == "meta":
@@ -30,6 +28,9 @@ class TorchBackend(Backend):
         if type(array).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
             return f"expected a tensor with memory of its own, got a {type(array).__name__}, which stands for others"
         return None
+
+    def writable(self, array: Array) -> bool:
+        return True
 
     def dtype(self, array: Array) -> str:
         return str(array.dtype).removeprefix("torch.")
@@ -45,7 +46,7 @@ class TorchBackend(Backend):
         found = exchange.fingerprint(arrays) if exchange is not None else None
         return self.signature(arrays) if found is None else found
 
-    def whereabouts(self, arrays: Sequence[Array]) -> Any:
+    def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
         """Their fingerprint, addresses and strides, as one value: what differs if one was swapped or has moved."""
         exchange = _exchange()
         found = exchange.fingerprint(arrays, where=True) if exchange is not None else None
@@ -80,6 +81,9 @@ class TorchBackend(Backend):
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         return torch.full_like(array, value, dtype=self.native(dtype), requires_grad=False)
 
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        return torch.empty_like(array, dtype=self.native(dtype), requires_grad=False)
+
     def cast(self, array: Array, dtype: str) -> Array:
         return array.to(self.native(dtype))
 
@@ -102,17 +106,25 @@ class TorchBackend(Backend):
             return tensor.view(torch.int16).numpy().view(np.uint16).copy()
         return tensor.numpy().copy()
 
-    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
+    def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         array = np.asarray(array, order="C")
         if dtype == "bfloat16":
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16).to(like.device)
-        return torch.from_numpy(array).to(like.device)
+            tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(array)
+        return tensor if like is None else tensor.to(like.device)
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         with torch.no_grad():
             return tuple(function(self.xp, *arrays))
 
-    # --- for the host engine ---
+    # --- raw memory ---
+
+    def host_memory(self, device: str) -> TorchBackend | None:
+        return self if device == "cpu" else None
+
+    def cuda_memory(self, device: str) -> TorchBackend | None:
+        return self if device.startswith("cuda") else None
 
     def layout(self, array: Array) -> Any:
         """``"C"`` for a contiguous tensor, its strides for another dense one (channels last, say), else None."""
@@ -150,8 +162,6 @@ class TorchBackend(Backend):
         """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
 
-    # --- for the CUDA engine ---
-
     def on(self, device: str) -> Any:
         """A context manager that makes a device the current one."""
         return torch.cuda.device(device)
@@ -169,7 +179,7 @@ class TorchBackend(Backend):
 def _exchange() -> Any:
     """Many tensors' fingerprint and addresses in one call, where PyTorch (2.10 or later) and Numba allow it."""
     try:
-        from .engines.exchange import Exchange
+        from .engines.host.exchange import Exchange
 
         return Exchange(torch.Tensor)
     except ImportError:

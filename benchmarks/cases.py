@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from multiopt.backends.engines.threads import thread_count
+from multiopt.backends.engines.host.threads import thread_count
 
 from .contender import Contender
 from .figures import FLOOR, Point, Result, Row

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from multiopt.backends.engines import threads
+from multiopt.backends.engines.host.engine import threads
 
 from .contender import Running, wall
 from .workload import Workload

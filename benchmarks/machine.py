@@ -8,7 +8,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from multiopt.backends.engines.threads import thread_count
+from multiopt.backends.engines.host.threads import thread_count
 
 __all__ = ["describe", "gpus", "memory_available", "memory_on_gpu"]
 

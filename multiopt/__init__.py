@@ -9,8 +9,9 @@ True
 """
 
 from . import functional, schedules
-from .optimizer import Adadelta, Optimizer
-from .rule import ADADELTA, Hyper, Rule
+from .adadelta import ADADELTA, Adadelta
+from .optimizer import Optimizer
+from .rule import Hyper, Rule
 
 __all__ = ["ADADELTA", "Adadelta", "Hyper", "Optimizer", "Rule", "__version__", "functional", "schedules"]
 __version__ = "0.1.0"

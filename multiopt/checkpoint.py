@@ -15,22 +15,44 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from . import backends, schedules
-from .backends.base import Array, Bucket
-
-if TYPE_CHECKING:
-    from .optimizer import Optimizer
+from .accumulation import Accumulator, Average
+from .backends.generic import Array
+from .backends.protocol import Bucket
+from .binding import Binding
+from .options import OPTIONS, Group
+from .rule import Rule
 
 __all__ = ["load", "load_state_dict", "save", "state_dict"]
 
 FORMAT = 1
 COUNTERS = ("steps", "micro_steps", "skipped")
-#: Options of the whole optimizer that can be assigned.
-SETTINGS = ("clip_global_norm", "loss_scale", "nonfinite", "ema")
+#: Options of the whole step, which can be assigned.
+SETTINGS = tuple(name for name, option in OPTIONS.items() if option.scope == "step")
+
+
+class Trained(Protocol):
+    """What a checkpoint needs of an optimizer."""
+
+    bindings: list[Binding]
+    accumulators: list[Accumulator]
+    averages: list[Average]
+    groups: list[Group]
+    steps: int
+    micro_steps: int
+    skipped: int
+
+    @property
+    def rule(self) -> Rule:
+        """What is computed."""
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches averaged per update."""
 
 
 @dataclass
@@ -71,36 +93,42 @@ class Place:
         if stored.native is not None and backends.of(stored.native) is backend and backend.mutable:
             new = stored.native
         else:
-            new = backend.from_host(stored.host(), old, self.dtype)
+            new = backend.from_host(stored.host(), self.dtype, old)
         if backend.mutable:
             backend.write(old, new)
         else:
             self.column[self.j] = new
 
 
-def places(opt: Optimizer, params: bool) -> list[Place]:
+def places(opt: Trained, params: bool) -> list[Place]:
     """Every array that a checkpoint holds, under keys such as ``square_avg/params['w']``."""
     found = []
-    averages = opt._averages.arrays() if opt._averages is not None else []
-    for k, bucket in enumerate(opt._every()):
-        columns = [("params", bucket.params, bucket.dtype)] if params else []
-        columns += [(slot, arrays, bucket.state_dtype) for slot, arrays in bucket.state.items()]
-        columns += [("ema", averages[k], bucket.state_dtype)] if averages else []
-        if opt._accumulators and opt.micro_steps:
-            columns.append(("accumulated", opt._accumulators[k].bucket.params, bucket.state_dtype))
-        for kind, arrays, dtype in columns:
-            found += [Place(f"{kind}/{name}", bucket, arrays, j, dtype) for j, name in enumerate(bucket.names)]
+    for i, binding in enumerate(opt.bindings):
+        columns = [("params", binding, 0)] if params else []
+        columns += [(slot, binding, k) for k, slot in enumerate(opt.rule.slots, start=1)]
+        columns += [("ema", opt.averages[i].binding, 0)] if opt.averages else []
+        columns += [("accumulated", opt.accumulators[i].binding, 0)] if opt.micro_steps else []
+        for kind, held, k in columns:
+            for bucket in held.buckets:
+                arrays, dtype = bucket.arrays()[k], bucket.state_dtype if k else bucket.dtype
+                found += [Place(f"{kind}/{name}", bucket, arrays, j, dtype) for j, name in enumerate(bucket.names)]
     return found
 
 
-def about(opt: Optimizer, encode: Callable[[Any], Any]) -> dict[str, Any]:
+def _seen(opt: Trained) -> list[list[bool]]:
+    """Which parameters have got a gradient in this accumulation: a list for each bucket."""
+    pairs = zip(opt.accumulators, opt.bindings, strict=False)
+    return [[accumulator.seen[i] for i in own] for accumulator, binding in pairs for own in binding.places]
+
+
+def about(opt: Trained, encode: Callable[[Any], Any]) -> dict[str, Any]:
     """All that is not an array."""
     return {
         "format": FORMAT,
         "rule": opt.rule.name,
         "accumulate": opt.accumulate,
         **{name: getattr(opt, name) for name in (*COUNTERS, *SETTINGS)},
-        "accumulated": [list(a.seen) for a in opt._accumulators],
+        "accumulated": _seen(opt),
         "groups": [
             {"names": list(group.structure.names), **{k: encode(v) for k, v in group.options().items()}}
             for group in opt.groups
@@ -108,13 +136,13 @@ def about(opt: Optimizer, encode: Callable[[Any], Any]) -> dict[str, Any]:
     }
 
 
-def state_dict(opt: Optimizer) -> dict[str, Any]:
+def state_dict(opt: Trained) -> dict[str, Any]:
     """A snapshot: ``{"about": ..., "arrays": {key: array}}``, with copies of the arrays."""
     arrays = {place.key: place.bucket.backend.copy(place.get()) for place in places(opt, params=False)}
     return {"about": about(opt, lambda value: value), "arrays": arrays}
 
 
-def load_state_dict(opt: Optimizer, state: Mapping[str, Any]) -> None:
+def load_state_dict(opt: Trained, state: Mapping[str, Any]) -> None:
     """Take over a snapshot, after all of it has been checked."""
     whole = isinstance(state, Mapping) and all(isinstance(state.get(key), Mapping) for key in ("about", "arrays"))
     if not whole:
@@ -124,7 +152,7 @@ def load_state_dict(opt: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def _take(
-    opt: Optimizer, told: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
+    opt: Trained, told: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
 ) -> None:
     _check_about(opt, told)
     # The rest is checked by setting it, and undone if something is wrong.
@@ -149,14 +177,16 @@ def _take(
         group.update(new)
     for name in COUNTERS:
         setattr(opt, name, told[name])
-    for accumulator, seen in zip(opt._accumulators, told["accumulated"], strict=True):
-        accumulator.seen = list(seen)
+    seen = iter(told["accumulated"])
+    for accumulator, binding in zip(opt.accumulators, opt.bindings, strict=False):
+        for own in binding.places:
+            for i, value in zip(own, next(seen), strict=True):
+                accumulator.seen[i] = value
         if not opt.micro_steps:
             accumulator.clear()
-    opt._collect()
 
 
-def _check_about(opt: Optimizer, told: Mapping[str, Any]) -> None:
+def _check_about(opt: Trained, told: Mapping[str, Any]) -> None:
     """Check what can be checked without the arrays."""
     if told.get("format") != FORMAT:
         raise ValueError(f"state: expected format {FORMAT}, got {told.get('format')!r}")
@@ -181,12 +211,12 @@ def _check_about(opt: Optimizer, told: Mapping[str, Any]) -> None:
             raise ValueError(f"state: {name}: expected a count, got {value!r}")
     if told["micro_steps"] >= opt.accumulate:
         raise ValueError(f"state: micro_steps: expected less than {opt.accumulate}, got {told['micro_steps']}")
-    seen, sizes = told["accumulated"], [len(a.seen) for a in opt._accumulators]
+    seen, sizes = told["accumulated"], [len(own) for own in _seen(opt)]
     if not isinstance(seen, list) or not all(_is_list_of(s, bool) for s in seen) or [len(s) for s in seen] != sizes:
         raise ValueError(f"state: accumulated: expected lists of {sizes} truth values, got {seen!r}")
 
 
-def _check_arrays(opt: Optimizer, arrays: Mapping[str, Stored]) -> list[Place]:
+def _check_arrays(opt: Trained, arrays: Mapping[str, Stored]) -> list[Place]:
     """Check the arrays, and say where they go."""
     targets = places(opt, params=any(str(key).startswith("params/") for key in arrays))
     missing = [place.key for place in targets if place.key not in arrays]
@@ -243,7 +273,7 @@ def decode(value: Any, current: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def save(opt: Optimizer, path: str | Path) -> None:
+def save(opt: Trained, path: str | Path) -> None:
     """Write a checkpoint to a temporary file beside `path`, and rename it when it is complete on disk."""
     safetensors, path = _safetensors(), Path(path)
     tensors, kept = {}, {}
@@ -270,7 +300,7 @@ def save(opt: Optimizer, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(opt: Optimizer, path: str | Path) -> None:
+def load(opt: Trained, path: str | Path) -> None:
     """Read a checkpoint, check all of it, and take it over."""
     told, arrays = _read(Path(path))
     _take(opt, told, arrays, decode)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import info
-from .backends.base import Backend
+from .backends.protocol import Backend
 from .demo_digits import PRESETS, Config, Digits, Run, replay, train
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .backends.base import Array, Backend
+from .backends.protocol import Array, Backend
 from .info import Place
 from .optimizer import Adadelta
 

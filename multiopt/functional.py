@@ -10,12 +10,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from . import backends
-from .backends.base import FLOATING, wider
+from .adadelta import ADADELTA
 from .backends.engines.eager import elementwise
+from .backends.generic import FLOATING, wider
+from .binding import state_dtype_of
 from .options import THRESHOLD, WEIGHT_DECAY, check_state_dtype, check_switch
-from .rule import ADADELTA, Rule
-from .stepping import Pass, state_dtype_of
+from .rule import Rule
 from .tree import Structure
+from .update import FusedUpdate
 
 __all__ = ["State", "init", "update"]
 
@@ -55,7 +57,7 @@ def init(params: Any, *, rule: Rule = ADADELTA, state_dtype: str | None = None) 
         If `state_dtype` is not the name of a real floating dtype.
     """
     structure = Structure(params)
-    check_state_dtype(state_dtype)
+    check_state_dtype("state_dtype", state_dtype)
     for name, array in zip(structure.names, structure.leaves, strict=True):
         _floating(name, array)
     slots = {slot: structure.map(partial(_full, value=v, dtype=state_dtype)) for slot, v in rule.slots.items()}
@@ -107,7 +109,7 @@ def update(
     unknown = hypers.keys() - rule.hypers.keys()
     if unknown:
         raise TypeError(f"update: unknown {sorted(unknown)}; expected some of {', '.join(rule.hypers)}")
-    one_pass = Pass(
+    fused = FusedUpdate(
         rule,
         scaled=check_switch("maximize", maximize),
         clipped=clip_value is not None,
@@ -118,14 +120,14 @@ def update(
     values |= {"weight_decay": _number("weight_decay", weight_decay, WEIGHT_DECAY, state.step)}
     values |= {} if clip_value is None else {"clip_value": _number("clip_value", clip_value, THRESHOLD, state.step)}
     values |= {"scale": -1.0, "step": state.step}
-    scalars = {name: values[name] for name in one_pass.scalars}
+    scalars = {name: values[name] for name in fused.scalars}
     structure = Structure(params)
     leaves = structure.flatten(grads, "grads")
     # By the rule's order: `jax.jit` returns a dict with its keys sorted.
     slots = [structure.flatten(state.slots[slot], f"state.slots[{slot!r}]") for slot in rule.slots]
     new: list[list[Any]] = []
     for name, x, g, *old in zip(structure.names, structure.leaves, leaves, *slots, strict=True):
-        new.append([x, *old] if g is None else _apply(name, one_pass, scalars, x, g, old))
+        new.append([x, *old] if g is None else _apply(name, fused, scalars, x, g, old))
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
@@ -157,7 +159,7 @@ def _full(array: Any, value: float, dtype: str | None) -> Any:
     return backend.xp.full_like(array, value, dtype=backend.native(wide))
 
 
-def _apply(name: str, one_pass: Pass, scalars: dict[str, Any], x: Any, g: Any, old: list[Any]) -> list[Any]:
+def _apply(name: str, fused: FusedUpdate, scalars: dict[str, Any], x: Any, g: Any, old: list[Any]) -> list[Any]:
     backend, dtype = backends.of(x), _floating(name, x)
     told = name.replace("params", "grads", 1)
     if _floating(told, g) != dtype or backends.of(g) is not backend:
@@ -165,7 +167,7 @@ def _apply(name: str, one_pass: Pass, scalars: dict[str, Any], x: Any, g: Any, o
     if tuple(g.shape) != tuple(x.shape):
         raise ValueError(f"{told}: expected shape {tuple(x.shape)}, as its parameter's, got {tuple(g.shape)}")
     dtypes = [dtype, *(backend.dtype(a) for a in old)]
-    function = elementwise(one_pass, scalars, wider(dtypes))
+    function = elementwise(fused.program, scalars, wider(dtypes))
     parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)
     pieces = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
     return [backend.join(list(piece), d) for piece, d in zip(pieces, dtypes, strict=True)]

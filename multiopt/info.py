@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import backends
-from .backends.base import Backend
-from .backends.engines.threads import thread_count
+from .backends.engines.host.threads import thread_count
+from .backends.protocol import Backend
 
 __all__ = ["Library", "Place", "add_arguments", "find", "main"]
 

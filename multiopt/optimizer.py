@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .averaging import Average
-from .backends.base import Array, Backend, Bucket
-from .gradients import Accumulator, check_nonfinite
-from .options import Group, check_state_dtype, check_threshold
-from .rule import ADADELTA, Hyper, Rule
-from .stepping import Job, Pass, check_gradients, check_params, check_unswapped, make_buckets, nonfinite, prepare, run
+from .accumulation import Accumulator, Average
+from .backends import Backend
+from .binding import Binding, Plan, run
+from .memory import Memory
+from .options import OPTIONS, FixedOption, Group, GroupOption, StepOption
+from .rule import Rule
 from .tree import Structure
+from .update import FusedUpdate
 
-__all__ = ["Adadelta", "Optimizer"]
+__all__ = ["Optimizer", "Schedule"]
 
 Schedule = Callable[[int], float]
-LOSS_SCALE = Hyper(1.0, low=0.0, open_low=True)
-#: What cannot be assigned later, because memory and engines were chosen by it.
-FIXED = ("rule", "accumulate", "state_dtype", "engine")
-MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
 
 
 class Optimizer:
@@ -41,7 +38,7 @@ class Optimizer:
     decoupled : bool
         Decay apart from the gradient: ``x - lr * weight_decay * x`` before the rule.
     maximize : bool
-        Climb: the gradient's sign is turned, before weight decay.
+        Maximize the objective: the gradient's sign is turned, before weight decay.
     clip_value : float or None
         Clip each element of the gradient to ±clip_value.
     clip_norm : float or None
@@ -49,7 +46,7 @@ class Optimizer:
     clip_global_norm : float or None
         Then clip the norm of all gradients together, over all groups.
     accumulate : int
-        Average gradients over so many calls of `step`; every so-manieth of them updates.
+        Micro-batches averaged per update: so many calls of `step` make one update.
     loss_scale : float
         What the loss was multiplied by; gradients are divided by it before all else.
     nonfinite : {"propagate", "skip", "raise"}
@@ -64,12 +61,16 @@ class Optimizer:
     **options
         The rule's hyperparameters: a float each, or a callable of the 0-based step (`multiopt.schedules`).
         They, `weight_decay`, `decoupled`, `maximize`, `clip_value` and `clip_norm` may differ between groups, and may
-        be assigned at any time: ``opt.lr = 0.1``, ``opt.groups[1]["lr"] = 0.1``.
+        be assigned at any time: ``opt.lr = 0.1``, ``opt["beta1"] = 0.5``, ``opt.groups[1]["lr"] = 0.1``.
 
     Attributes
     ----------
     groups : list of Group
         Mappings from option to value.
+    defaults : dict
+        The options of a group that gives none.
+    settings : dict
+        The options of the whole step.
     steps : int
         Updates done, which is the 0-based number of the next one.
     skipped : int
@@ -97,60 +98,59 @@ class Optimizer:
     threshold; elements beyond 1e139 count as infinite.
     """
 
-    rule: Rule
+    __slots__ = (
+        "__weakref__", "_compiled", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
+        "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
+    )  # fmt: skip
 
-    def __init__(
-        self,
-        rule: Rule,
-        params: Any,
-        *,
-        clip_global_norm: float | None = None,
-        accumulate: int = 1,
-        loss_scale: float = 1.0,
-        nonfinite: str = "propagate",
-        ema: float | None = None,
-        state_dtype: str | None = None,
-        engine: str = "auto",
-        **options: Any,
-    ) -> None:
+    lr = GroupOption[float | Schedule]()
+    weight_decay = GroupOption[float | Schedule]()
+    decoupled = GroupOption[bool]()
+    maximize = GroupOption[bool]()
+    clip_value = GroupOption[float | None]()
+    clip_norm = GroupOption[float | None]()
+    clip_global_norm = StepOption[float | None]()
+    loss_scale = StepOption[float]()
+    nonfinite = StepOption[str]()
+    rule = FixedOption[Rule]()
+    accumulate = FixedOption[int]()
+    state_dtype = FixedOption[str | None]()
+    engine = FixedOption[str]()
+
+    def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
         if "lr" not in rule.hypers:
             raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
-        if isinstance(accumulate, bool) or not isinstance(accumulate, int) or not 1 <= accumulate < 2**31:
-            raise ValueError(f"accumulate: expected an integer from 1 to 2**31 - 1, got {accumulate!r}")
-        self.rule = rule
-        self.accumulate = accumulate
-        self.clip_global_norm = clip_global_norm
-        self.loss_scale = loss_scale
-        self.nonfinite = nonfinite
-        self.ema = ema
-        self.state_dtype, self.engine = check_state_dtype(state_dtype), engine
-        self.defaults = dict(options)
+        self.settings: dict[str, Any] = {"rule": rule} | {
+            name: option.check(name, options.pop(name, option.default))
+            for name, option in OPTIONS.items()
+            if option.scope != "group"
+        }
+        self.defaults = options
         self.steps = self.micro_steps = self.skipped = 0
         self.grad_norm: Any = None
         self.groups: list[Group] = []
-        self._buckets: list[list[tuple[Bucket, list[int]]]] = []
-        self._accumulators: list[Accumulator] = []
-        self._averages = Average() if ema is not None else None
+        self.bindings: list[Binding] = []
+        self.accumulators: list[Accumulator] = []
+        self.averages: list[Average] = []
+        self._memory: Memory | None = Memory()
+        self._compiled: dict[int, tuple[Any, FusedUpdate, dict[str, Any]]] = {}
         params = list(params) if hasattr(params, "__next__") else params
         self.grouped = _is_groups(params)
-        if self.grouped:
-            for i, group in enumerate(params):
-                self._add(group, f"groups[{i}].")
-        else:
-            self._add({"params": params}, "")
+        for i, group in enumerate(params if self.grouped else [{"params": params}]):
+            self._add(group, f"groups[{i}]." if self.grouped else "")
 
     # --- groups ---
 
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add ``{"params": ..., **options}``. From then on `step` takes a list with the gradients of each group."""
-        before = [*self._every(), *(accumulator.bucket for accumulator in self._accumulators)]
-        before += self._averages.buckets if self._averages is not None else []
         self._add(group, f"groups[{len(self.groups)}].")
         if not self.grouped:
             first, self.grouped = self.groups[0], True
             first.where, first.structure.what = "groups[0].", f"groups[0].{first.structure.what}"
-            for names in [first.structure.names, *(bucket.names for bucket in before)]:
-                names[:] = [f"groups[0].{name}" for name in names]
+            first.structure.names[:] = [f"groups[0].{name}" for name in first.structure.names]
+            others = [*self.accumulators[:1], *self.averages[:1]]
+            for binding in [self.bindings[0], *(other.binding for other in others)]:
+                binding.rename("groups[0].")
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:
         if not isinstance(group, Mapping) or "params" not in group:
@@ -158,33 +158,53 @@ class Optimizer:
         structure = Structure(group["params"], f"{where}params")
         options = {name: value for name, value in group.items() if name != "params"}
         made = Group(self.rule, where, structure, {**self.defaults, **options})
-        # All groups together: one library, and no memory twice.
-        params = [array for old in self.groups for array in old.params] + made.params
-        names = [name for old in self.groups for name in old.structure.names] + structure.names
-        if not made.params:
+        if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
-        check_params(params, names)
-        buckets = make_buckets(
+        names, dtype = structure.names, self.state_dtype
+        binding = Binding(
             self.rule,
-            made.params,
-            structure.names,
-            state_dtype=self.state_dtype,
-            grad_dtype=self.state_dtype if self.accumulate > 1 else None,
+            structure.leaves,
+            names,
+            state_dtype=dtype,
+            grad_dtypes="state" if self.accumulate > 1 else None,
             engine=self.engine,
+            memory=self._occupied(),
+            backend=self.bindings[0].backend if self.bindings else None,
         )
-        for bucket, _ in buckets:
-            prepare(bucket, self._pass(made))
+        binding.check(self._update(made)[0])
+        accumulator = Accumulator(binding, dtype) if self.accumulate > 1 else None
+        average = Average(binding, dtype) if self.ema is not None else None
+        made.holder, self._memory = binding, binding.memory
         self.groups.append(made)
-        self._buckets.append(buckets)
-        every = [bucket for bucket, _ in buckets]
-        if self.accumulate > 1:
-            self._accumulators += map(Accumulator, every)
-        if self._averages is not None:
-            self._averages.add(every)
+        self.bindings.append(binding)
+        self.accumulators += [accumulator] if accumulator else []
+        self.averages += [average] if average else []
 
-    def _pass(self, group: Group) -> Pass:
+    def _occupied(self) -> Memory:
+        """The memory of all groups; a copy of an optimizer has its own."""
+        if self._memory is None:
+            self._memory = Memory()
+            for binding in self.bindings:
+                self._memory = self._memory.plus(binding.backend, binding.params, binding.names)
+        return self._memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out addresses and what goes by identity."""
+        kept = {name: getattr(self, name) for name in Optimizer.__slots__ if name != "__weakref__"}
+        return {**getattr(self, "__dict__", {}), **kept, "_memory": None, "_compiled": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
+        """What a group's options ask for, and the numbers that do not depend on the step; made when options change."""
+        key = group.version, self.settings
+        known = self._compiled.get(id(group))
+        if known is not None and known[0] == key:
+            return known[1:]
         decay = callable(group["weight_decay"]) or group["weight_decay"] != 0
-        return Pass(
+        update = FusedUpdate(
             self.rule,
             scaled=group["maximize"] or self.loss_scale != 1.0 or self.accumulate > 1,
             clipped=group["clip_value"] is not None,
@@ -192,72 +212,45 @@ class Optimizer:
             coupled=decay and not group["decoupled"],
             decoupled=decay and group["decoupled"],
         )
+        numbers = {name: group[name] for name in (*self.rule.hypers, "weight_decay", "clip_value")}
+        numbers["scale"] = (-1.0 if group["maximize"] else 1.0) / (self.loss_scale * self.accumulate)
+        self._compiled[id(group)] = key, update, numbers
+        return update, numbers
 
-    # --- options of the whole step ---
+    # --- options ---
 
-    @property
-    def clip_global_norm(self) -> float | None:
-        """Threshold for the norm of all gradients together, or None."""
-        return self._clip_global_norm
+    def __getitem__(self, name: str) -> Any:
+        """The value of an option that all groups have: ``opt["beta1"]``.
 
-    @clip_global_norm.setter
-    def clip_global_norm(self, value: float | None) -> None:
-        self._clip_global_norm = check_threshold("clip_global_norm", value)
+        Raises
+        ------
+        KeyError
+            If it is no option of a group.
+        ValueError
+            If the groups differ in it.
+        """
+        values = [group[name] for group in self.groups]
+        if any(value != values[0] for value in values[1:]):
+            raise ValueError(f"{name} differs between groups ({values}); see groups[i][{name!r}]")
+        return values[0]
 
-    @property
-    def loss_scale(self) -> float:
-        """What the loss was multiplied by."""
-        return self._loss_scale
-
-    @loss_scale.setter
-    def loss_scale(self, value: float) -> None:
-        self._loss_scale = LOSS_SCALE.check("loss_scale", value)
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Set an option of all groups, and of those that are added later."""
+        for group in self.groups:
+            group[name] = value
+        self.defaults[name] = value
 
     @property
     def ema(self) -> float | None:
         """Momentum of the average of the parameters, or None; on or off for good."""
-        return self._ema
+        return self.settings["ema"]
 
     @ema.setter
     def ema(self, value: float | None) -> None:
-        if "_averages" in self.__dict__ and (value is None) != (self._averages is None):
-            raise ValueError(
-                f"ema: expected {'None' if value is not None else 'a momentum'}, as when the optimizer was made, "
-                f"got {value!r}"
-            )
-        self._ema = None if value is None else MOMENTUM.check("ema", value)
-
-    @property
-    def nonfinite(self) -> str:
-        """What to do with gradients that are not finite."""
-        return self._nonfinite
-
-    @nonfinite.setter
-    def nonfinite(self, value: str) -> None:
-        self._nonfinite = check_nonfinite(value)
-
-    def __getattr__(self, name: str) -> Any:
-        """An option of the groups, where all have the same."""
-        groups = self.__dict__.get("groups") or []
-        if hasattr(type(self), name):
-            return object.__getattribute__(self, name)  # a property has refused, and says why
-        if not groups or name.startswith("_") or name not in groups[0]:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-        values = [group[name] for group in groups]
-        if any(value != values[0] for value in values[1:]):
-            raise AttributeError(f"{name} differs between groups ({values}); see groups[i][{name!r}]")
-        return values[0]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        groups = self.__dict__.get("groups") or []
-        if groups and name != "params" and name in groups[0]:
-            for group in groups:
-                group[name] = value
-            self.defaults[name] = value
-        elif groups and name in FIXED:
-            raise AttributeError(f"{name}: fixed when the optimizer was made; make another")
-        else:
-            object.__setattr__(self, name, value)
+        if (value is None) != (self.ema is None):
+            expected = "None" if self.ema is None else "a momentum"
+            raise ValueError(f"ema: expected {expected}, as when the optimizer was made, got {value!r}")
+        self.settings = {**self.settings, "ema": OPTIONS["ema"].check("ema", value)}
 
     # --- the step ---
 
@@ -282,25 +275,52 @@ class Optimizer:
         FloatingPointError
             If a gradient is not finite and ``nonfinite="raise"``. Nothing has been changed then.
         """
-        jobs = self._jobs(self._flatten(grads, "grads"))
-        if self._nonfinite != "propagate" and (bad := nonfinite(zip(self._entrance(jobs), jobs, strict=True))):
-            if self._nonfinite == "raise":
+        flat = self._flatten(grads, "grads")
+        if all(g is None for own in flat for g in own):
+            raise ValueError("grads: expected at least one gradient, got None for every parameter")
+        updates = [self._numbered(group) for group in self.groups]
+        if self.accumulators:
+            for binding, (update, _) in zip(self.bindings, updates, strict=True):
+                binding.check(update)
+            plans = [a.plan(own) for a, own in zip(self.accumulators, flat, strict=True)]
+        else:
+            plans = self._plans(updates, flat)
+        if self.nonfinite != "propagate" and (bad := [name for plan in plans for name in plan.nonfinite()]):
+            if self.nonfinite == "raise":
                 some = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
                 raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
             return self.params
-        if self.accumulate > 1 and not self._accumulated(jobs):
-            return self.params
-        norm = run(jobs, self.clip_global_norm)
+        if self.accumulators:
+            for accumulator, plan, own in zip(self.accumulators, plans, flat, strict=True):
+                accumulator.add(plan, own)
+            self.micro_steps = (self.micro_steps + 1) % self.accumulate
+            if self.micro_steps:
+                return self.params
+            plans = self._plans(updates, [accumulator.sums() for accumulator in self.accumulators])
+        norm = run(plans, self.clip_global_norm)
         self.grad_norm = norm[0] if norm is not None else None
-        if self._averages is not None:
-            assert self.ema is not None
-            self._averages.update(self._every(), self.ema)
-        for accumulator in self._accumulators:
+        if self.ema is not None:
+            moves = zip(self.averages, self.bindings, strict=True)
+            run([average.plan(binding.params, self.ema) for average, binding in moves])
+        for accumulator in self.accumulators:
             accumulator.clear()
-        self._collect()
         self.steps += 1
         return self.params
+
+    def _numbered(self, group: Group) -> tuple[FusedUpdate, Mapping[str, Any]]:
+        """A group's update, and its numbers at this step."""
+        update, fixed = self._update(group)
+        changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
+        return update, {**fixed, **changing, "step": self.steps}
+
+    def _plans(
+        self, updates: Sequence[tuple[FusedUpdate, Mapping[str, Any]]], grads: Sequence[Sequence[Any]]
+    ) -> list[Plan]:
+        return [
+            binding.plan(update, own, numbers, clip_norm=group["clip_norm"])
+            for binding, group, (update, numbers), own in zip(self.bindings, self.groups, updates, grads, strict=True)
+        ]
 
     def _flatten(self, tree: Any, what: str) -> list[list[Any]]:
         if not self.grouped:
@@ -313,57 +333,12 @@ class Optimizer:
             for i, (group, entry) in enumerate(zip(self.groups, tree, strict=True))
         ]
 
-    def _jobs(self, grads: list[list[Array | None]]) -> list[Job]:
-        """Check everything, and say what is to be done."""
-        if all(g is None for flat in grads for g in flat):
-            raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        jobs = []
-        for group, buckets, flat in zip(self.groups, self._buckets, grads, strict=True):
-            one_pass = self._pass(group)
-            numbers = {name: group.number(name, self.steps) for name in (*self.rule.hypers, "weight_decay")}
-            sign = -1.0 if group["maximize"] else 1.0
-            numbers["scale"] = sign / (self.loss_scale * self.accumulate)
-            numbers["step"] = self.steps
-            numbers["clip_value"] = group["clip_value"]
-            for bucket, indices in buckets:
-                own = flat if len(indices) == len(flat) else [flat[i] for i in indices]
-                prepare(bucket, one_pass)
-                check_unswapped(bucket)
-                jobs.append(Job(bucket, indices, one_pass, own, numbers, group["clip_norm"]))
-        for bucket, job in zip(self._entrance(jobs), jobs, strict=True):
-            check_gradients(bucket, job.grads)
-        return jobs
-
-    def _entrance(self, jobs: list[Job]) -> list[Bucket]:
-        """The buckets at which gradients arrive: those of the sums, if they are accumulated."""
-        return [a.bucket for a in self._accumulators] if self._accumulators else [job.bucket for job in jobs]
-
-    def _accumulated(self, jobs: list[Job]) -> bool:
-        """Take in a micro-batch; put the sums into the jobs when it is the last."""
-        for accumulator, job in zip(self._accumulators, jobs, strict=True):
-            accumulator.add(job.grads)
-            job.grads = accumulator.sums()
-        self.micro_steps = (self.micro_steps + 1) % self.accumulate
-        return self.micro_steps == 0
-
-    def _collect(self) -> None:
-        """Put new arrays of the buckets where the groups hold theirs."""
-        if self.backend.mutable:
-            return
-        for group, buckets in zip(self.groups, self._buckets, strict=True):
-            for bucket, indices in buckets:
-                for i, array in zip(indices, bucket.params, strict=True):
-                    group.params[i] = array
-
-    def _every(self) -> list[Bucket]:
-        return [bucket for buckets in self._buckets for bucket, _ in buckets]
-
     # --- what it holds ---
 
     @property
     def backend(self) -> Backend:
         """The backend that serves the arrays."""
-        return self._buckets[0][0][0].backend
+        return self.bindings[0].backend
 
     @property
     def params(self) -> Any:
@@ -374,7 +349,13 @@ class Optimizer:
     @property
     def state(self) -> Any:
         """The live state: for each parameter a dict from slot to array, in the structure of `params`."""
-        return self._tree(lambda bucket, j: {slot: arrays[j] for slot, arrays in bucket.state.items()})
+        columns = [binding.state for binding in self.bindings]
+        return self._tree(
+            [
+                [{slot: arrays[i] for slot, arrays in state.items()} for i in range(len(binding.names))]
+                for binding, state in zip(self.bindings, columns, strict=True)
+            ]
+        )
 
     @property
     def ema_params(self) -> Any:
@@ -385,20 +366,12 @@ class Optimizer:
         AttributeError
             If `ema` is off.
         """
-        if self._averages is None:
+        if self.ema is None:
             raise AttributeError("ema_params: expected an optimizer made with ema=..., got ema=None")
-        every = self._every()
-        of = {id(bucket): arrays for bucket, arrays in zip(every, self._averages.arrays(), strict=True)}
-        return self._tree(lambda bucket, j: of[id(bucket)][j])
+        return self._tree([average.binding.params for average in self.averages])
 
-    def _tree(self, pick: Callable[[Bucket, int], Any]) -> Any:
-        trees = []
-        for group, buckets in zip(self.groups, self._buckets, strict=True):
-            leaves: list[Any] = [None] * len(group.params)
-            for bucket, indices in buckets:
-                for j, i in enumerate(indices):
-                    leaves[i] = pick(bucket, j)
-            trees.append(group.structure.unflatten(leaves))
+    def _tree(self, leaves: Sequence[Sequence[Any]]) -> Any:
+        trees = [group.structure.unflatten(own) for group, own in zip(self.groups, leaves, strict=True)]
         return trees if self.grouped else trees[0]
 
     def state_dict(self) -> dict[str, Any]:
@@ -432,67 +405,13 @@ class Optimizer:
         return self.params
 
     def __repr__(self) -> str:
-        bucket = self._buckets[0][0][0]
-        count = sum(len(group.params) for group in self.groups)
+        bucket = self.bindings[0].buckets[0]
+        count = sum(len(binding.names) for binding in self.bindings)
         options = self.groups[0] if len(self.groups) == 1 else self.groups
         return (
             f"{type(self).__name__}({self.rule.name}, {count} {self.backend.name} arrays on {bucket.device}, "
             f"engine={bucket.engine.name}, steps={self.steps}, {options!r})"
         )
-
-
-class Adadelta(Optimizer):
-    """Adadelta (Zeiler 2012, arXiv 1212.5701).
-
-    ``v = rho v + (1 - rho) g²``, ``d = sqrt(u + eps) / sqrt(v + eps) g``, ``u = rho u + (1 - rho) d²``,
-    ``x = x - lr d``, where v is ``square_avg`` and u is ``acc_delta``.
-
-    Frameworks' defaults differ so much that the first step of PyTorch's is 2,236 times as long as that of Keras'.
-    The defaults here are PyTorch's. Say which you mean by name: `Adadelta.paper`, `Adadelta.torch`, `Adadelta.keras`.
-
-    Parameters
-    ----------
-    params : array, or container of arrays, or list of groups
-        See `Optimizer`.
-    lr : float or callable
-        Learning rate, outside the accumulators. At least 0.
-    rho : float or callable
-        Decay of both accumulators, in [0, 1].
-    eps : float or callable
-        Added under both roots. Above 0: at 0 a zero gradient would give NaN.
-    **options
-        See `Optimizer`.
-    """
-
-    lr: float | Schedule
-    rho: float | Schedule
-    eps: float | Schedule
-    weight_decay: float | Schedule
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float | Schedule = 1.0,
-        rho: float | Schedule = 0.9,
-        eps: float | Schedule = 1e-6,
-        **options: Any,
-    ) -> None:
-        super().__init__(ADADELTA, params, lr=lr, rho=rho, eps=eps, **options)
-
-    @classmethod
-    def paper(cls, params: Any, **options: Any) -> Adadelta:
-        """The paper's method: lr 1 (there is none in it), rho 0.95, eps 1e-6."""
-        return cls(params, **{"lr": 1.0, "rho": 0.95, "eps": 1e-6, **options})
-
-    @classmethod
-    def torch(cls, params: Any, **options: Any) -> Adadelta:
-        """The defaults of `torch.optim.Adadelta`: lr 1, rho 0.9, eps 1e-6; weight decay is coupled."""
-        return cls(params, **{"lr": 1.0, "rho": 0.9, "eps": 1e-6, "decoupled": False, **options})
-
-    @classmethod
-    def keras(cls, params: Any, **options: Any) -> Adadelta:
-        """The defaults of `keras.optimizers.Adadelta`: lr 0.001, rho 0.95, eps 1e-7; weight decay is decoupled."""
-        return cls(params, **{"lr": 0.001, "rho": 0.95, "eps": 1e-7, "decoupled": True, **options})
 
 
 def _is_groups(params: Any) -> bool:

@@ -1,26 +1,42 @@
-"""What each option of a parameter group is, which values it takes, and how it is checked."""
+"""The one table of options: names, ranges, defaults, and whether one belongs to a group or to the whole step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from types import MappingProxyType
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
+from .backends import ENGINES
 from .rule import Hyper, Rule
 from .tree import Structure
 
-__all__ = ["Group", "check_number", "check_state_dtype", "check_switch", "check_threshold"]
+__all__ = [
+    "LOSS_SCALE",
+    "MOMENTUM",
+    "OPTIONS",
+    "THRESHOLD",
+    "WEIGHT_DECAY",
+    "FixedOption",
+    "Group",
+    "GroupOption",
+    "Option",
+    "StepOption",
+    "check_number",
+    "check_state_dtype",
+    "check_switch",
+    "check_threshold",
+    "options_of",
+    "table",
+]
 
-#: Options that every rule has, per group, with their defaults. The rule's hyperparameters come on top.
-COMMON: dict[str, Any] = {
-    "weight_decay": 0.0,
-    "decoupled": False,
-    "maximize": False,
-    "clip_value": None,
-    "clip_norm": None,
-}
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
-THRESHOLD = Hyper(1.0, low=0.0, open_low=True)
+THRESHOLD = LOSS_SCALE = Hyper(1.0, low=0.0, open_low=True)
+MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
+NONFINITE = ("propagate", "skip", "raise")
+STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+Value = TypeVar("Value")
 
 
 def check_number(name: str, value: Any, hyper: Hyper) -> Any:
@@ -33,13 +49,6 @@ def check_threshold(name: str, value: Any) -> float | None:
     return None if value is None else THRESHOLD.check(name, value)
 
 
-def check_state_dtype(value: str | None) -> str | None:
-    """The name of a real floating dtype, or None for the parameter's own."""
-    if value not in (None, "float16", "bfloat16", "float32", "float64"):
-        raise ValueError(f"state_dtype: expected None or a real floating dtype's name, got {value!r}")
-    return value
-
-
 def check_switch(name: str, value: Any) -> bool:
     """True or False, and nothing that merely looks like it."""
     if not isinstance(value, bool):
@@ -47,18 +56,163 @@ def check_switch(name: str, value: Any) -> bool:
     return value
 
 
-def checkers(rule: Rule) -> dict[str, Callable[[str, Any], Any]]:
-    """For each option of a group, what checks it."""
-    table: dict[str, Callable[[str, Any], Any]] = {}
-    for name, hyper in {**rule.hypers, "weight_decay": WEIGHT_DECAY}.items():
-        table[name] = partial(check_number, hyper=hyper)
-    table["decoupled"] = table["maximize"] = check_switch
-    table["clip_value"] = table["clip_norm"] = check_threshold
-    return table
+def check_state_dtype(name: str, value: Any) -> str | None:
+    """The name of a real floating dtype, or None for the parameter's own."""
+    if value is not None and value not in STATE_DTYPES:
+        raise ValueError(f"{name}: expected None or a real floating dtype's name, got {value!r}")
+    return value
+
+
+def check_nonfinite(name: str, value: Any) -> str:
+    """One of the words."""
+    if value not in NONFINITE:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, NONFINITE))}, got {value!r}")
+    return value
+
+
+def check_count(name: str, value: Any) -> int:
+    """A count that fits into 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
+        raise ValueError(f"{name}: expected an integer from 1 to 2**31 - 1, got {value!r}")
+    return value
+
+
+def check_engine(name: str, value: Any) -> str:
+    """A name; whether that engine serves the arrays is for them to say."""
+    if value != "auto" and value not in ENGINES:
+        raise ValueError(f"{name}: expected one of auto, {', '.join(ENGINES)}, got {value!r}")
+    return value
+
+
+def check_momentum(name: str, value: Any) -> float | None:
+    """A momentum, or None for off."""
+    return None if value is None else MOMENTUM.check(name, value)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of an optimizer.
+
+    Attributes
+    ----------
+    name : str
+    default : object
+    takes : str
+        What values it takes, in words.
+    check : callable
+        ``check(where, value)`` returns the value, or raises an error that begins with `where`.
+    scope : {"group", "step", "fixed"}
+        Whether each group has its own, or it is the whole step's; what is fixed cannot be assigned later, because
+        memory and engines were chosen by it.
+    meaning : str
+        One sentence.
+    """
+
+    name: str
+    default: Any
+    takes: str
+    check: Callable[[str, Any], Any]
+    scope: Literal["group", "step", "fixed"]
+    meaning: str
+
+
+#: The options that every rule has, in the order of documents and messages. A rule's hyperparameters come before them.
+OPTIONS = {
+    option.name: option
+    for option in (
+        Option(
+            "weight_decay",
+            0.0,
+            f"a number in {WEIGHT_DECAY}, or a function of the step",
+            partial(check_number, hyper=WEIGHT_DECAY),
+            "group",
+            "Added to the gradient, times the parameter.",
+        ),
+        Option("decoupled", False, "True or False", check_switch, "group", "Weight decay apart from the gradient."),
+        Option("maximize", False, "True or False", check_switch, "group", "Maximize the objective."),
+        Option("clip_value", None, f"a number in {THRESHOLD} or None", check_threshold, "group", "Bound of elements."),
+        Option(
+            "clip_norm",
+            None,
+            f"a number in {THRESHOLD} or None",
+            check_threshold,
+            "group",
+            "Bound of an array's norm.",
+        ),
+        Option(
+            "clip_global_norm",
+            None,
+            f"a number in {THRESHOLD} or None",
+            check_threshold,
+            "step",
+            "Bound of the norm of all gradients together.",
+        ),
+        Option("loss_scale", 1.0, f"a number in {LOSS_SCALE}", LOSS_SCALE.check, "step", "Divides gradients."),
+        Option(
+            "nonfinite",
+            "propagate",
+            "'propagate', 'skip' or 'raise'",
+            check_nonfinite,
+            "step",
+            "What to do with infinite or NaN gradients.",
+        ),
+        Option("ema", None, f"a number in {MOMENTUM} or None", check_momentum, "step", "Momentum of the average."),
+        Option("accumulate", 1, "an integer from 1", check_count, "fixed", "Micro-batches averaged per update."),
+        Option(
+            "state_dtype", None, "a floating dtype's name or None", check_state_dtype, "fixed", "Dtype of the state."
+        ),
+        Option("engine", "auto", "'auto' or an engine's name", check_engine, "fixed", "What computes."),
+    )
+}
+
+
+@lru_cache(maxsize=256)
+def options_of(rule: Rule) -> Mapping[str, Option]:
+    """The options of a group of parameters for a rule: its hyperparameters, then those that every rule has."""
+    hypers = {
+        name: Option(
+            name,
+            hyper.default,
+            f"a number in {hyper}, or a function of the step",
+            partial(check_number, hyper=hyper),
+            "group",
+            "A hyperparameter of the rule.",
+        )
+        for name, hyper in rule.hypers.items()
+    }
+    return MappingProxyType(hypers | {name: option for name, option in OPTIONS.items() if option.scope == "group"})
+
+
+def table(rule: Rule) -> str:
+    """The options for a rule as a table in Markdown: the page ``docs/options.md``."""
+    where = {"group": "each group", "step": "the step", "fixed": "the optimizer, for good"}
+    lines = ["| option | default | takes | belongs to | meaning |", "|---|---|---|---|---|"]
+    for option in {**options_of(rule), **OPTIONS}.values():
+        cells = f"`{option.name}`", f"`{option.default!r}`", option.takes, where[option.scope], option.meaning
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+class Holder(Protocol):
+    """What holds parameters."""
+
+    @property
+    def params(self) -> list[Any]:
+        """The parameters, in order."""
 
 
 class Group(MutableMapping[str, Any]):
     """A parameter group: its options, checked when they are set, and under ``"params"`` its parameters.
+
+    Parameters
+    ----------
+    rule : Rule
+    where : str
+        What the names of its options begin with in messages.
+    structure : Structure
+        Of the parameters.
+    options : mapping
+        The options that are not the defaults.
 
     Raises
     ------
@@ -70,24 +224,31 @@ class Group(MutableMapping[str, Any]):
 
     def __init__(self, rule: Rule, where: str, structure: Structure, options: Mapping[str, Any]) -> None:
         self.where, self.structure, self.rule = where, structure, rule
-        #: The arrays, in the structure's order; the optimizer keeps them up to date.
-        self.params: list[Any] = list(structure.leaves)
+        #: What holds the parameters as they are now, in the structure's order.
+        self.holder: Holder = self
+        #: Rises when an option is set.
+        self.version = 0
         self._options: dict[str, Any] = {}
-        defaults = {name: hyper.default for name, hyper in rule.hypers.items()}
-        for name, value in {**defaults, **COMMON, **options}.items():
+        for name, value in {**{name: option.default for name, option in options_of(rule).items()}, **options}.items():
             self[name] = value
 
+    @property
+    def params(self) -> list[Any]:
+        """The parameters that the group was made with."""
+        return self.structure.leaves
+
     def __getitem__(self, name: str) -> Any:
-        return self.structure.unflatten(self.params) if name == "params" else self._options[name]
+        return self.structure.unflatten(self.holder.params) if name == "params" else self._options[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        known = checkers(self.rule)
         where = f"{self.where}{name}"
         if name == "params":
             raise TypeError(f"{where}: cannot be replaced; make a new optimizer, or write into the arrays")
+        known = options_of(self.rule)
         if name not in known:
             raise TypeError(f"{where}: unknown option; expected one of {', '.join(known)}")
-        self._options[name] = known[name](where, value)
+        self._options[name] = known[name].check(where, value)
+        self.version += 1
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{self.where}{name}: options cannot be removed")
@@ -112,8 +273,63 @@ class Group(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_short(value)}" for name, value in self._options.items())
-        return f"Group({len(self.params)} arrays, {options})"
+        return f"Group({len(self.structure.leaves)} arrays, {options})"
 
 
 def _short(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+# --- options as attributes of an optimizer ---
+
+
+class _Attribute(Generic[Value]):
+    """An option as an attribute; the class it stands in is an optimizer with `groups` and `settings`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, opt: None, owner: type) -> _Attribute[Value]: ...
+    @overload
+    def __get__(self, opt: Any, owner: type) -> Value: ...
+    def __get__(self, opt: Any, owner: type) -> Any:
+        return self if opt is None else self.read(opt)
+
+    def read(self, opt: Any) -> Any:
+        """Its value in an optimizer."""
+        return opt.settings[self.name]
+
+
+class GroupOption(_Attribute[Value]):
+    """An option that each group has: as ``opt[name]``."""
+
+    def read(self, opt: Any) -> Any:
+        """The value that all groups have.
+
+        Raises
+        ------
+        AttributeError
+            If they differ.
+        """
+        try:
+            return opt[self.name]
+        except ValueError as error:
+            raise AttributeError(str(error)) from None
+
+    def __set__(self, opt: Any, value: Value) -> None:
+        opt[self.name] = value
+
+
+class StepOption(_Attribute[Value]):
+    """An option of the whole step."""
+
+    def __set__(self, opt: Any, value: Value) -> None:
+        opt.settings = {**opt.settings, self.name: OPTIONS[self.name].check(self.name, value)}
+
+
+class FixedOption(_Attribute[Value]):
+    """An option that cannot be set later."""
+
+    def __set__(self, opt: Any, value: Value) -> None:
+        raise AttributeError(f"{self.name}: fixed when the optimizer was made; make another")

@@ -1,8 +1,4 @@
-"""Update rules: what an optimizer computes for one element, written once in array-API code.
-
-This module imports nothing of multiopt. `adadelta` is the only place where Adadelta's arithmetic stands; every
-engine runs this function or a program traced from it.
-"""
+"""What an update rule is: data that says what an optimizer computes for one element. It imports nothing of ours."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-__all__ = ["ADADELTA", "Hyper", "Rule"]
+__all__ = ["Hyper", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -148,28 +144,3 @@ class Rule:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
         return self  # immutable
-
-
-def adadelta(
-    xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: float, rho: float, eps: float
-) -> tuple[Any, Any, Any]:
-    """Adadelta (Zeiler 2012, arXiv 1212.5701, algorithm 1), with a learning rate outside the accumulator.
-
-    The order of operations is fixed, because the bits depend on it.
-    """
-    square_avg = rho * square_avg + (1 - rho) * (g * g)
-    delta = xp.sqrt(acc_delta + eps) / xp.sqrt(square_avg + eps) * g
-    acc_delta = rho * acc_delta + (1 - rho) * (delta * delta)
-    return x - lr * delta, square_avg, acc_delta
-
-
-ADADELTA = Rule(
-    "adadelta",
-    adadelta,
-    slots={"square_avg": 0.0, "acc_delta": 0.0},
-    hypers={
-        "lr": Hyper(1.0, low=0.0),
-        "rho": Hyper(0.9, low=0.0, high=1.0),
-        "eps": Hyper(1e-6, low=0.0, open_low=True),
-    },
-)

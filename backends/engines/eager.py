@@ -1,4 +1,4 @@
-"""The eager engine: the pass itself, called on arrays, operation by operation. It serves every array library.
+"""The eager engine: the program itself, called on arrays, operation by operation. It serves every array library.
 
 Where each operation runs at once on a CPU, the arrays are walked in blocks that stay in the cache; the rule is
 elementwise, so the blocking does not change a bit.
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ..base import Array, Backend, Bucket, NormTable, wider
+from ..generic import Array, Backend, wider
+from ..protocol import Bucket, NormTable
 from . import norms
-from .onepass import Pass
+from .program import Program
 
 __all__ = ["EagerEngine", "blocks", "elementwise"]
 
-#: Elements of a block. Measured on two machines: 32 Ki elements of float32 keep a pass' arrays in the L2 cache.
+#: Elements of a block. Measured on two machines: 32 Ki elements of float32 keep all arrays of a step in the L2 cache.
 BLOCK = 32 * 1024
 
 
@@ -42,36 +43,40 @@ def blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, ...]]:
 
 
 class EagerEngine:
-    """Runs a pass eagerly, in the library of the arrays."""
+    """Runs a program eagerly, in the library of the arrays."""
 
     name = "eager"
 
-    def refuses(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Refuse nothing."""
+    def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
+        """Serve everything."""
         return None
 
-    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
+    def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
+        """See `Engine.filled_like`."""
+        return [backend.full_like(array, value, dtype) for array in arrays]
+
+    def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Have nothing to compile."""
 
     def update(
         self,
         bucket: Bucket,
-        one_pass: Pass,
+        program: Program,
         grads: Sequence[Array | None],
         values: Mapping[str, Any],
         norm_scales: Array | None,
     ) -> None:
         """See `Engine.update`."""
         dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
-        scalars = {name: values[name] for name in one_pass.scalars if name != "norm_scale"}
-        for i, g in enumerate(_apart(bucket, grads)):
+        scalars = {name: values[name] for name in program.scalars if name != "norm_scale"}
+        for i, g in enumerate(_copy_aliased_grads(bucket, grads)):
             if g is None:
                 continue
             own = dict(scalars)  # each tensor's own: a lazy library reads them later
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 own["norm_scale"] = float(norm_scales[i])
-            self._update_one(bucket, i, g, elementwise(one_pass, own, wider(bucket.dtypes)), dtypes)
+            self._update_one(bucket, i, g, elementwise(program, own, wider(bucket.dtypes)), dtypes)
 
     def _update_one(self, bucket: Bucket, i: int, g: Array, function: Any, dtypes: list[str]) -> None:
         backend, old = bucket.backend, [arrays[i] for arrays in bucket.arrays()]
@@ -90,7 +95,7 @@ class EagerEngine:
     def norm_table(
         self,
         bucket: Bucket,
-        one_pass: Pass,
+        program: Program,
         grads: Sequence[Array | None],
         values: Mapping[str, Any],
         lowest: int,
@@ -99,7 +104,7 @@ class EagerEngine:
         backend, computing = bucket.backend, wider([bucket.grad_dtype])
 
         def prepare(xp: Any, g: Array) -> Array:
-            return one_pass.gradient(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
+            return program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
 
         table = np.zeros((len(grads), norms.COLUMNS), np.int64)
         for i, g in enumerate(grads):
@@ -113,7 +118,7 @@ class EagerEngine:
         return [g is None or all(map(bucket.backend.finite, bucket.backend.parts(g))) for g in grads]
 
 
-def _apart(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
+def _copy_aliased_grads(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
     """The gradients, copied where they lie in the memory of parameters: writing those would change them."""
     backend = bucket.backend
     extents = sorted(e for p in bucket.params if backend.mutable and (e := backend.extent(p)) and e[0] < e[1])
@@ -129,14 +134,15 @@ def _apart(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
     ]
 
 
-def elementwise(one_pass: Pass, scalars: Mapping[str, Any], computing: str) -> Any:
-    """The pass on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype."""
+def elementwise(program: Program, scalars: Mapping[str, Any], computing: str) -> Any:
+    """The program on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype."""
 
     def function(xp: Any, *arrays: Array) -> tuple[Array, ...]:
         wide = [xp.astype(a, getattr(xp, computing), copy=False) for a in arrays]
         old = (arrays[0], *arrays[2:])
         return tuple(
-            xp.astype(new, a.dtype, copy=False) for new, a in zip(one_pass(xp, *wide, **scalars), old, strict=True)
+            xp.astype(new, a.dtype, copy=False)
+            for new, a in zip(program.function(xp, *wide, **scalars), old, strict=True)
         )
 
     return function

@@ -26,8 +26,8 @@ from ..targets.arguments import learning_rate
 from ..targets.build import rejection, unsupported
 from ..targets.run import run_target
 from ..targets.target import Target, find
-from .same_bits import REFERENCE, count_differing, values
-from .verdict import ONE_STEP, WHOLE_RUN, Place, Verdict
+from .same_bits import REFERENCE, differing, values
+from .verdict import ONE_STEP, WHOLE_RUN, Verdict
 
 #: So many steps at most of a target that is slow.
 BRIEF = 40
@@ -102,7 +102,7 @@ class Judge:
             return [answer]
         return [
             replace(blank, kind=kind, over=over).judged(
-                found.units, against_oracle(kind, case.dtype, stepwise=over == ONE_STEP), _place(found)
+                found, against_oracle(kind, case.dtype, stepwise=over == ONE_STEP)
             )
             for over in (ONE_STEP, WHOLE_RUN)
             for kind, found in self.from_oracle(answer, stepwise=over == ONE_STEP).items()
@@ -115,8 +115,8 @@ class Judge:
         ours = [rate(step) if callable(rate) else rate for step in range(len(updates))]
         apart = ulps(np.array(ours), np.array(updates), "float64")
         worst = int(np.argmax(apart))
-        place = Place(worst, "lr", 0, ours[worst], updates[worst])
-        return Verdict("rate", "schedules", "", case.scenario, "lr", "passed").judged(float(apart[worst]), RATE, place)
+        found = Distance("lr", float(apart[worst]), worst, "lr", 0, ours[worst], updates[worst])
+        return Verdict("rate", "schedules", "", case.scenario, "lr", "passed").judged(found, RATE)
 
     # --- against frameworks ---
 
@@ -135,7 +135,7 @@ class Judge:
             return [replace(blank, reason="; ".join(DEVIATIONS[name].about for name in sorted(unknown)))]
         accuracy = self.accuracy(trace)
         return [
-            replace(blank, kind=kind, over=WHOLE_RUN).judged(found.units, RUN[kind], _place(found))
+            replace(blank, kind=kind, over=WHOLE_RUN).judged(found, RUN[kind])
             for kind, found in accuracy.followed.items()
         ] + [
             replace(blank, what="published", kind=kind, outcome="passed", observed=found.units, unit=TRACE[kind].unit)
@@ -166,8 +166,7 @@ class Judge:
         reason = "; ".join(f"{name}: {DEVIATIONS[name].about}" for name in left)
         verdicts = []
         for kind, difference in found.items():
-            place = None if difference.same_bits else _place(difference)
-            verdict = replace(blank, kind=kind, note="; ".join(notes)).judged(difference.units, TRACE[kind], place)
+            verdict = replace(blank, kind=kind, note="; ".join(notes)).judged(difference, TRACE[kind])
             if left:
                 verdict = replace(verdict, outcome="deviation", tolerance=None, reason=reason)
             verdicts.append(verdict)
@@ -196,11 +195,11 @@ class Judge:
             return [replace(blank, outcome="failed", reason=theirs)]
         note = f"{case.steps} steps, {values(ours)} values"
         if target.bits:
-            count, worst, place = count_differing(ours, theirs)
-            note += f"; {worst:.3g} ulp apart at worst" if count else ""
-            return [replace(blank, note=note).judged(float(count), BITS, place)]
+            first, worst = differing(ours, theirs)
+            note += f"; {worst:.3g} ulp apart at worst" if worst else ""
+            return [replace(blank, note=note).judged(first, BITS)]
         return [
-            replace(blank, kind=kind, note=note).judged(found.units, COMPILED[kind], _place(found))
+            replace(blank, kind=kind, note=note).judged(found, COMPILED[kind])
             for kind, found in differences(ours, theirs).items()
         ]
 
@@ -225,7 +224,3 @@ def _worst(found: Mapping[str, Distance]) -> str:
     state = [found[kind].units for kind in ("square_avg", "acc_delta") if kind in found]
     moved = [found[kind].units for kind in ("x", "average") if kind in found]
     return f"{max(state):.3g} ulp and {max(moved):.3g} motion"
-
-
-def _place(found: Distance) -> Place:
-    return Place(found.step, found.tensor, found.element, found.ours, found.theirs)

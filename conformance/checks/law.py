@@ -14,10 +14,11 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from ..data.case import Case
 from ..data.specification import HOLDERS, Config
+from ..reference.compare import Distance
 from ..targets.build import unsupported
 from ..targets.target import Target
 from .examples import OPTIONS, drawn, make_case
-from .verdict import Place, Verdict
+from .verdict import Verdict
 
 #: Cases a law is tried on: of a target that is fast, and of one that is slow or compiles a kernel for each option.
 EXAMPLES, FEW = 12, 3
@@ -40,7 +41,7 @@ def nothing_left_behind() -> Iterator[None]:
 class BrokenError(AssertionError):
     """A law that does not hold, and where."""
 
-    def __init__(self, message: str, place: Place | None = None) -> None:
+    def __init__(self, message: str, place: Distance | None = None) -> None:
         super().__init__(message)
         self.place = place
 
@@ -112,7 +113,8 @@ class Law:
             case, number = example
             shapes = ", ".join(map(str, case.shapes))
             tried.append(f"{case.scenario}, {case.dtype}, shapes {shapes}, {case.steps} steps, seed {number}")
-            self.check(target, case, np.random.default_rng(number))
+            with target.arrays.active():
+                self.check(target, case, np.random.default_rng(number))
 
         blank = Verdict("law", target.name, "", "", self.name, "passed", reason=self.about)
         try:

@@ -16,14 +16,13 @@ from ..data.case import Array, Case, Gradient
 from ..data.floats import REAL, parts, rounded, ulps
 from ..data.specification import Config
 from ..data.trajectory import STATES, Trajectory
-from ..reference.compare import differences, same_bits
+from ..reference.compare import Distance, differences, same_bits
 from ..reference.tolerances import COMPILED
 from ..targets.run import run_target
 from ..targets.target import Target
 from .examples import OPTIONS
 from .law import BrokenError, Law
 from .promises import PROMISES
-from .verdict import Place
 
 Series = Sequence[Array]
 Rng = np.random.Generator
@@ -37,8 +36,7 @@ def agree(target: Target, one: Trajectory, other: Trajectory, what: str) -> None
     for kind, found in differences(one, other).items():
         allowed = 0.0 if target.bits else COMPILED[kind].limit
         if not found.units <= allowed:
-            place = Place(found.step, found.tensor, found.element, found.ours, found.theirs)
-            raise BrokenError(f"{kind} is another one {what}", place)
+            raise BrokenError(f"{kind} is another one {what}", found)
 
 
 def back(one: Trajectory, other: Trajectory, change: Callable[[str, Series], Series]) -> Trajectory:
@@ -132,7 +130,8 @@ def zero_gradient(target: Target, case: Case, rng: Rng) -> None:
                 at = int(np.argmax(far))
                 pair = float(after.ravel()[at]), float(expected.ravel()[at])
                 wanted = "x stays" if kind == "x" else f"{kind} becomes rho times what it was"
-                raise BrokenError(f"{wanted} when the gradient is 0", Place(found.steps, name, at, *pair))
+                place = Distance(kind, float(far.flat[at]), found.steps, name, at, *pair)
+                raise BrokenError(f"{wanted} when the gradient is 0", place)
 
 
 def learning_rate(target: Target, case: Case, rng: Rng) -> None:
@@ -157,7 +156,8 @@ def missing(target: Target, case: Case, rng: Rng) -> None:
         if not same_bits(values[step], values[step + 1]):
             at = int(np.argmax(parts(values[step] != values[step + 1])))
             pair = float(parts(values[step]).flat[at]), float(parts(values[step + 1]).flat[at])
-            raise BrokenError(f"{kind} stays when the gradient is None", Place(step + 1, f"p{i}", at, *pair))
+            place = Distance(kind, np.inf, step + 1, f"p{i}", at, *pair)
+            raise BrokenError(f"{kind} stays when the gradient is None", place)
     full = run_target(target, asked(case, start, rows))
     others = back(full, found, lambda kind, s: [*s[:i], full.states[kind][i], *s[i + 1 :]])
     agree(target, full, others, "for the tensors beside the one without gradient")

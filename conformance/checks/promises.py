@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,20 +49,9 @@ def _same(one: Sequence[bytes], other: Sequence[bytes], what: str) -> None:
             raise BrokenError(f"{what}: array {i} has other bits")
 
 
-def _on_bench(check: Callable[[_Bench], None]) -> Callable[[Target, Case, np.random.Generator], None]:
-    """Make a law's check of one that is given a bench."""
-
-    def checked(target: Target, case: Case, rng: np.random.Generator) -> None:
-        with target.arrays.active():
-            check(_Bench(target, case))
-
-    checked.__doc__ = check.__doc__
-    return checked
-
-
-@_on_bench
-def gradients_untouched(bench: _Bench) -> None:
+def gradients_untouched(target: Target, case: Case, rng: np.random.Generator) -> None:
     """Step, and look at the gradients again; in functional form at parameters and state too."""
+    bench = _Bench(target, case)
     rows = [bench.make(row) for row in bench.case.gradients]
     before = [bench.bits(row) for row in rows]
     if bench.target.engine != "functional":
@@ -82,9 +71,9 @@ def gradients_untouched(bench: _Bench) -> None:
         _same(bits, bench.bits(row), "a step leaves gradients as they are")
 
 
-@_on_bench
-def dtype_and_device(bench: _Bench) -> None:
+def dtype_and_device(target: Target, case: Case, rng: np.random.Generator) -> None:
     """Step, and ask every array for its dtype, device and shape."""
+    bench = _Bench(target, case)
 
     def described(arrays: Sequence[Any]) -> list[str]:
         return [f"{a.dtype} {getattr(a, 'device', 'cpu')} {tuple(a.shape)}" for a in arrays]
@@ -100,9 +89,9 @@ def dtype_and_device(bench: _Bench) -> None:
         raise BrokenError(f"dtype, device and shape stay: {before} became {after}")
 
 
-@_on_bench
-def save_and_resume(bench: _Bench) -> None:
+def save_and_resume(target: Target, case: Case, rng: np.random.Generator) -> None:
     """Stop in the middle, go on with what was saved, as a dict and as a file."""
+    bench = _Bench(target, case)
     rows = bench.case.gradients
     middle = len(rows) // 2
     whole, first, second = (bench.optimizer() for _ in range(3))
@@ -122,9 +111,9 @@ def save_and_resume(bench: _Bench) -> None:
         _same(bench.bits(bench.held(whole)), bench.bits(bench.held(opt)), f"resumed from a {name}")
 
 
-@_on_bench
-def errors_change_nothing(bench: _Bench) -> None:
+def errors_change_nothing(target: Target, case: Case, rng: np.random.Generator) -> None:
     """Give a step what it must reject, and look at every array."""
+    bench = _Bench(target, case)
     opt = bench.optimizer()
     rows = bench.case.gradients
     good = [np.asarray(g) for g in rows[-1]]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+
+from multiopt import backends
 
 from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
@@ -121,12 +123,20 @@ def run(selection: Selection, tell: Callable[[str], None], *, processes: int | N
             tell(name)
     else:
         # Fresh processes: a forked one would share the threads and locks of array libraries.
-        with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        context = multiprocessing.get_context("spawn")
+        known = (backends.libraries(),)
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_register, initargs=known) as pool:
             names = {pool.submit(_do, selection, name): name for name in todo}
             for done in as_completed(names):
                 found[names[done]] = done.result()
                 tell(names[done])
     return [verdict for name in todo for verdict in found[name]]
+
+
+def _register(libraries: Sequence[backends.Library]) -> None:
+    """Make array libraries known to a process that were registered in another one."""
+    for library in libraries:
+        backends.register(library)
 
 
 def _do(selection: Selection, name: str) -> list[Verdict]:

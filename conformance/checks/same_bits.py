@@ -6,6 +6,7 @@ Gradients go over many decades, so that squares underflow and accumulators span 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,8 +16,8 @@ from ..data.floats import parts, ulps
 from ..data.inputs import case_of
 from ..data.specification import Config, Draw, Scenario, Schedule
 from ..data.trajectory import STATES, Trajectory
+from ..reference.compare import Distance
 from ..targets.target import Target
-from .verdict import Place
 
 #: Whose bits are everybody's.
 REFERENCE = "numpy-eager"
@@ -62,9 +63,9 @@ def values(run: Trajectory) -> int:
     return sum(series[1:].size for kind in STATES if run.has(kind) for series in run.states[kind])
 
 
-def count_differing(ours: Trajectory, theirs: Trajectory) -> tuple[int, float, Place | None]:
-    """Return how many values differ in their bits, how many ulps at worst, and where the first of them is."""
-    count, place, worst = 0, None, 0.0
+def differing(ours: Trajectory, theirs: Trajectory) -> tuple[Distance, float]:
+    """Return how many values differ in their bits and where the first of them is; and how many ulps at worst."""
+    first, count, worst = Distance("all states", 0.0, same_bits=True), 0, 0.0
     for kind in STATES:
         if not ours.has(kind):
             continue
@@ -76,8 +77,8 @@ def count_differing(ours: Trajectory, theirs: Trajectory) -> tuple[int, float, P
             count += int(differ.sum())
             worst = max(worst, float(ulps(a, b, ours.dtype).max()))
             step, *where = (int(i) for i in np.argwhere(differ)[0])
-            if place is None or step < place.step:
+            if first.same_bits or step < first.step:
                 element = int(np.ravel_multi_index(where, differ.shape[1:])) if where else 0
-                spot = (step, *where)
-                place = Place(step, f"{kind}/{name}", element, float(one[spot]), float(other[spot]))
-    return count, worst, place
+                pair = float(one[(step, *where)]), float(other[(step, *where)])
+                first = Distance("all states", 0.0, step, f"{kind}/{name}", element, *pair)
+    return replace(first, units=float(count)), worst

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..reference.compare import Distance
 from ..reference.tolerances import Tolerance
 
 #: Outcomes, from best to worst. ``deviation``: the framework itself leaves the published rule, by a way with a name;
@@ -16,20 +17,8 @@ from ..reference.tolerances import Tolerance
 OUTCOMES = ("passed", "deviation", "unsupported", "expected failure", "failed")
 #: Over what a distance from the published rule was measured.
 ONE_STEP, WHOLE_RUN = "one step", "the whole run"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a number was seen: steps taken, name of the tensor, flat element, and the two values."""
-
-    step: int
-    tensor: str
-    element: int
-    ours: float
-    theirs: float
-
-    def __str__(self) -> str:
-        return f"{self.tensor}[{self.element}] after step {self.step}: {self.ours!r} against {self.theirs!r}"
+#: What is told of where a number was seen.
+_PLACE = ("step", "tensor", "element", "ours", "theirs")
 
 
 @dataclass(frozen=True)
@@ -56,7 +45,7 @@ class Verdict:
         What it must not exceed.
     reason : str
         Why the tolerance is what it is, which deviation it is, or why there is nothing to judge.
-    place : Place or None
+    place : Distance or None
         Where the worst was seen.
     over : str
         `ONE_STEP` or `WHOLE_RUN`, where distances are from the published rule.
@@ -74,7 +63,7 @@ class Verdict:
     unit: str = ""
     tolerance: float | None = None
     reason: str = ""
-    place: Place | None = None
+    place: Distance | None = None
     over: str = ""
     note: str = ""
 
@@ -98,30 +87,31 @@ class Verdict:
         """Target, system and scenario."""
         return " · ".join(part for part in (self.target, self.system, self.scenario) if part)
 
-    def judged(self, observed: float, allowed: Tolerance, place: Place | None = None) -> Verdict:
-        """Return the verdict on a number: whether it is within what is allowed. NaN is not."""
-        outcome = "passed" if observed <= allowed.limit else "failed"
+    def judged(self, found: Distance, allowed: Tolerance) -> Verdict:
+        """Return the verdict on a distance: whether it is within what is allowed. NaN is not."""
         return replace(
-            self, outcome=outcome, observed=observed, unit=allowed.unit, tolerance=allowed.limit,
-            reason=allowed.reason, place=place,
+            self, outcome="passed" if found.units <= allowed.limit else "failed", observed=found.units,
+            unit=allowed.unit, tolerance=allowed.limit, reason=allowed.reason, place=None if found.same_bits else found,
         )  # fmt: skip
 
     def as_json(self) -> dict[str, Any]:
         """Return what is not empty, as plain data; numbers that JSON lacks become text."""
-        return {key: _plain(value) for key, value in asdict(self).items() if value not in (None, "")}
+        data = {**asdict(self), "place": None}
+        if self.place is not None:
+            data["place"] = {name: _plain(getattr(self.place, name)) for name in _PLACE}
+        return {key: _plain(value) for key, value in data.items() if value not in (None, "")}
 
     def __str__(self) -> str:
         text = f"{' · '.join(part for part in (self.where, self.kind) if part)}: {self.outcome}"
         if self.observed is not None:
             text += f", {self.observed:.4g} {self.unit}"
             text += f" ({self.tolerance:g} allowed)" if self.tolerance is not None else ""
-        text += f" at {self.place}" if self.place is not None else ""
+        if (p := self.place) is not None:
+            text += f" at {p.tensor}[{p.element}] after step {p.step}: {p.ours!r} against {p.theirs!r}"
         return text + "".join(f"; {more}" for more in (self.reason, self.over, self.note) if more)
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from multiopt import ADADELTA, Optimizer, Rule
+from multiopt import ADADELTA, Rule
 
 from ..data.case import Array, Case, Gradient
 from ..data.rates import rates_of
 from ..data.specification import Config
-from ..targets.arguments import core_options
+from ..targets.build import core_optimizer
 from ..targets.optimizers import Core
 from ..targets.protocol import TargetOptimizer
 from ..targets.target import Target, find
@@ -44,9 +44,8 @@ class Mutant:
 
 
 def build(case: Case, engine: str, rule: Rule = ADADELTA) -> Core:
-    """Return multiopt's optimizer for a case, with this rule."""
-    start = [find("numpy").arrays.make(values, case.dtype) for values in case.start]
-    return Core(Optimizer(rule, start, engine=engine, **core_options(case)))
+    """Return multiopt's optimizer for a case, with this rule, on NumPy arrays."""
+    return core_optimizer(find("numpy").arrays, case, engine, rule)
 
 
 TRUE = Mutant("true", "the rule as it should be", build)

@@ -143,7 +143,7 @@ def table(results: Sequence[Result]) -> Table:
 
     return Table(
         "Wrong optimizers, and what kills them",
-        "the first to notice; worst accumulator in ulps, or worst parameter in units of motion",
+        "The first to notice; worst accumulator in ulps, or worst parameter in units of motion.",
         ("mutant", "what is wrong", "the published rule", "a framework's trace", "NumPy's bits", "a law"),
         [row(result) for result in results],
     )

@@ -29,13 +29,13 @@ def line_chart(curves: Sequence[Curve], axis: str, *, log: bool = False, across:
 
     soft, faint = _STANDS_FOR["soft"], _STANDS_FOR["faint"]
     style = {
-        "svg.fonttype": "none", "svg.hashsalt": "multiopt", "font.size": 9, "text.color": soft, "grid.color": faint,
+        "svg.fonttype": "none", "svg.hashsalt": "multiopt", "font.size": 11, "text.color": soft, "grid.color": faint,
         "axes.labelcolor": soft, "axes.edgecolor": faint, "xtick.color": soft, "ytick.color": soft,
         "xtick.bottom": False, "ytick.left": False, "ytick.minor.left": False,
         "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
     }  # fmt: skip
     with rc_context(style):
-        figure = Figure(figsize=(6.4, 3.2))
+        figure = Figure(figsize=(6.8, 3.6))
         axes = figure.subplots()
         if log:
             axes.set_yscale("log")
@@ -49,8 +49,9 @@ def line_chart(curves: Sequence[Curve], axis: str, *, log: bool = False, across:
             seen[family] += 1
             ours = family == "multiopt"
             (drawn,) = axes.plot(
-                curve.steps, curve.values, color=_STANDS_FOR[family], linestyle=line, linewidth=2.4 if ours else 1.3,
-                zorder=3 if ours else 2, clip_on=False, label=curve.who,
+                curve.steps, curve.values, color=_STANDS_FOR[family], linestyle=line, label=curve.who,
+                # Wide and pale, beneath the others: where they agree with ours both are seen.
+                **({"linewidth": 4.5, "alpha": 0.55, "zorder": 1} if ours else {"linewidth": 1.4}),
             )  # fmt: skip
             ends.append((curve.values[-1] if math.isfinite(curve.values[-1]) else math.inf, drawn))
         axes.set_xlabel(across)

@@ -99,8 +99,8 @@ def side_by_side(files: Mapping[str, TraceFile]) -> list[Chart]:
     sparse = ("tf-raw", "tf-keras-legacy", "keras-tensorflow", "tf-keras")
     return [
         Chart(
-            "Told nothing: the defaults",
-            "The same gradients, no options. lr 1, .001 or none; ε 1e-6, 1e-7 or 1e-8: after ten steps the frameworks "
+            "No options: the defaults",
+            "The same gradients. lr 1, .001 or none; ε 1e-6, 1e-7 or 1e-8: after ten steps the frameworks "
             "have moved distances that are four decades apart.",
             "distance moved",
             [

@@ -27,7 +27,7 @@ FAIR = {
 #: Failures that are shown.
 MOST = 40
 _RULE = "the published rule"
-_UNITS = "state in units in the last place (ulps) · parameters in units of motion"
+_UNITS = "Accumulators in units in the last place (ulps) · parameters in units of motion"
 
 
 @dataclass
@@ -116,9 +116,9 @@ def matrix(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
 
     return Table(
         "Every state after every step, against recorded frameworks and the published rule",
-        "✓ scenarios within tolerance   ~ the framework itself deviates from the published rule there, so that ours is "
-        "judged by the rule   below: the worst accumulator in units in the last place (ulps) · the worst parameter in "
-        "units of motion, the rounding of the path so far plus the last place",
+        "✓ scenarios within tolerance. ~ scenarios in which the framework itself deviates from the published rule, so "
+        "that ours is judged by the rule. Below: the worst accumulator in units in the last place (ulps) · the worst "
+        "parameter in units of motion, which are the rounding of the path so far plus the last place.",
         ("against", *selection.targets),
         [
             [Cell(system or _RULE, title=SYSTEMS[system].about if system else "Zeiler 2012, in 50 digits"),
@@ -141,8 +141,8 @@ def bits(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
 
     return Table(
         "The same bits: long runs over many decades of gradients, against NumPy operation by operation",
-        "= every value of every step has the same bits   ≈ compiled with multiply-add: worst accumulator in ulps · "
-        "worst parameter in units of motion",
+        "= every value of every step has the same bits. ≈ compiled with multiply-add: worst accumulator in ulps · "
+        "worst parameter in units of motion.",
         ("run", *selection.targets),
         [
             [run, *(cell(row.get(target)) for target in selection.targets)]
@@ -168,7 +168,7 @@ def laws(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
 
     return Table(
         "Laws: what must hold whatever the numbers are",
-        "✓ and the number of examples, which hypothesis draws   – not supported, or the law says nothing of it",
+        "✓ and the number of examples, which hypothesis draws. – not supported, or the law says nothing of it.",
         ("law", *selection.targets),
         [
             [Cell(law, title=next(iter(row.values())).reason), *(cell(row.get(t)) for t in selection.targets)]
@@ -201,7 +201,7 @@ def accuracy(verdicts: Iterable[Verdict]) -> Table:
         alike[tuple(_accuracy(found[who].get(dtype)) for dtype in FAIR)].append(who)
     return Table(
         "Who is how accurate: worst distance from the published rule in 50 digits, over the scenarios that all share",
-        f"{_UNITS}; below: with lr, ρ and ε as a framework rounded them first, where that differs",
+        f"{_UNITS}; below: with lr, ρ and ε as the framework rounded them first, where that differs.",
         ("", *FAIR),
         [[", ".join(names), *cells] for cells, names in alike.items()],
         grid=True,
@@ -241,7 +241,7 @@ def deviations(files: Mapping[str, TraceFile], verdicts: Iterable[Verdict]) -> T
         rows.append([name, systems, DEVIATIONS[name].about, str(theirs[best.name, best.scenario]), we])
     return Table(
         "Deviations: where frameworks leave the published rule",
-        f"distance from the published rule in the trace that shows it best: {_UNITS}",
+        f"Distances from the published rule in the trace that shows it best. {_UNITS}.",
         ("deviation", "who", "what", "they", "we"),
         rows,
     )
@@ -280,7 +280,7 @@ def tolerances(verdicts: Iterable[Verdict]) -> Table:
         rows.append([about, v.kind, seen, short(allowed), v.unit, v.reason, v.where])
     return Table(
         "Tolerances",
-        "all of them, with the worst that was seen, and why they are what they are",
+        "All of them, with the worst that was seen, and why they are what they are.",
         ("comparison", "of", "worst", "allowed", "unit", "why", "worst where"),
         rows,
     )
@@ -299,9 +299,9 @@ def provenance(selection: Selection, files: Mapping[str, TraceFile]) -> Table:
         rows.append([name, SYSTEMS[name].about, versions, machine, counts, digest])
     return Table(
         "Where the traces come from",
-        "Recorded from the real optimizers by programs in the repository; `multiopt record` records them again and "
-        "compares. A hash covers configuration, versions and every number.",
-        ("system", "what it is", "versions", "recorded on", "traces + refusals", "SHA-256"),
+        "Recorded from the real optimizers by programs in the repository; the command multiopt record records them "
+        "again and compares. A hash covers configuration, versions and every number.",
+        ("system", "what it is", "versions", "recorded on", "traces + rejected", "SHA-256"),
         rows,
     )
 
@@ -309,5 +309,5 @@ def provenance(selection: Selection, files: Mapping[str, TraceFile]) -> Table:
 def failures(verdicts: Iterable[Verdict]) -> Table:
     """What failed, in words."""
     rows = [[Cell(f"✗ {v}", mood="bad")] for v in verdicts if v.failed]
-    caption = f"the first {MOST} of {len(rows)}; --json FILE has all" if len(rows) > MOST else ""
+    caption = f"The first {MOST} of {len(rows)}; --json FILE has all" if len(rows) > MOST else ""
     return Table("Failures", caption, ("",), rows[:MOST])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from multiopt import Adadelta, functional
+from multiopt import ADADELTA, Optimizer, Rule, functional
 
 from ..data.case import Case
 from .arguments import FUNCTIONAL, core_options, keras_options
@@ -81,10 +81,10 @@ def optimizer_of(target: Target, arrays: Arrays, case: Case) -> TargetOptimizer:
     return core_optimizer(arrays, case, target.engine)
 
 
-def core_optimizer(arrays: Arrays, case: Case, engine: str) -> Core:
-    """Return `multiopt.Adadelta` for a case."""
+def core_optimizer(arrays: Arrays, case: Case, engine: str, rule: Rule = ADADELTA) -> Core:
+    """Return `multiopt.Optimizer` for a case, with Adadelta or another rule of the same options."""
     start = [arrays.make(values, case.dtype) for values in case.start]
-    return Core(Adadelta(start, engine=engine, **core_options(case)))
+    return Core(Optimizer(rule, start, engine=engine, **core_options(case)))
 
 
 #: Compiled steps, by all that is fixed in them: most cases differ in their numbers only.

@@ -105,9 +105,9 @@ def cast_like(host: np.ndarray, like: Any) -> Any:
     backend = backends.of(like)
     dtype = backend.dtype(like)
     if dtype == "bfloat16":
-        wide = backend.from_host(np.ascontiguousarray(host, np.float32).reshape(host.shape), like, "float32")
+        wide = backend.from_host(np.ascontiguousarray(host, np.float32).reshape(host.shape), "float32", like)
         return backend.cast(wide, dtype)
-    return backend.from_host(np.ascontiguousarray(host, dtype).reshape(host.shape), like, dtype)
+    return backend.from_host(np.ascontiguousarray(host, dtype).reshape(host.shape), dtype, like)
 
 
 def whole(arrays: Sequence[np.ndarray | None]) -> Arrays:

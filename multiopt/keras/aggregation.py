@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from ..backends.base import Array
+from ..backends.protocol import Array
 from .distribute import get_replica_context
 from .variable import Variable
 

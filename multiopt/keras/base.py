@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Array
+from ..backends.protocol import Array
 from ..options import WEIGHT_DECAY, check_switch, check_threshold
 from ..rule import Hyper
 from . import arguments, initializers, plain, schedules, sparse

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..backends.base import Array
+from ..backends.protocol import Array
+from ..binding import Job, Pass, check_gradients, check_params, make_buckets, prepare
 from ..rule import Rule
-from ..stepping import Job, Pass, check_gradients, check_params, make_buckets, prepare
 from .mesh import local
 from .variable import Variable
 
@@ -35,7 +35,7 @@ class Bound:
     Raises
     ------
     TypeError, ValueError
-        See `multiopt.stepping.check_params`.
+        See `multiopt.binding.check_params`.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Bound:
         Raises
         ------
         TypeError, ValueError
-            See `multiopt.stepping.check_gradients`.
+            See `multiopt.binding.check_gradients`.
         """
         self.refresh()
         made = []

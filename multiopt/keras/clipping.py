@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import backends
-from ..backends.base import Array
+from ..backends.protocol import Array
+from ..binding import Job, Pass, check_params, make_buckets, prepare, run
 from ..rule import Rule
-from ..stepping import Job, Pass, check_params, make_buckets, prepare, run
 from .variable import IndexedSlices
 
 __all__ = ["clipped"]

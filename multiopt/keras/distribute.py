@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..backends.base import Array
+from ..backends.protocol import Array
 from .variable import IndexedSlices
 
 __all__ = [
@@ -273,7 +273,7 @@ class _Process(ReplicaContext):
             total = total.view(self.torch.bfloat16)
         self.torch.distributed.all_reduce(total)
         host = backends.of(total).to_host(total).reshape(tuple(gradient.shape))
-        return backend.from_host(host, gradient, backend.dtype(gradient))
+        return backend.from_host(host, backend.dtype(gradient), gradient)
 
     def _rows(self, slices: IndexedSlices) -> IndexedSlices:
         backend = backends.of(slices.values)
@@ -283,7 +283,7 @@ class _Process(ReplicaContext):
         values = np.concatenate([values for values, _ in everyone])
         indices = np.concatenate([indices for _, indices in everyone])
         dtype = backend.dtype(slices.values)
-        return IndexedSlices(backend.from_host(values, slices.values, dtype), indices, slices.dense_shape)
+        return IndexedSlices(backend.from_host(values, dtype, slices.values), indices, slices.dense_shape)
 
 
 _ALONE = ReplicaContext()

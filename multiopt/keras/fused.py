@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..averaging import AVERAGE
 from ..averaging import PASS as MOVE
-from ..backends.base import Array
+from ..backends.protocol import Array
+from ..binding import Job, Pass, run
 from ..gradients import PASS as SUM
 from ..rule import ADADELTA
-from ..stepping import Job, Pass, run
 from .bound import Bound
 from .mesh import local, reducer
 

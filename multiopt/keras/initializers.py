@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..backends.base import Array
+from ..backends.protocol import Array
 from .variable import Variable
 
 __all__ = ["fresh", "like"]
@@ -37,7 +37,7 @@ def like(variable: Variable, initializer: Any = "zeros", shape: Any = None) -> A
     if shape == variable.shape:
         made = backend.full_like(array, _NAMED[initializer] if _is_name(initializer) else 0.0, variable.dtype)
     else:
-        made = backend.cast(backend.from_host(np.zeros(shape, np.float32), array, "float32"), variable.dtype)
+        made = backend.cast(backend.from_host(np.zeros(shape, np.float32), "float32", array), variable.dtype)
         if _is_name(initializer):
             made = backend.filled(made, _NAMED[initializer])
     return made if _is_name(initializer) else _filled(made, initializer)
@@ -50,7 +50,7 @@ def fresh(shape: Any, dtype: str | None, initializer: Any, reference: Variable |
         made: Array = host if dtype is None else backends.of(host).cast(host, dtype)
     else:
         array = reference.value.detach() if reference.backend.name == "torch" else reference.value
-        made = reference.backend.from_host(host, array, "float32")
+        made = reference.backend.from_host(host, "float32", array)
         made = made if dtype is None else reference.backend.cast(made, dtype)
     if _is_name(initializer):
         return backends.of(made).filled(made, _NAMED[initializer]) if initializer != "zeros" else made

@@ -8,8 +8,8 @@ from typing import Any
 
 import keras
 
+from ..binding import Job, Pass, run
 from ..rule import ADADELTA, Hyper
-from ..stepping import Job, Pass, run
 from . import schedules
 from .bound import Bound
 from .variable import Variable

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Array
+from ..backends.protocol import Array
 from .variable import Variable
 
 __all__ = [

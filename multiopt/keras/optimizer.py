@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import functional
-from ..backends.base import Array
+from ..backends.protocol import Array
 from ..options import WEIGHT_DECAY
 from ..rule import ADADELTA, Hyper
 from .base import Optimizer

@@ -16,10 +16,10 @@ import numpy as np
 
 from .. import backends, functional
 from ..averaging import AVERAGE
-from ..backends.base import Array, Backend
+from ..backends.protocol import Array, Backend
+from ..binding import Pass
 from ..gradients import PASS as SUM
 from ..rule import Hyper, Rule
-from ..stepping import Pass
 from .clipping import REPLACE
 from .variable import Variable
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..backends.base import Array
+from ..backends.protocol import Array
 from .variable import IndexedSlices, Variable
 
 __all__ = ["as_gradient", "dense", "put", "summed", "take"]
@@ -56,7 +56,7 @@ def _index(host: np.ndarray, like: Array) -> Array:
     """Row numbers, or a mask, for use with arrays like this one."""
     backend = backends.of(like)
     # JAX takes NumPy's, wherever its own arrays lie.
-    return host if backend.name in ("numpy", "jax") else backend.from_host(host, like, host.dtype.name)
+    return host if backend.name in ("numpy", "jax") else backend.from_host(host, host.dtype.name, like)
 
 
 def summed(slices: IndexedSlices) -> IndexedSlices:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import backends
-from ..backends.base import Array, Backend
+from ..backends.protocol import Array, Backend
 
 __all__ = ["Boxes", "IndexedSlices", "Variable"]
 
@@ -162,9 +162,9 @@ class Variable:
         if self.dtype == "bfloat16":
             # By way of float32: NumPy has no bfloat16 of its own, and each library rounds as it does.
             host = np.ascontiguousarray(array, dtype=np.float32).reshape(self.shape)
-            return self.backend.cast(self.backend.from_host(host, self._value, "float32"), "bfloat16")
+            return self.backend.cast(self.backend.from_host(host, "float32", self._value), "bfloat16")
         host = np.array(array, dtype=self.dtype, order="C").reshape(self.shape)
-        return self.backend.from_host(host, self._value, self.dtype)
+        return self.backend.from_host(host, self.dtype, self._value)
 
     # --- use in expressions ---
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..binding import Job, Pass, run
 from ..rule import ADADELTA
-from ..stepping import Job, Pass, run
 from .held import Held, counter_dtype, same
 from .operations import must_be_seen, update_by_operations
 from .scaling import Scaling, number

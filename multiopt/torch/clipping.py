@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..binding import Job, Pass, check_params, make_buckets, prepare, run
 from ..rule import Rule
-from ..stepping import Job, Pass, check_params, make_buckets, prepare, run
 from .part import is_readable
 from .shards import is_sharded, is_whole, local, sum_over_shards, with_layout_of
 

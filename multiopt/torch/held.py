@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
+from ..binding import Job, Pass
 from ..rule import ADADELTA
-from ..stepping import Job, Pass
 from .part import EXACT, Part, is_readable
 from .shards import is_sharded, is_whole, local
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import backends
-from ..backends.base import wider
-from ..stepping import Pass
+from ..backends.protocol import wider
+from ..binding import Pass
 
 __all__ = ["must_be_seen", "update_by_operations"]
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.base import Bucket
+from ..backends.protocol import Bucket
+from ..binding import Job, Pass, check_gradients, check_params, make_buckets, prepare
 from ..rule import ADADELTA
-from ..stepping import Job, Pass, check_gradients, check_params, make_buckets, prepare
 from .shards import local, local_gradients, with_layout_of
 
 __all__ = ["EXACT", "Part", "is_readable"]

@@ -8,13 +8,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_cases import DTYPES, FULL, SHAPES, VALUES, arrays, needs_gxx, pair, same, step
-from multiopt.backends.engines import cuda_plan, cuda_source, norms
-from multiopt.backends.engines.cuda import CudaEngine
-from multiopt.backends.engines.cuda_driver import Driver
-from multiopt.backends.engines.onepass import Pass
-from multiopt.backends.engines.trace import TraceError
+from multiopt.backends.engines import norms
+from multiopt.backends.engines.cuda import plan as cuda_plan
+from multiopt.backends.engines.cuda import source as cuda_source
+from multiopt.backends.engines.cuda.driver import Driver
+from multiopt.backends.engines.cuda.engine import CudaEngine
+from multiopt.backends.engines.program import TraceError
 
 from multiopt import ADADELTA, backends
+from multiopt.update import FusedUpdate
 
 # --- where the arrays lie ---
 
@@ -197,7 +199,7 @@ class DeviceNumber:
 
 @needs_gxx
 def test_numbers_may_live_on_the_device(numba):
-    decoupled = Pass(ADADELTA, decoupled=True)
+    decoupled = FusedUpdate(ADADELTA, decoupled=True).program
     cuda, host, cuda_grads, grads = pair("float32")
     lr = np.array(0.3, np.float32)
     for value in (0.3, 0.7):
@@ -211,11 +213,11 @@ def test_numbers_may_live_on_the_device(numba):
 @needs_gxx
 @pytest.mark.parametrize("skip", [0.0, 1.0])
 def test_a_guard_on_the_device_keeps_everything_as_it_was(numba, skip):
-    guarded = Pass(ADADELTA, guarded=True)
+    guarded = FusedUpdate(ADADELTA, guarded=True).program
     cuda, host, cuda_grads, grads = pair("float32")
     cuda.engine.update(cuda, guarded, cuda_grads, {**VALUES, "skip": DeviceNumber(np.array(skip))}, None)
     if not skip:
-        host.engine.update(host, Pass(ADADELTA), grads, VALUES, None)
+        host.engine.update(host, FusedUpdate(ADADELTA).program, grads, VALUES, None)
     same(cuda, host)
 
 
@@ -238,8 +240,8 @@ def test_the_norm_table_is_the_definitions(dtype, threshold):
     kind = DTYPES.get(dtype, dtype)
     grads = arrays(rng, kind, decades=(-30, 19) if dtype != "float64" else (-300, 150))
     cuda = cuda_host.bucket([np.zeros(s, kind) for s in SHAPES], {})
-    one_pass, lowest = Pass(ADADELTA, normed=True), norms.lowest_exponent(threshold)
-    table = cuda.engine.norm_table(cuda, one_pass, [None, *grads[1:]], VALUES, lowest).table
+    program, lowest = FusedUpdate(ADADELTA, normed=True).program, norms.lowest_exponent(threshold)
+    table = cuda.engine.norm_table(cuda, program, [None, *grads[1:]], VALUES, lowest).table
     expected = np.zeros_like(table)
     for i, g in enumerate(grads):
         for part in ([g.real, g.imag] if g.dtype.kind == "c" else [g]) if i else []:
@@ -252,7 +254,7 @@ def test_infinite_and_nan_squares_are_counted():
     g = np.random.default_rng(5).standard_normal(9000)
     g[[3, 5000, 8999]], g[[4, 6000]], g[7] = np.inf, np.nan, 1e200
     cuda = cuda_host.bucket([np.zeros(g.shape)], {})
-    table = cuda.engine.norm_table(cuda, Pass(ADADELTA, normed=True), [g], VALUES, -62).table
+    table = cuda.engine.norm_table(cuda, FusedUpdate(ADADELTA, normed=True).program, [g], VALUES, -62).table
     with np.errstate(all="ignore"):
         assert table[0].tolist() == norms.square_sums(xp, g, -62)
     assert table[0, norms.LEVELS :].tolist() == [4, 2]
@@ -275,7 +277,10 @@ def test_finite(dtype):
 @needs_gxx
 def test_constants_of_clipping_are_uploaded_once():
     cuda = cuda_host.bucket([np.zeros(30)], {})
-    tables = [cuda.engine.norm_table(cuda, Pass(ADADELTA, normed=True), [np.ones(30)], VALUES, -62) for _ in range(2)]
+    tables = [
+        cuda.engine.norm_table(cuda, FusedUpdate(ADADELTA, normed=True).program, [np.ones(30)], VALUES, -62)
+        for _ in range(2)
+    ]
     assert tables[0].xp is tables[1].xp
     constant = tables[0].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu")
     assert tables[1].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu") is constant
@@ -291,14 +296,14 @@ def test_constants_of_clipping_are_uploaded_once():
 def test_refusals_say_why():
     engine = CudaEngine(cuda_host.HostDriver())
     numpy, fake = backends.get("numpy"), cuda_host.FakeBackend("numpy", xp)
-    assert engine.refuses(fake, "cuda:0", ("float32", "float32")) is None
-    assert engine.refuses(fake, "cuda:0", ("float32", "float32", "float64")) is None
-    assert "not numpy on cpu" in engine.refuses(numpy, "cpu", ("float32", "float32"))
-    assert "half" in engine.refuses(fake, "cuda:0", ("float16", "float16", "float64"))
+    assert engine.rejects(fake, "cuda:0", ("float32", "float32")) is None
+    assert engine.rejects(fake, "cuda:0", ("float32", "float32", "float64")) is None
+    assert "not numpy on cpu" in engine.rejects(numpy, "cpu", ("float32", "float32"))
+    assert "half" in engine.rejects(fake, "cuda:0", ("float16", "float16", "float64"))
 
 
 def test_a_machine_without_a_device_is_told_so():
-    refusal = Driver().refuses(99)
+    refusal = Driver().rejects(99)
     assert refusal is not None
     assert re.search(r"no CUDA driver|found no device|no CUDA device 99|NVRTC", refusal)
 
@@ -313,4 +318,4 @@ def test_a_rule_of_too_many_numbers_is_refused():
         return (x,)
 
     with pytest.raises(TraceError, match="at most 64"):
-        cuda_source.program_of(Pass(Rule("many", many, slots={}, hypers={"lr": Hyper(1.0)})))
+        cuda_source.code_of(FusedUpdate(Rule("many", many, slots={}, hypers={"lr": Hyper(1.0)})).program)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from multiopt.backends.engines import cuda_plan
-from multiopt.backends.engines.cuda_plan import CHUNK, WORDS, aliases, changes, make_plan
+from multiopt.backends.engines.cuda import plan as cuda_plan
+from multiopt.backends.engines.cuda.plan import CHUNK, WORDS, aliases, changes, make_plan
 
 SIZES = st.lists(st.sampled_from([0, 1, 5, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 7 * CHUNK + 3]), min_size=1)
 

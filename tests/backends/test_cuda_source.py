@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from cuda_cases import DTYPES, FULL, arrays, needs_gxx, on_cuda, pair, step
 from libraries import OPTIONS
-from multiopt.backends.engines import cuda_source
-from multiopt.backends.engines.cuda_driver import nvrtc
-from multiopt.backends.engines.onepass import Pass
+from multiopt.backends.engines.cuda import source as cuda_source
+from multiopt.backends.engines.cuda.driver import nvrtc
 
 from multiopt import ADADELTA, Adadelta, Hyper, Rule
+from multiopt.update import FusedUpdate
 
 # --- bits ---
 
@@ -47,10 +47,10 @@ def test_every_option_has_the_bits_of_the_host_engine(numba, name, dtype):
     ],
 )  # fmt: skip
 def test_every_dtype_has_the_bits_of_the_host_engine(numba, dtype, state_dtype):
-    one_pass = Pass(ADADELTA, coupled=True) if dtype.startswith("complex") else FULL
+    program = FusedUpdate(ADADELTA, coupled=True).program if dtype.startswith("complex") else FULL
     decades = (-3, 3) if dtype == "float16" else (-12, 12)
     dtype = DTYPES.get(dtype, dtype)
-    step(*pair(dtype, state_dtype, decades=decades), one_pass)
+    step(*pair(dtype, state_dtype, decades=decades), program)
 
 
 @needs_gxx
@@ -82,7 +82,7 @@ def test_half_precision_is_rounded_once_and_right(dtype):
 
     rule = Rule("copy", copy, slots={}, hypers={"lr": Hyper(1.0)})
     bucket = cuda_host.bucket([np.zeros(values.shape, kind)], {}, "float32")
-    bucket.engine.update(bucket, Pass(rule), [values], {"lr": 1.0}, None)
+    bucket.engine.update(bucket, FusedUpdate(rule).program, [values], {"lr": 1.0}, None)
     with np.errstate(over="ignore"):
         expected, found = values.astype(kind), bucket.params[0]
     numbers = ~np.isnan(values)

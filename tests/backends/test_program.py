@@ -6,10 +6,10 @@ import array_api_compat.numpy as xp
 import cuda_host
 import numpy as np
 import pytest
-from multiopt.backends.engines.onepass import Pass
-from multiopt.backends.engines.trace import TraceError, trace
+from multiopt.backends.engines.program import TraceError
 
-from multiopt.rule import ADADELTA, Hyper, Rule
+from multiopt import ADADELTA, Hyper, Rule
+from multiopt.update import FusedUpdate
 
 HYPERS = {"lr": Hyper(0.7), "rho": Hyper(0.9)}
 needs_gxx = pytest.mark.skipif(cuda_host.GXX is None, reason=cuda_host.WITHOUT_GXX)
@@ -36,16 +36,16 @@ def inputs(dtype, size=3000):
 def both(function, dtype, values):
     """What NumPy and the traced code make of the same arrays."""
     x, g, a = inputs(dtype)
-    one_pass = Pass(rule(function))
+    program = FusedUpdate(rule(function)).program
     with np.errstate(all="ignore"):
         expected = function(xp, x, g, a, **values)
     bucket = cuda_host.bucket([x.copy()], {"a": [a.copy()]})
-    bucket.engine.update(bucket, one_pass, [g], values, None)
+    bucket.engine.update(bucket, program, [g], values, None)
     return [np.broadcast_to(e, x.shape).astype(dtype) for e in expected], [bucket.params[0], bucket.state["a"][0]]
 
 
 def test_the_rule_is_straight_line_code():
-    program = trace(Pass(ADADELTA))
+    program = FusedUpdate(ADADELTA).program.code
     assert program.inputs == ("x", "g", "a0", "a1")
     ops = [node.op for node in program.nodes]
     assert ops.count("sqrt") == 2
@@ -55,7 +55,7 @@ def test_the_rule_is_straight_line_code():
 
 
 def test_arithmetic_of_hyperparameters_is_done_in_double_and_not_compiled_in():
-    program = trace(Pass(ADADELTA))
+    program = FusedUpdate(ADADELTA).program.code
     values = program.values({"lr": 0.3, "rho": 0.1, "eps": 1e-6})
     assert 1 - 0.1 in values
     assert set(values) == {0.1, 1 - 0.1, 1e-6, 0.3}
@@ -67,26 +67,26 @@ def test_powers_of_the_step():
     def adam(xp, x, g, a, *, lr, rho, step):
         return x - lr * g / (1 - rho ** (step + 1)) + 2**-step, a
 
-    program = trace(Pass(rule(adam)))
+    program = FusedUpdate(rule(adam)).program.code
     values = program.values({"lr": 0.3, "rho": 0.9, "step": 2})
     assert 1 - 0.9**3 in values
     assert 0.25 in values
 
 
 def test_zeros_of_both_signs_are_two_numbers():
-    program = trace(Pass(rule(lambda xp, x, g, a, *, lr, rho: (x * 0.0 + g * -0.0, a))))
+    program = FusedUpdate(rule(lambda xp, x, g, a, *, lr, rho: (x * 0.0 + g * -0.0, a))).program.code
     assert sorted(math.copysign(1, v) for v in program.values({})) == [-1, 1]
 
 
 def test_what_is_off_is_left_out():
-    plain = len(trace(Pass(ADADELTA)).nodes)
-    assert len(trace(Pass(ADADELTA, scaled=True)).nodes) == plain + 1
-    assert len(trace(Pass(ADADELTA, decoupled=True)).nodes) == plain + 2
-    program = trace(Pass(ADADELTA, scaled=True, clipped=True, normed=True, coupled=True))
+    plain = len(FusedUpdate(ADADELTA).program.code.nodes)
+    assert len(FusedUpdate(ADADELTA, scaled=True).program.code.nodes) == plain + 1
+    assert len(FusedUpdate(ADADELTA, decoupled=True).program.code.nodes) == plain + 2
+    program = FusedUpdate(ADADELTA, scaled=True, clipped=True, normed=True, coupled=True).program.code
     operations = {node.op: node.op + "({0},{1})" for node in program.nodes}
     operations["neg"] = operations["sqrt"] = "f({0})"
     # The part that clipping by norm measures: scaled and clipped by value, no more.
-    assert len(program.render(operations, only=(program.prepared,))) == 3
+    assert len(program.render(operations, only=(program.measured,))) == 3
 
 
 EXACT = {
@@ -254,7 +254,7 @@ REFUSED = [
 @pytest.mark.parametrize("function", REFUSED, ids=lambda f: f.__name__)
 def test_what_cannot_be_traced_is_refused_with_its_line(function):
     with pytest.raises(TraceError, match="HERE") as caught:
-        trace(Pass(rule(function)))
+        _ = FusedUpdate(rule(function)).program.code
     assert f"{__file__}:" in str(caught.value)
 
 
@@ -277,4 +277,4 @@ def truth(xp, x, g, a, *, lr, rho):
 @pytest.mark.parametrize("function", [not_a_tuple, too_few, no_array, truth], ids=lambda f: f.__name__)
 def test_what_a_rule_must_return(function):
     with pytest.raises(TraceError, match="rule 'mine'"):
-        trace(Pass(rule(function)))
+        _ = FusedUpdate(rule(function)).program.code

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 from libraries import snapshot
-from multiopt.backends.engines import threads
+from multiopt.backends.engines.host import threads
 from processes import run_python
 
 from multiopt import Adadelta

@@ -20,10 +20,11 @@ from multiopt.conformance.check import notes
 from multiopt.conformance.checks.judge import Judge
 from multiopt.conformance.checks.run import FRAMEWORKS, Selection, run
 from multiopt.conformance.checks.same_bits import OPTIONS, runs
-from multiopt.conformance.checks.verdict import ONE_STEP, Place, Verdict, count
+from multiopt.conformance.checks.verdict import ONE_STEP, Verdict, count
 from multiopt.conformance.data.deviations import deviations_in, followed
 from multiopt.conformance.data.traces import FOLDER, load, load_all, path_of, save
 from multiopt.conformance.reference import tolerances
+from multiopt.conformance.reference.compare import Distance
 from multiopt.conformance.report import table, tables
 from multiopt.conformance.report.charts import line_chart
 from multiopt.conformance.report.curves import Curve
@@ -394,12 +395,11 @@ def test_quick_shortens_and_says_so():
 
 
 def test_verdicts():
-    place = Place(3, "p1", 2, math.inf, 1.0)
     blank = Verdict("trace", "numpy", "optax", "paper", "x", "failed")
     allowed = tolerances.Tolerance(8.0, "motion", "why")
-    assert blank.judged(8.0, allowed).outcome == "passed"
-    assert blank.judged(math.nan, replace(allowed, limit=1e300)).outcome == "failed"
-    verdict = blank.judged(math.inf, allowed, place)
+    assert blank.judged(Distance("x", 8.0), allowed).outcome == "passed"
+    assert blank.judged(Distance("x", math.nan), replace(allowed, limit=1e300)).outcome == "failed"
+    verdict = blank.judged(Distance("x", math.inf, 3, "p1", 2, math.inf, 1.0), allowed)
     assert json.loads(json.dumps(verdict.as_json()))["observed"] == "inf"
     assert "note" not in verdict.as_json()
     assert verdict.id == "trace/optax/paper/x"

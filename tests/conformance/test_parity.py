@@ -223,43 +223,30 @@ def check_unnamed(error, case):
         assert "float32" in str(error)
 
 
+SCHEDULE = {"lr": lambda step: 0.5 * 0.8**step}
 OPTIONS = {
     "lr-inside-u": {"lr": 0.5},
     "lr-through-float32": {"lr": 0.3},
-    "coupled-for-decoupled": {"weight_decay": 0.1, "decoupled": True},
     "decay-without-lr": {"weight_decay": 0.1, "decoupled": True, "lr": 0.5},
-    "decoupled-for-coupled": {"weight_decay": 0.1},
-    "decay-ignored": {"weight_decay": 0.1},
+    "coupled-for-decoupled": {"weight_decay": 0.1, "decoupled": True},
     "decay-before-maximize": {"weight_decay": 0.1, "maximize": True},
     "maximize-ignored": {"maximize": True},
     "clip-after-decay": {"weight_decay": 0.5, "clip_value": 0.5},
     "clip-ignored": {"clip_value": 0.5},
     "norm-clipped-before-value": {"clip_value": 0.5, "clip_global_norm": 1.0},
-    "norm-of-each-for-norm-of-all": {"clip_global_norm": 1.0},
     "small-norms-raised": {"clip_global_norm": 3.0},
-    "norm-plus-1e-6": {"clip_global_norm": 1.0},
-    "sum-for-mean": {"accumulate": 2},
     "clip-before-accumulation": {"accumulate": 2, "clip_value": 0.5},
-    "last-gradient-only": {"accumulate": 2},
-    "average-before-update": {"ema": 0.75},
-    "average-momentum-swapped": {"ema": 0.75},
-    "schedule-one-late": {"lr": lambda step: 0.5 * 0.8**step},
-    "schedule-one-early": {"lr": lambda step: 0.5 * 0.8**step},
-    "schedule-frozen": {"lr": lambda step: 0.5 * 0.8**step},
+    **{key: {"weight_decay": 0.1} for key in ("decoupled-for-coupled", "decay-ignored")},
+    **{key: {"clip_global_norm": 1.0} for key in ("norm-of-each-for-norm-of-all", "norm-plus-1e-6")},
+    **{key: {"accumulate": 2} for key in ("sum-for-mean", "last-gradient-only")},
+    **{key: {"ema": 0.75} for key in ("average-before-update", "average-momentum-swapped")},
+    **dict.fromkeys(("schedule-one-late", "schedule-one-early", "schedule-frozen"), SCHEDULE),
 }
 #: Some look the same as another option, which then is what is said.
 AS_OPTIONS = {
-    "ascends",
-    "clip-ignored",
-    "coupled-for-decoupled",
-    "decay-ignored",
-    "decay-without-lr",
-    "decoupled-for-coupled",
-    "lr-through-float32",
-    "maximize-ignored",
-    "rho-swapped",
-    "schedule-frozen",
-}
+    "ascends", "clip-ignored", "coupled-for-decoupled", "decay-ignored", "decay-without-lr", "decoupled-for-coupled",
+    "lr-through-float32", "maximize-ignored", "rho-swapped", "schedule-frozen",
+}  # fmt: skip
 #: Only bits tell, or other gradients than these.
 BITS_ONLY = {"fused-multiply-add", "reciprocal-root", "one-root-of-the-quotient", "squares-scaled-first"}
 ELSEWHERE = {"subnormals-flushed", "complex-squares", "missing-gradient-is-zero"}

@@ -201,7 +201,7 @@ ALIASES = {
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_gradients_may_lie_in_the_memory_of_parameters(kind, grouped, threads, engine, monkeypatch):
-    from multiopt.backends.engines import host
+    from multiopt.backends.engines.host import engine as host
 
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", threads)
     monkeypatch.setattr(host, "SERIAL", 0)

@@ -217,7 +217,8 @@ def test_threads_and_split_change_nothing(options, monkeypatch, numba):
 
 @pytest.mark.parametrize("block", [1, 3, 1000, 1 << 15])
 def test_blocking_changes_nothing(block, monkeypatch, numba):
-    from multiopt.backends.engines import eager, host
+    from multiopt.backends.engines import eager
+    from multiopt.backends.engines.host import engine as host
 
     rng = np.random.default_rng(9)
     start, g = rng.standard_normal((9, 11, 5)).astype(np.float32), gradients(rng, (9, 11, 5), np.float32, (-20, 10))

@@ -178,7 +178,7 @@ def test_pickles_go_on(plain, protocol):
 
 
 def test_a_pickle_compiles_nothing_again(numba):
-    from multiopt.backends.engines import numba_kernels
+    from multiopt.backends.engines.host import kernels as numba_kernels
 
     opt = Adadelta(np.ones(3), weight_decay=0.1, ema=0.5)
     opt.step(np.ones(3))

@@ -81,10 +81,12 @@ def test_a_rule_without_state(plain, tmp_path):
 
 def test_a_rules_own_hypers_are_options(plain):
     opt = Optimizer(ADAM, [plain.param(np.ones(2))], beta1=0.5, engine=plain.engine)
-    opt.beta2 = 0.75
-    assert (opt.beta1, opt.groups[0]["beta2"]) == (0.5, 0.75)
+    opt["beta2"] = 0.75
+    with pytest.raises(AttributeError):  # no attribute is made of a name that is not one
+        opt.beta2 = 0.75
+    assert (opt["beta1"], opt.groups[0]["beta2"]) == (0.5, 0.75)
     with pytest.raises(ValueError, match="beta1: expected a number in"):
-        opt.beta1 = 2.0
+        opt["beta1"] = 2.0
     with pytest.raises(TypeError, match="rho: unknown option; expected one of lr, beta1, beta2, eps, weight_decay"):
         Optimizer(ADAM, np.ones(2), rho=0.5)
 

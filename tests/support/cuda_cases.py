@@ -7,18 +7,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 from cuda_host import GXX, WITHOUT_GXX, FakeBackend, HostDriver, bucket
-from multiopt.backends.base import Bucket
-from multiopt.backends.engines import cuda_plan
-from multiopt.backends.engines.cuda import CudaEngine
-from multiopt.backends.engines.onepass import Pass
+from multiopt.backends import registry
+from multiopt.backends.engines.cuda import plan as cuda_plan
+from multiopt.backends.engines.cuda.engine import CudaEngine
+from multiopt.backends.protocol import Bucket
 
 from multiopt import ADADELTA, backends
+from multiopt.update import FusedUpdate
 
 needs_gxx = pytest.mark.skipif(GXX is None, reason=WITHOUT_GXX)
 DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": ml_dtypes.bfloat16}
 #: On both sides of a pack, of a block's share and of a chunk.
 SHAPES = [(), (0,), (1,), (7,), (64, 65), (3, 5, 7), (2 * cuda_plan.CHUNK + 3,)]
-FULL = Pass(ADADELTA, scaled=True, clipped=True, normed=False, coupled=True)
+FULL = FusedUpdate(ADADELTA, scaled=True, clipped=True, normed=False, coupled=True).program
 VALUES = {"lr": 0.7, "rho": 0.9, "eps": 1e-6, "scale": -0.5, "clip_value": 2.0, "weight_decay": 0.1}
 
 
@@ -27,8 +28,8 @@ def on_cuda():
     """NumPy's arrays are taken for CuPy's, and the CUDA engine's kernels run on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
         driver = HostDriver()
-        patch.setitem(backends._by_type, np.ndarray, FakeBackend("numpy", xp))
-        patch.setitem(backends._engines, "cuda", CudaEngine(driver))
+        patch.setitem(registry._by_type, np.ndarray, FakeBackend("cupy", xp))
+        patch.setitem(registry._engines, "cuda", CudaEngine(driver))
         yield driver
 
 
@@ -71,9 +72,9 @@ def same(cuda, host):
             assert np.ascontiguousarray(a[numbers]).tobytes() == np.ascontiguousarray(b[numbers]).tobytes()
 
 
-def step(cuda, host, cuda_grads, grads, one_pass=FULL, times=2, scales=None):
+def step(cuda, host, cuda_grads, grads, program=FULL, times=2, scales=None):
     for _ in range(times):
-        cuda.engine.update(cuda, one_pass, cuda_grads, VALUES, scales)
-        host.engine.update(host, one_pass, grads, VALUES, scales)
+        cuda.engine.update(cuda, program, cuda_grads, VALUES, scales)
+        host.engine.update(host, program, grads, VALUES, scales)
     same(cuda, host)
     assert cuda.engine.driver.accesses()[0] == 0

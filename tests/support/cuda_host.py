@@ -16,10 +16,10 @@ from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
-from multiopt.backends.base import Bucket
-from multiopt.backends.engines.cuda import CudaEngine
-from multiopt.backends.engines.cuda_driver import Driver
+from multiopt.backends.engines.cuda.driver import Driver
+from multiopt.backends.engines.cuda.engine import CudaEngine
 from multiopt.backends.numpy import NumpyBackend
+from multiopt.backends.protocol import Bucket
 
 HEADER = Path(__file__).with_name("cuda_host.h")
 GXX = shutil.which("g++")
@@ -54,7 +54,7 @@ class HostDriver(Driver):
         self.names: dict[int, str] = {}
         self.captures = False
 
-    def refuses(self, ordinal: int) -> str | None:
+    def rejects(self, ordinal: int) -> str | None:
         return None
 
     @cached_property
@@ -111,7 +111,11 @@ class HostDriver(Driver):
 class FakeBackend(NumpyBackend):
     """NumPy arrays that say they are CuPy's, on a CUDA device."""
 
-    name = "cupy"
+    def host_memory(self, device: str) -> None:
+        return None
+
+    def cuda_memory(self, device: str) -> Any:
+        return self
 
     def device(self, array: Any) -> str:
         return "cuda:0"
@@ -138,7 +142,7 @@ class FakeBackend(NumpyBackend):
 
 def bucket(params: list[Any], state: dict[str, list[Any]], grad_dtype: str | None = None) -> Bucket:
     """A bucket of NumPy arrays for the CUDA engine on the CPU."""
-    backend = FakeBackend("numpy", array_api_compat.numpy)
+    backend = FakeBackend("cupy", array_api_compat.numpy)
     dtype = backend.dtype(params[0])
     held = backend.dtype(next(iter(state.values()))[0]) if state else dtype
     names = [f"params[{i}]" for i in range(len(params))]

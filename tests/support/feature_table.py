@@ -1,4 +1,4 @@
-"""Which test covers which feature of TensorFlow's documents: ``python tests/support/feature_table.py`` writes the page."""
+"""Which test covers which feature of TensorFlow's documents; run as a program, it writes the page."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ TESTS = Path(__file__).parent.parent
 PAGE = TESTS.parent / "docs" / "keras-features.md"
 HEAD = """# Keras: every feature, and the test that covers it
 
-Written by `python tests/support/feature_table.py` from `tests/support/keras_features.py` and the tests' marks; do not edit.
+Written by `python tests/support/feature_table.py` from `tests/support/keras_features.py` and the tests' marks;
+do not edit.
 A and B are `multiopt.keras.legacy`, whose base class is E; D is `multiopt.keras`.
 """
 

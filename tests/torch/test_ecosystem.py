@@ -162,7 +162,7 @@ def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
 @pytest.mark.parametrize("engine", ["host", "eager"])
 def test_a_guarded_pass_keeps_everything(engine):
     """A rule of anybody's, on every engine: NaN included."""
-    from multiopt.stepping import Job, Pass, make_buckets, prepare, run
+    from multiopt.binding import Job, Pass, make_buckets, prepare, run
 
     for skip in (0.0, 1.0):
         x = torch.linspace(-1, 1, 5)

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from ...binding import Job, Pass, check_params, make_buckets, prepare, run
 from ...rule import ADADELTA
-from ...stepping import Job, Pass, check_params, make_buckets, prepare, run
 from ..bound import Bound
 from ..sparse import take
 from ..variable import IndexedSlices, Variable

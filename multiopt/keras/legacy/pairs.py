@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from ... import backends
-from ...backends.base import FLOATING
+from ...backends.protocol import FLOATING
 from ..distribute import get_replica_context
 from ..mesh import local
 from ..sparse import as_gradient

@@ -1,24 +1,21 @@
-"""Trace elementwise array-API code into straight-line expressions, from which the fast engines are generated.
+"""What an engine gets: a program, elementwise array-API code; and its straight-line form, traced, for the fast engines.
 
-A pass is called once on symbols that record what is done to them. Arithmetic among hyperparameters is kept apart:
+A program is called once on symbols that record what is done to them. Arithmetic among hyperparameters is kept apart:
 it is evaluated in Python's double precision before each launch and reaches the kernel as one rounded number, just
 as it would if the code ran on arrays. So no value of a hyperparameter is ever compiled in.
 """
 
 from __future__ import annotations
 
-import linecache
 import operator
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import copysign
 from typing import Any, NoReturn
 
-from .onepass import Pass
-
-__all__ = ["LOGIC", "Node", "Program", "TraceError", "trace"]
+__all__ = ["LOGIC", "Code", "Node", "Program", "TraceError"]
 
 SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "add": operator.add,
@@ -30,14 +27,57 @@ SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "abs": abs,
 }
 LARGEST_POWER = 16
-#: Files whose frames are not the rule's.
-OWN = {__file__, sys.modules[Pass.__module__].__file__}
 #: Operations whose outcome is a truth value; the last three also take truth values.
 LOGIC = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
 
 
 class TraceError(TypeError):
     """A rule did something that cannot be turned into straight-line code; the message names its line."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Elementwise array-API code with named scalars; what it means is for who made it to know.
+
+    Engines keep what they compile by the program's identity, so equal programs should be one object.
+
+    Attributes
+    ----------
+    name : str
+        For messages.
+    function : callable
+        ``function(xp, x, g, *state, **scalars) -> (x, *state)``: the new array and its state, from the old ones and
+        a gradient.
+    measured : callable
+        ``measured(xp, g, scalars) -> g``: the part of which clipping by norm takes the norm.
+    slots : tuple of str
+        Names of the state arrays, in order.
+    scalars : tuple of str
+        Names of the numbers that it reads.
+    per_tensor : tuple of str
+        Those of them that are one number per tensor.
+    file : str
+        Where `function` is written, if that is not what an error should point at.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    measured: Callable[[Any, Any, Mapping[str, Any]], Any]
+    slots: tuple[str, ...]
+    scalars: tuple[str, ...]
+    per_tensor: tuple[str, ...]
+    file: str = __file__
+
+    @cached_property
+    def code(self) -> Code:
+        """The program as straight-line code.
+
+        Raises
+        ------
+        TraceError
+            If it leaves the traceable subset; the message names its line.
+        """
+        return _trace(self)
 
 
 @dataclass(frozen=True)
@@ -50,7 +90,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Program:
+class Code:
     """Straight-line code for one element.
 
     Attributes
@@ -65,8 +105,8 @@ class Program:
         The operations, in order.
     outputs : tuple of str
         Names of the new ``x`` and state, in the order of the inputs without ``g``.
-    prepared : str
-        Name of the gradient after scaling and clipping by value, which is what clipping by norm measures.
+    measured : str
+        Name of that of which clipping by norm takes the norm.
     """
 
     inputs: tuple[str, ...]
@@ -74,7 +114,7 @@ class Program:
     scalars: tuple[tuple, ...]
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
-    prepared: str
+    measured: str
 
     def values(self, hypers: Mapping[str, Any]) -> list[Any]:
         """Evaluate the scalar expressions for these hyperparameters, in double precision."""
@@ -199,22 +239,24 @@ def apply(op: str, *values: Any, truth: bool = False) -> Any:
     return Scalar((op, *map(scalar_expression, values)))
 
 
+class _UntraceableError(Exception):
+    """What a rule did, without the place."""
+
+
 def refuse(what: str) -> NoReturn:
-    """Raise, naming the line of the rule: the innermost frame outside this module and outside `onepass`."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename in OWN:
-        frame = frame.f_back
-    path, line = frame.f_code.co_filename, frame.f_lineno
-    source = linecache.getline(path, line).strip()
-    raise TraceError(f"{path}:{line}: cannot trace {what}: {source}")
+    """Give up: the rule did this."""
+    raise _UntraceableError(what)
 
 
-def place(one_pass: Pass, error: Exception) -> str:
-    """Where an exception left the rule: the innermost line that is not in this module."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in OWN]
+def _located(program: Program, error: Exception) -> TraceError:
+    """Name the line where an exception left the rule: the innermost one that is neither here nor in its wrapping."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename not in (__file__, program.file)]
     if not frames:
-        return f"rule {one_pass.rule.name!r}"
-    return f"{frames[-1].filename}:{frames[-1].lineno}: cannot trace {frames[-1].line}"
+        return TraceError(f"rule {program.name!r}: {type(error).__name__}: {error}")
+    place, line = f"{frames[-1].filename}:{frames[-1].lineno}", frames[-1].line
+    if isinstance(error, _UntraceableError):
+        return TraceError(f"{place}: cannot trace {error}: {line}")
+    return TraceError(f"{place}: cannot trace {line}: {type(error).__name__}: {error}")
 
 
 def power(base: Any, exponent: Any) -> Any:
@@ -299,37 +341,28 @@ class Namespace:
         refuse(f"xp.{name}, which is not among the functions a rule may use")
 
 
-def trace(one_pass: Pass) -> Program:
-    """Turn a pass into a program.
-
-    Raises
-    ------
-    TraceError
-        If the rule leaves the traceable subset; the message names its line.
-    """
+def _trace(program: Program) -> Code:
     recorder = Recorder()
-    inputs = ("x", "g", *(f"a{i}" for i in range(len(one_pass.slots))))
+    inputs = ("x", "g", *(f"a{i}" for i in range(len(program.slots))))
     symbols = [Symbol(recorder, name) for name in inputs]
-    hypers: dict[str, Any] = {name: Scalar(("hyper", name)) for name in one_pass.scalars}
-    per_tensor = ("norm_scale",) if one_pass.normed else ()
-    for name in per_tensor:
-        hypers[name] = Symbol(recorder, name)
+    scalars: dict[str, Any] = {name: Scalar(("hyper", name)) for name in program.scalars}
+    for name in program.per_tensor:
+        scalars[name] = Symbol(recorder, name)
     xp = Namespace()
-    prepared = recorder.name(one_pass.gradient(xp, symbols[1], hypers))
     try:
-        outputs = one_pass(xp, *symbols, **hypers)
-    except TraceError:
-        raise
-    except Exception as error:  # whatever else its code tried with symbols
-        raise TraceError(f"{place(one_pass, error)}: {type(error).__name__}: {error}") from error
+        measured = recorder.name(program.measured(xp, symbols[1], scalars))
+        outputs = program.function(xp, *symbols, **scalars)
+    except Exception as error:  # whatever its code tried with symbols
+        raise _located(program, error) from error
     if not isinstance(outputs, tuple) or len(outputs) != len(inputs) - 1:
         raise TraceError(
-            f"rule {one_pass.rule.name!r}: expected a tuple of the new parameter and {len(inputs) - 2} state arrays, "
+            f"rule {program.name!r}: expected a tuple of the new parameter and {len(inputs) - 2} state arrays, "
             f"got {type(outputs).__name__}"
         )
     names = []
     for output in outputs:
         if not isinstance(output, Symbol) or output.truth:
-            raise TraceError(f"rule {one_pass.rule.name!r}: it returns something that is not an array of numbers")
+            raise TraceError(f"rule {program.name!r}: it returns something that is not an array of numbers")
         names.append(output.name)
-    return Program(inputs, per_tensor, tuple(recorder.scalars), tuple(recorder.nodes.values()), tuple(names), prepared)
+    expressions, nodes = tuple(recorder.scalars), tuple(recorder.nodes.values())
+    return Code(inputs, program.per_tensor, expressions, nodes, tuple(names), measured)

@@ -14,13 +14,12 @@ import re
 from collections.abc import Sequence
 from functools import cache
 
-from . import norms
-from .cuda_plan import BLOCK, CHUNK, WORDS
-from .cuda_prelude import COMMON, DEVICE
-from .onepass import Pass
-from .trace import LOGIC, Program, TraceError, trace
+from .. import norms
+from ..program import LOGIC, Code, Program, TraceError
+from .plan import BLOCK, CHUNK, WORDS
+from .prelude import COMMON, DEVICE
 
-__all__ = ["MOST_NUMBERS", "fill_source", "finite_source", "program_of", "square_source", "update_source"]
+__all__ = ["MOST_NUMBERS", "code_of", "fill_source", "finite_source", "square_source", "update_source"]
 
 #: Each operation of a traced program, in the prelude's functions.
 OPERATIONS = {
@@ -73,21 +72,20 @@ NUMBER_PARAMETERS = "BY_VALUE Numbers numbers, const double* live, u64 mask"
 
 
 @cache
-def program_of(one_pass: Pass) -> Program:
-    """The traced pass.
+def code_of(program: Program) -> Code:
+    """The program's straight-line code.
 
     Raises
     ------
     TraceError
         If it leaves the traceable subset, or has more than `MOST_NUMBERS` numbers.
     """
-    program = trace(one_pass)
-    if len(program.scalars) > MOST_NUMBERS:
+    code = program.code
+    if len(code.scalars) > MOST_NUMBERS:
         raise TraceError(
-            f"rule {one_pass.rule.name!r}: it has {len(program.scalars)} different numbers, "
-            f"expected at most {MOST_NUMBERS}"
+            f"rule {program.name!r}: it has {len(code.scalars)} different numbers, expected at most {MOST_NUMBERS}"
         )
-    return program
+    return code
 
 
 def pack_of(dtypes: Sequence[str]) -> int:
@@ -103,14 +101,14 @@ def opening(dtypes: Sequence[str], numbers: int) -> list[str]:
     return [*lines, "#ifndef HOST", DEVICE.strip(), "#endif", f"typedef {real} real;", COMMON.strip()]
 
 
-def numbered(program: Program) -> list[str]:
+def numbered(code: Code) -> list[str]:
     """Declare the program's numbers, each rounded once to the computing dtype."""
-    return [f"const real s{k} = (real)number(numbers, live, mask, {k});" for k in range(len(program.scalars))]
+    return [f"const real s{k} = (real)number(numbers, live, mask, {k});" for k in range(len(code.scalars))]
 
 
-def declared(lines: Sequence[str], program: Program) -> list[str]:
+def declared(lines: Sequence[str], code: Code) -> list[str]:
     """Give each line of a rendered program its type."""
-    truths = {node.name for node in program.nodes if node.op in LOGIC}
+    truths = {node.name for node in code.nodes if node.op in LOGIC}
     return [f"const {'bool' if line.partition(' ')[0] in truths else 'real'} {line};" for line in lines]
 
 
@@ -119,25 +117,25 @@ def indent(lines: Sequence[str], depth: int) -> str:
 
 
 @cache
-def update_source(one_pass: Pass, dtypes: tuple[str, ...]) -> str:
+def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     """Source of the kernel ``update`` for arrays of these real dtypes, those of x, g and the state.
 
     A tensor whose gradient has the address 0 is skipped. `scales` holds one number a tensor.
     """
-    program = program_of(one_pass)
-    arrays = [(name, STORAGE[dtype][1]) for name, dtype in zip(program.inputs, dtypes, strict=True)]
+    code = code_of(program)
+    arrays = [(name, STORAGE[dtype][1]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
     columns = {name: j for j, (name, _) in enumerate(arrays)}
     written = [(name, c_type) for name, c_type in arrays if name != "g"]
-    scalars = [f"s{k}" for k in range(len(program.scalars))]
+    scalars = [f"s{k}" for k in range(len(code.scalars))]
     signature = [f"{'const ' if a == 'g' else ''}{t}& {a}_" for a, t in arrays]
-    signature += [f"real {s}" for s in (*program.per_tensor, *scalars)]
+    signature += [f"real {s}" for s in (*code.per_tensor, *scalars)]
     element = [f"const real {a} = widen({a}_);" for a, _ in arrays]
-    element += declared(program.render(OPERATIONS), program)
-    element += [f"narrow({a}_, {new});" for (a, _), new in zip(written, program.outputs, strict=True)]
+    element += declared(code.render(OPERATIONS), code)
+    element += [f"narrow({a}_, {new});" for (a, _), new in zip(written, code.outputs, strict=True)]
     located = [f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for a, j in columns.items() if a != "g"]
-    located += ["const real norm_scale = (real)scales[tensor];"] * bool(program.per_tensor)
+    located += ["const real norm_scale = (real)scales[tensor];"] * bool(code.per_tensor)
     at = {a: f"{a}_at + (start + k) * (i64)sizeof({t})" for a, t in arrays}
-    extra = [*program.per_tensor, *scalars]
+    extra = [*code.per_tensor, *scalars]
     packs = [f"Pack<{t}> {a};" for a, t in arrays] + [f"load({a}, {at[a]});" for a, _ in arrays]
     packs += ["#pragma unroll", "for (int j = 0; j < PACK; ++j)"]
     packs += [f"  element({', '.join([f'{a}.v[j]' for a, _ in arrays] + extra)});"]
@@ -155,7 +153,7 @@ def update_source(one_pass: Pass, dtypes: tuple[str, ...]) -> str:
             indent(element, 1),
             "}",
             f"KERNEL(update)({parameters}) {{",
-            indent(numbered(program), 1),
+            indent(numbered(code), 1),
             WALK.strip("\n"),
             indent(located, 2),
             "    for (int k = (int)threadIdx.x * PACK; k < n; k += BLOCK * PACK) {",
@@ -174,20 +172,20 @@ def update_source(one_pass: Pass, dtypes: tuple[str, ...]) -> str:
 
 
 @cache
-def square_source(one_pass: Pass, dtype: str) -> str:
+def square_source(program: Program, dtype: str) -> str:
     """Source of the kernel ``squares``: see `norms.square_sums`.
 
     Adds to one row of `out` a tensor, as integers, so that the order does not matter. The gradient is scaled and
     clipped by value on the way.
     """
-    program = program_of(one_pass)
+    code = code_of(program)
     element = [
         "const real g = widen(g_);",
-        *declared(program.render(OPERATIONS, only=(program.prepared,)), program),
+        *declared(code.render(OPERATIONS, only=(code.measured,)), code),
     ]
-    element += [f"const double wide = {program.prepared};", "return mul(wide, wide);"]
+    element += [f"const double wide = {code.measured};", "return mul(wide, wide);"]
     used = sorted(set(re.findall(r"\bs\d+\b", " ".join(element))), key=lambda s: int(s[1:]))
-    numbers = [line for line in numbered(program) if line.split()[2] in used]
+    numbers = [line for line in numbered(code) if line.split()[2] in used]
     c_type, extra = STORAGE[dtype][1], "".join(f", {s}" for s in used)
     constants = f"""
 #define LEVELS {norms.LEVELS}
@@ -268,7 +266,7 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
     parameters = f"{WALK_PARAMETERS}, i64* out, int lowest, {NUMBER_PARAMETERS}"
     return "\n".join(
         [
-            *opening((dtype,), len(program.scalars)),
+            *opening((dtype,), len(code.scalars)),
             constants.strip(),
             f"KERNEL(squares)({parameters}) {{",
             "  SHARED i64 row[COLUMNS];",

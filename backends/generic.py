@@ -1,26 +1,22 @@
-"""What a backend and an engine must do.
+"""What a backend must do, and the backend that serves any array API namespace.
 
 A *backend* knows the arrays of one library: how they are recognised, described, made, read and written. It alone
-imports that library, and only when its arrays are seen. It does no arithmetic.
-
-An *engine* computes on the arrays of a bucket. Every engine gives the same bits in float32 and float64.
-
-A *bucket* is the arrays of one backend, device and dtype that one pass updates together, so that a thousand small
-tensors cost one call. It owns the parameters and their state; where arrays are immutable, an engine puts the new
-ones into the bucket's lists.
+imports that library, and only when its arrays are seen. It does no arithmetic. A backend for a library of your own
+is a class derived from `Backend`, which says where the library differs from the standard; see
+``docs/backends.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from .engines.onepass import Pass
+from .engines.norms import square_sums
 
-__all__ = ["FLOATING", "Array", "Backend", "Bucket", "Engine", "NormTable", "strides_overlap", "wider"]
+__all__ = ["FLOATING", "Array", "Backend", "CudaMemory", "HostMemory", "strides_overlap", "wider"]
 
 Array = Any
 #: The dtypes a parameter may have, and the real dtype of each one's parts.
@@ -39,12 +35,41 @@ def wider(dtypes: Sequence[str]) -> str:
     return "float64" if any(FLOATING[dtype] == "float64" for dtype in dtypes) else "float32"
 
 
+class HostMemory(Protocol):
+    """Arrays that a compiled engine reads and writes by their addresses: what a backend offers to get one."""
+
+    def layout(self, array: Array) -> Any:
+        """How the elements lie in memory, or None where they cannot be walked as one run.
+
+        ``"C"`` for C order. Two arrays of one shape and the same layout have the same elements at the same places.
+        """
+
+    def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
+        """Write each array's address to `out` (int64), or −1 where its layout is another; count those."""
+
+    def contiguous(self, array: Array) -> Array:
+        """A copy in C order, aligned and in native bytes."""
+
+    def touched(self, arrays: Sequence[Array]) -> None:
+        """Take note that the arrays were written to, past the library's knowledge."""
+
+
+class CudaMemory(HostMemory, Protocol):
+    """The same on CUDA devices."""
+
+    def on(self, device: Any) -> AbstractContextManager[Any]:
+        """A context manager that makes a device the current one."""
+
+    def is_current(self, device: Any) -> bool:
+        """Whether the library, left to itself, works on this device."""
+
+    def stream(self, device: Any) -> int:
+        """The handle of the current stream on a device."""
+
+
 class Backend:
     """The arrays of one library. This class serves any array API namespace; the others say where they differ."""
 
-    name: str = "generic"
-    #: The distribution to install, for `multiopt info`.
-    extra: ClassVar[str | None] = None
     #: Whether arrays can be written in place.
     mutable: bool = True
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
@@ -52,32 +77,26 @@ class Backend:
     #: Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU.
     blocked: ClassVar[bool] = False
 
-    def __init__(self, key: str, namespace: Any) -> None:
-        #: What `multiopt.backends.get` finds this backend by.
-        self.key = key
+    def __init__(self, name: str, namespace: Any) -> None:
+        #: What `multiopt.backends.get` finds this backend by: the library's name.
+        self.name = name
         #: The array API namespace of the library.
         self.xp = namespace
         if type(self) is Backend:
-            self.name = key
             self.mutable = _is_mutable(namespace)
 
     def __repr__(self) -> str:
         return f"<{self.name} backend>"
 
-    def __reduce__(self) -> Any:
-        from . import get
-
-        return get, (self.key,)
-
     # --- what an array is ---
 
-    def admit(self, array: Array) -> str | None:
+    def rejects(self, array: Array) -> str | None:
         """Say why this array cannot be a parameter or a gradient, or return None."""
         return None
 
     def writable(self, array: Array) -> bool:
         """Whether the array may be written to."""
-        if type(self) is Backend and 0 not in array.shape:
+        if 0 not in array.shape:
             first = (0,) * array.ndim
             try:
                 array[first] = array[first]  # the standard has no flag for this either
@@ -121,6 +140,16 @@ class Backend:
         """Whether two of the array's elements may lie at the same address."""
         return False
 
+    # --- raw memory, for compiled engines ---
+
+    def host_memory(self, device: Any) -> HostMemory | None:
+        """How to read and write arrays on this device by their addresses in this machine's memory; None if not."""
+        return None
+
+    def cuda_memory(self, device: Any) -> CudaMemory | None:
+        """How to read and write arrays on this device by their addresses on a CUDA device; None if not."""
+        return None
+
     # --- making and moving arrays ---
 
     def table_to_host(self, table: Array) -> np.ndarray:
@@ -134,6 +163,10 @@ class Backend:
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         """A new array shaped and placed like `array`."""
         return self.xp.full_like(array, value, dtype=self.native(dtype))
+
+    def empty_like(self, array: Array, dtype: str) -> Array:
+        """A new array shaped and placed like `array`, whatever it holds; its memory need not have been touched."""
+        return self.xp.empty_like(array, dtype=self.native(dtype))
 
     def cast(self, array: Array, dtype: str) -> Array:
         """The array in another dtype; itself if it has that dtype."""
@@ -169,9 +202,9 @@ class Backend:
         """A NumPy array of the values, in C order and native bytes; bfloat16 as its bits, in uint16."""
         return np.asarray(array, order="C")
 
-    def from_host(self, array: np.ndarray, like: Array, dtype: str) -> Array:
-        """The inverse of `to_host`: an array of `dtype`, on the device of `like`, shaped as `array`."""
-        return self.xp.asarray(array, dtype=self.native(dtype), device=like.device)
+    def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
+        """The inverse of `to_host`: an array of `dtype`, shaped as `array`, on the device of `like`, if given."""
+        return self.xp.asarray(array, dtype=self.native(dtype), device=None if like is None else like.device)
 
     # --- computing ---
 
@@ -183,8 +216,6 @@ class Backend:
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""
-        from .engines.norms import square_sums
-
         with np.errstate(all="ignore"):
             return square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
 
@@ -217,136 +248,3 @@ def _is_mutable(xp: Any) -> bool:
     except (TypeError, ValueError, AttributeError, NotImplementedError):
         return False
     return True
-
-
-@dataclass
-class Bucket:
-    """Arrays of one backend, device and dtype, with their state.
-
-    Attributes
-    ----------
-    backend : Backend
-    engine : Engine
-    device : object
-        As `Backend.device` says.
-    dtype, grad_dtype, state_dtype : str
-        Of the parameters, of their gradients and of each state array.
-    names : list of str
-        The parameters' names, for messages.
-    params : list of arrays
-    state : dict of str to list of arrays
-        One list a slot, as long as `params`.
-    wanted : str
-        The engine that was asked for.
-    cache : dict
-        The engine's own; it holds nothing that cannot be made again.
-    prepared : set of Pass
-        What the engine has compiled.
-    kinds : set of type
-        Types of gradients that have been found good.
-    signatures : list
-        What the gradients' `Backend.signature` must be; immutable arrays change, but not in this.
-    fingerprint : object
-        The same as one value: `Backend.fingerprint`.
-    watched : bool
-        Whether whoever made the bucket sees to it that its arrays stay where they are in memory, and makes another one
-        if they do not.
-    """
-
-    backend: Backend
-    engine: Engine
-    device: Any
-    dtype: str
-    grad_dtype: str
-    state_dtype: str
-    names: list[str]
-    params: list[Array]
-    state: dict[str, list[Array]]
-    wanted: str = "auto"
-    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-    prepared: set[Pass] = field(default_factory=set, repr=False)
-    kinds: set[type] = field(default_factory=set, repr=False)
-    signatures: list[Any] = field(init=False, repr=False)
-    fingerprint: Any = field(init=False, repr=False)
-    watched: bool = False
-
-    def __post_init__(self) -> None:
-        self.signatures = self.backend.signature(self.params)
-        self.fingerprint = self.backend.fingerprint(self.params)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can be made again, the engine too: another machine may have another one."""
-        fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
-        fresh |= {"signatures": [], "fingerprint": None}  # a library's own objects, such as devices, need not pickle
-        return {**self.__dict__, **fresh}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        from . import engine_for
-
-        self.__dict__.update(state)
-        self.engine, _ = engine_for(self.backend, self.device, self.dtypes[:3], self.wanted)
-        self.__post_init__()
-
-    @property
-    def dtypes(self) -> tuple[str, ...]:
-        """The dtypes of x, g and each state array."""
-        return self.dtype, self.grad_dtype, *[self.state_dtype] * len(self.state)
-
-    def arrays(self) -> list[list[Array]]:
-        """The parameters and each slot's arrays, in the rule's order."""
-        return [self.params, *self.state.values()]
-
-
-@dataclass
-class NormTable:
-    """Exact sums of squares of a bucket's gradients: see `engines.norms`.
-
-    `table` is int64 of shape (tensors, COLUMNS), a NumPy array or one on the bucket's device, and `xp` its namespace.
-    """
-
-    xp: Any
-    table: Array
-
-
-class Engine(Protocol):
-    """Computes on buckets. `values` holds every number that the pass reads, by name."""
-
-    name: str
-
-    def refuses(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""
-
-    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
-        """Compile what `update` needs, so that a rule outside the subset is refused before anything is written.
-
-        Raises
-        ------
-        TraceError
-            If the rule cannot be compiled.
-        """
-
-    def update(
-        self,
-        bucket: Bucket,
-        one_pass: Pass,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        norm_scales: Array | None,
-    ) -> None:
-        """Do one step on the bucket's parameters and state; a gradient of None skips its parameter.
-
-        `norm_scales` holds one factor a tensor, in the namespace of `norm_table`, if the pass is `normed`.
-        """
-
-    def norm_table(
-        self,
-        bucket: Bucket,
-        one_pass: Pass,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        lowest: int,
-    ) -> NormTable:
-        """Sum the squares of the gradients, scaled and clipped by value; rows of skipped ones are zero."""
-
-    def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
-        """Say of each gradient whether all its elements are finite; True for a skipped one."""

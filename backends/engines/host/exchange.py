@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numba import types
 
-from .numba_kernels import long_pointer
+from .kernels import long_pointer
 
 __all__ = ["Exchange"]
 

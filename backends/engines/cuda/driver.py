@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .cuda_plan import BLOCK
+from .plan import BLOCK
 
 __all__ = ["OPTIONS", "Driver", "Nvrtc", "nvrtc"]
 
@@ -159,7 +159,7 @@ class Driver:
             self.library.cuGetErrorString(status, byref(text))
             raise RuntimeError(f"CUDA: {(text.value or b'unknown error').decode()} ({status})")
 
-    def refuses(self, ordinal: int) -> str | None:
+    def rejects(self, ordinal: int) -> str | None:
         """Say why kernels cannot be made for a device, or return None."""
         try:
             count, version = c_int(), c_int()

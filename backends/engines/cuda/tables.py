@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ..base import FLOATING, Array, Bucket
-from . import cuda_source as source
-from .cuda_driver import Driver
-from .cuda_plan import WORDS, Plan, aliases, changes, make_plan
-from .trace import Program
+from ...generic import FLOATING, Array, CudaMemory
+from ...protocol import Bucket
+from ..program import Code
+from . import source
+from .driver import Driver
+from .plan import WORDS, Plan, aliases, changes, make_plan
 
 __all__ = ["Tables", "ordinal_of"]
 
@@ -29,13 +30,15 @@ class Tables:
 
     def __init__(self, bucket: Bucket, driver: Driver) -> None:
         self.bucket, self.driver = bucket, driver
-        backend: Any = bucket.backend
-        self.backend = backend
+        self.backend = bucket.backend
+        memory = bucket.backend.cuda_memory(bucket.device)
+        assert memory is not None  # or the engine would not serve the bucket
+        self.memory: CudaMemory = memory
         self.ordinal = ordinal_of(bucket.device)
         if self.capturing():
             raise RuntimeError(f"cannot make an optimizer's tables during CUDA graph capture: {WARM_UP}")
         parts = 2 if bucket.dtype.startswith("complex") else 1
-        self.layouts = [self.backend.layout(p) for p in bucket.params]
+        self.layouts = [self.memory.layout(p) for p in bucket.params]
         self.plan: Plan = make_plan(np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts)
         itemsizes = [source.STORAGE[FLOATING[dtype]][0] for dtype in (bucket.dtype, bucket.grad_dtype)]
         self.param_bytes, self.grad_bytes = (self.plan.sizes * itemsize for itemsize in itemsizes)
@@ -58,13 +61,13 @@ class Tables:
         if name not in self.rooms:
             # Its size is at least 1, so that it has an address.
             padded = initial if initial.size else np.zeros(1, initial.dtype)
-            self.rooms[name] = self.backend.from_host(padded, self.bucket.params[0], padded.dtype.name)
+            self.rooms[name] = self.backend.from_host(padded, padded.dtype.name, self.bucket.params[0])
         return self.rooms[name]
 
     def address(self, array: Array) -> int:
         """The address of a contiguous array."""
         out = np.zeros(1, np.int64)
-        if self.backend.addresses([array], ["C"], out):
+        if self.memory.addresses([array], ["C"], out):
             raise ValueError("expected a contiguous array")
         return int(out[0])
 
@@ -84,7 +87,7 @@ class Tables:
 
     def stream(self) -> int:
         """The library's current stream on the bucket's device."""
-        return self.backend.stream(self.bucket.device)
+        return self.memory.stream(self.bucket.device)
 
     def capturing(self) -> bool:
         """Whether the current stream is being captured."""
@@ -104,16 +107,16 @@ class Tables:
         """The arguments that every walk over the plan begins with."""
         return [*self.fixed, addresses, len(self.plan.owners), len(self.plan.sizes)]
 
-    def numbers(self, program: Program, values: Mapping[str, Any]) -> list[Any]:
+    def numbers(self, code: Code, values: Mapping[str, Any]) -> list[Any]:
         """The arguments that carry the program's numbers: those at hand, and where on the device the others are."""
         live, mask = self.room("live", np.zeros(source.MOST_NUMBERS)), 0
-        carried = np.zeros(max(len(program.scalars), 1))
-        with self.backend.on(self.bucket.device):
+        carried = np.zeros(max(len(code.scalars), 1))
+        with self.memory.on(self.bucket.device):
             wide = {
                 name: self.backend.cast(value, "float64").reshape(()) if _on_device(value) else _plain(value)
                 for name, value in values.items()
             }
-            for k, number in enumerate(program.values(wide)):
+            for k, number in enumerate(code.values(wide)):
                 if _on_device(number):
                     mask |= 1 << k
                     self.backend.write(live[k : k + 1], number.reshape((1,)))
@@ -160,7 +163,7 @@ class Tables:
         live = [i for i, g in enumerate(grads) if g is not None]
         rows = [0, *range(2, len(self.now))]
         for row, arrays in zip(rows, columns, strict=True):
-            self.backend.addresses(arrays, self.layouts, self.now[row])
+            self.memory.addresses(arrays, self.layouts, self.now[row])
         self.now[1] = 0
         self._locate_gradients(grads, live)
         begins = np.where(self.now[0] < 0, 0, self.now[0])
@@ -180,7 +183,7 @@ class Tables:
 
     def _locate_gradients(self, grads: Mapping[int, Array] | Sequence[Array], which: list[int]) -> None:
         found = np.zeros(len(which), np.int64)
-        self.backend.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
+        self.memory.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
         self.now[1, which] = found
 
     def _laid_out(self, i: int, g: Array) -> Array:
@@ -192,9 +195,9 @@ class Tables:
     def _copy(self, i: int, g: Array, columns: list[list[Array]], back: list[tuple[Array, Array]]) -> list[Array]:
         """Walk copies of one tensor's arrays in C order; the caller writes those in `back` back."""
         arrays = [g, *(column[i] for column in columns)]
-        copies = [self.backend.contiguous(array) for array in arrays]
+        copies = [self.memory.contiguous(array) for array in arrays]
         found = np.zeros(len(copies), np.int64)
-        self.backend.addresses(copies, ["C"] * len(copies), found)
+        self.memory.addresses(copies, ["C"] * len(copies), found)
         self.now[:, i] = 0
         self.now[[1, 0, *range(2, len(self.now))][: len(found)], i] = found
         back += zip(arrays[1:], copies[1:], strict=True)
@@ -206,7 +209,7 @@ class Tables:
             table, held = self.rooms["addresses"], self.held
         else:
             xp = self.backend.xp
-            with self.backend.on(self.bucket.device):
+            with self.memory.on(self.bucket.device):
                 table = xp.empty(self.now.size, dtype=xp.int64, device=self.bucket.params[0].device)
             held = np.full_like(self.now, -1)
             self.captured.append((table, used))

@@ -18,9 +18,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from . import norms
-from .onepass import Pass
-from .trace import Program, trace
+from .. import norms
+from ..program import Code, Program
 
 __all__ = ["finite_kernel", "gather", "square_kernel", "update_kernel"]
 
@@ -155,12 +154,6 @@ def build(name: str, lines: list[str], signature: Any, **names: Any) -> Callable
     return numba.njit(signature, nogil=True, error_model="numpy")(space[name])
 
 
-@cache
-def traced(one_pass: Pass) -> Program:
-    """Trace a pass, once."""
-    return trace(one_pass)
-
-
 def indent(lines: list[str], depth: int) -> list[str]:
     return [" " * 4 * depth + line for line in lines]
 
@@ -169,9 +162,9 @@ def computing_dtype(dtypes: tuple[str, ...]) -> Any:
     return np.float64 if "float64" in dtypes else np.float32
 
 
-def opening(program: Program) -> list[str]:
+def opening(code: Code) -> list[str]:
     """Lines that round the numbers to the computing dtype."""
-    numbers = [f"s{k} = compute(numbers[{k}])" for k in range(len(program.scalars))]
+    numbers = [f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars))]
     return ["zero, one = compute(0), compute(1)", *numbers, "i = first", "while count > 0:"]
 
 
@@ -179,42 +172,42 @@ TABLE, NUMBERS, WALK = types.int64[:, ::1], types.float64[::1], (types.int64, ty
 
 
 @cache
-def update_kernel(one_pass: Pass, dtypes: tuple[str, ...]) -> Callable[..., None]:
+def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
     """Compile ``update(table, scales, numbers, first, start, count)``.
 
     `dtypes` are those of x, g and the state. `table` has a row a tensor: its size and the addresses of x, g and the
-    state; an address of g of 0 skips the tensor. `scales` has one number a tensor, `numbers` the program's scalars.
+    state; an address of g of 0 skips the tensor. `scales` has one number a tensor, `numbers` the code's scalars.
     The kernel updates `count` elements, from element `start` of tensor `first` on and into the tensors that follow.
     """
-    program, compute = traced(one_pass), computing_dtype(dtypes)
-    arrays = list(zip(program.inputs, dtypes, strict=True))
+    code, compute = program.code, computing_dtype(dtypes)
+    arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
     views = [
         f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)" for j, (a, d) in enumerate(arrays)
     ]
     element = [f"{a} = compute({STORAGE[d][2].format(f'{a}_[k]')})" for a, d in arrays]
-    element += program.render(OPERATIONS)
-    element += [f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, program.outputs, strict=True)]
+    element += code.render(OPERATIONS)
+    element += [f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
     tensor = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element, 1)]
     loop = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(tensor, 1)]
     loop += ["count -= n", "start = 0", "i += 1"]
     lines = ["def update(table, scales, numbers, first, start, count):"]
-    lines += indent(opening(program), 1) + indent(loop, 2)
+    lines += indent(opening(code), 1) + indent(loop, 2)
     return build("update", lines, types.void(TABLE, NUMBERS, NUMBERS, *WALK), compute=compute)
 
 
 @cache
-def square_kernel(one_pass: Pass, dtype: str) -> Callable[..., None]:
+def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
     """Compile ``squares(table, numbers, units, out, first, start, count)``: see `norms.square_sums`.
 
     Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
     is scaled and clipped by value on the way.
     """
-    program, compute = traced(one_pass), computing_dtype((dtype,))
+    code, compute = program.code, computing_dtype((dtype,))
     size, _, load, _ = STORAGE[dtype]
-    element = [f"g = compute({load.format('g_[k]')})", *program.render(OPERATIONS, only=(program.prepared,))]
+    element = [f"g = compute({load.format('g_[k]')})", *code.render(OPERATIONS, only=(code.measured,))]
     lines = ["def squares(table, numbers, units, out, first, start, count):", "    buffer = np.empty(BLOCK)"]
-    lines += indent(opening(program), 1)
+    lines += indent(opening(code), 1)
     walk = f"""
 n = min(table[i, 0] - start, count)
 if table[i, 2] != 0:
@@ -224,7 +217,7 @@ if table[i, 2] != 0:
         largest = np.int64(0)
         for k in range(m):
             ELEMENT
-            wide = np.float64({program.prepared})
+            wide = np.float64({code.measured})
             buffer[k] = wide * wide
             largest = max(largest, double_bits(buffer[k]) & MAGNITUDE)
         add_slices(buffer, m, largest, units, out[i - first])

@@ -1,4 +1,4 @@
-"""The CUDA engine: one launch over the memory of many tensors, CuPy's or PyTorch's, without copies.
+"""The CUDA engine: one launch over the memory of many tensors, without copies.
 
 Nothing here waits for the device or, in a step like the one before, allocates. Tables of addresses stay on the
 device and are rewritten only where something moved, by a kernel whose arguments are the new words: they need no
@@ -21,18 +21,19 @@ from typing import Any
 
 import numpy as np
 
-from ..base import FLOATING, Array, Backend, Bucket, NormTable
-from . import cuda_source as source
-from . import norms
-from .cuda_driver import Driver
-from .cuda_tables import Tables, ordinal_of
-from .onepass import Pass
+from ...generic import FLOATING, Array, Backend
+from ...protocol import Bucket, NormTable
+from .. import norms
+from ..program import Program
+from . import source
+from .driver import Driver
+from .tables import Tables, ordinal_of
 
 __all__ = ["CudaEngine"]
 
 
 class CudaEngine:
-    """Runs passes compiled by NVRTC.
+    """Runs programs compiled by NVRTC.
 
     Parameters
     ----------
@@ -45,59 +46,60 @@ class CudaEngine:
     def __init__(self, driver: Driver | None = None) -> None:
         self.driver = driver or Driver()
 
-    def refuses(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Serve CuPy arrays and PyTorch CUDA tensors."""
-        if backend.name not in ("cupy", "torch") or not str(device).startswith("cuda"):
-            return f"it serves arrays on CUDA devices, from CuPy or PyTorch, not {backend.name} on {device}"
+    def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
+        """Serve arrays whose backend tells their addresses on a CUDA device."""
+        if backend.cuda_memory(device) is None:
+            return f"it serves arrays on CUDA devices, not {backend.name} on {device}"
         real = _real(dtypes)
         if "float64" in real and not set(real) <= {"float32", "float64"}:
             return "it does not mix float64 with half precision"
-        return self.driver.refuses(ordinal_of(device))
+        return self.driver.rejects(ordinal_of(device))
 
-    def prepare(self, one_pass: Pass, dtypes: tuple[str, ...]) -> None:
-        """Compile the pass, about a tenth of a second the first time."""
-        self.driver.compile(source.update_source(one_pass, _real(dtypes)))
+    def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
+        """See `Engine.filled_like`."""
+        return [backend.full_like(array, value, dtype) for array in arrays]
+
+    def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
+        """Compile the program, about a tenth of a second the first time."""
+        self.driver.compile(source.update_source(program, _real(dtypes)))
 
     def update(
         self,
         bucket: Bucket,
-        one_pass: Pass,
+        program: Program,
         grads: Sequence[Array | None],
         values: Mapping[str, Any],
         norm_scales: Array | None,
     ) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
         tables = self._tables(bucket)
-        numbers = tables.numbers(source.program_of(one_pass), values)
+        numbers = tables.numbers(source.code_of(program), values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
         addresses, used, back = tables.locate(grads)
-        kernel = source.update_source(one_pass, _real(bucket.dtypes))
+        kernel = source.update_source(program, _real(bucket.dtypes))
         tables.launch(kernel, "update", [*tables.walk(addresses), scales, *numbers])
         del used  # copies of gradients live until the kernel is on the stream
         if back:
-            with tables.backend.on(bucket.device):
+            with tables.memory.on(bucket.device):
                 for array, copy in back:
                     bucket.backend.write(array, copy)
-        if bucket.backend.name == "torch":
-            live = [p for p, g in zip(bucket.params, grads, strict=True) if g is not None]
-            bucket.backend.touched(live)  # type: ignore[attr-defined]
+        tables.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
 
     def norm_table(
-        self, bucket: Bucket, one_pass: Pass, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
+        self, bucket: Bucket, program: Program, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
     ) -> NormTable:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         tables = self._tables(bucket)
-        numbers = tables.numbers(source.program_of(one_pass), {**dict.fromkeys(one_pass.scalars, 0.0), **values})
+        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
         addresses, used, _ = tables.locate(grads, own=False)
         sums = tables.zeros("sums", norms.COLUMNS)
-        kernel = source.square_source(one_pass, FLOATING[bucket.grad_dtype])
+        kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
         tables.launch(kernel, "squares", [*tables.walk(addresses), tables.address(sums), lowest, *numbers])
         del used
-        backend: Any = bucket.backend
         table = sums.reshape((len(grads), norms.COLUMNS))
-        if not backend.is_current(bucket.device):
+        if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
-            return NormTable(np, backend.to_host(table))
+            return NormTable(np, bucket.backend.to_host(table))
         return NormTable(_namespace(bucket.backend), table)
 
     def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:

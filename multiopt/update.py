@@ -1,22 +1,25 @@
-"""The one pass over memory: a rule with the preparation of its gradient and the decay around it.
+"""What one pass over memory does: a rule, with the scaling, clipping and decay of its gradient fused around it.
 
-Like a rule, a pass is elementwise array-API code. The eager engine calls it, the others trace it, so that each
-option has one meaning everywhere. What is off is left out and costs nothing.
+Composed here, once, before any engine: an engine gets the `Program` of a fused update and knows nothing of options.
+Like a rule, a fused update is elementwise array-API code, so that each option has one meaning everywhere. What is
+off is left out and costs nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from multiopt.rule import Rule
+from .backends.engines.program import Program
+from .rule import Hyper, Rule
 
-__all__ = ["Pass"]
+__all__ = ["AVERAGE", "REPLACE", "SUM", "FusedUpdate"]
 
 
 @dataclass(frozen=True)
-class Pass:
+class FusedUpdate:
     """A rule and the options that are on.
 
     The gradient goes through, in this order: ``scale`` (the loss scale's inverse, the mean over accumulated
@@ -35,23 +38,23 @@ class Pass:
     guarded: bool = False
 
     @property
-    def slots(self) -> tuple[str, ...]:
-        """Names of the state arrays, in order."""
-        return tuple(self.rule.slots)
-
-    @property
     def scalars(self) -> tuple[str, ...]:
-        """Names of the numbers that the pass reads: hyperparameters, and those of the options that are on."""
+        """Names of the numbers that the update reads: hyperparameters, and those of the options that are on."""
         names = [*self.rule.hypers]
         names += ["step"] * self.rule.uses_step + ["scale"] * self.scaled + ["clip_value"] * self.clipped
         names += ["norm_scale"] * self.normed + ["weight_decay"] * (self.coupled or self.decoupled)
         names += ["skip"] * self.guarded
         return tuple(names)
 
+    @property
+    def program(self) -> Program:
+        """The update as engines get it: the same object for equal updates."""
+        return _program(self)
+
     def __call__(self, xp: Any, x: Any, g: Any, *state: Any, **s: Any) -> tuple[Any, ...]:
         """Compute the new parameter and state from the old ones, the gradient and the scalars `s`."""
         old = x, *state
-        g = self.gradient(xp, g, s)
+        g = self.measured(xp, g, s)
         if self.normed:
             g = g * s["norm_scale"]
         if self.coupled:
@@ -64,10 +67,43 @@ class Pass:
         new = self.rule.function(xp, x, g, *state, **hypers)
         return tuple(xp.where(s["skip"] != 0, *pair) for pair in zip(old, new, strict=True)) if self.guarded else new
 
-    def gradient(self, xp: Any, g: Any, s: Mapping[str, Any]) -> Any:
-        """Scale and clip by value: the part that clipping by norm measures."""
+    def measured(self, xp: Any, g: Any, s: Mapping[str, Any]) -> Any:
+        """Scale and clip by value: the part of which clipping by norm takes the norm."""
         if self.scaled:
             g = g * s["scale"]
         if self.clipped:
             g = xp.clip(g, -s["clip_value"], s["clip_value"])
         return g
+
+
+@lru_cache(maxsize=1024)
+def _program(update: FusedUpdate) -> Program:
+    return Program(
+        name=update.rule.name,
+        function=update,
+        measured=update.measured,
+        slots=tuple(update.rule.slots),
+        scalars=update.scalars,
+        per_tensor=("norm_scale",) if update.normed else (),
+        file=__file__,
+    )
+
+
+def _add(xp: Any, x: Any, g: Any) -> tuple[Any]:
+    return (x + g,)
+
+
+def _average(xp: Any, x: Any, g: Any, *, momentum: float) -> tuple[Any]:
+    return (momentum * x + (1 - momentum) * g,)
+
+
+def _replace(xp: Any, x: Any, g: Any) -> tuple[Any]:
+    return (g,)
+
+
+#: A sum, to which a gradient is added: accumulation over micro-batches.
+SUM = FusedUpdate(Rule("accumulate", _add, slots={}, hypers={}))
+#: An exponential moving average, which moves towards the parameter that stands in the gradient's place.
+AVERAGE = FusedUpdate(Rule("average", _average, slots={}, hypers={"momentum": Hyper(0.99, low=0.0, high=1.0)}))
+#: The gradient itself, after what is fused around it: clipping alone.
+REPLACE = Rule("replace", _replace, slots={}, hypers={})

@@ -1,0 +1,66 @@
+"""Clipping by exact norms, for whoever has gradients and no `Optimizer`: the faces, and step functions of one's own.
+
+Norms are sums of integers (`backends.engines.norms`): the same bits whatever the order, the threads, the split into
+arrays and the sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from . import backends
+from .backends.generic import Array
+from .binding import Binding, Reduce, run
+from .update import REPLACE, FusedUpdate
+
+__all__ = ["clip"]
+
+
+def clip(
+    arrays: Sequence[Array],
+    names: Sequence[str],
+    *,
+    value: float | None = None,
+    norm: float | None = None,
+    global_norm: float | None = None,
+    reduce: Reduce | None = None,
+    in_place: bool = False,
+) -> tuple[list[Array], Any]:
+    """Clip gradients by value, then each by its own norm, then all by the norm of all.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays
+        Of one library, floating or complex; they may be traced by nobody.
+    names : sequence of str
+        What to call them in messages.
+    value, norm, global_norm : float or None
+        The bounds, above 0; None where that clipping is off.
+    reduce : callable or None
+        Adds up what processes that hold shards have found; see `multiopt.binding.Reduce`.
+    in_place : bool
+        Whether to write into the arrays, where these are mutable, instead of making others.
+
+    Returns
+    -------
+    arrays : list of arrays
+        Clipped.
+    norm : array of float64, shape (1,), or None
+        The norm of all before it was clipped, if any clipping by norm is on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If something is not such an array, or two overlap and are to be written to.
+    """
+    made = list(arrays)
+    if not in_place:
+        for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
+            backend = backends.of(array, name)
+            made[i] = backend.full_like(array, 0.0, backend.dtype(array))
+    binding = Binding(REPLACE, made, names)
+    update = FusedUpdate(REPLACE, clipped=value is not None, normed=norm is not None or global_norm is not None)
+    plan = binding.plan(update, arrays, {"clip_value": value}, clip_norm=norm, names=names)
+    total = run([plan], global_norm, reduce)
+    return binding.params, total

@@ -1,0 +1,95 @@
+"""Arrays that shall be updated: what is accepted, and that no memory is updated under two names."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+
+from . import backends
+from .backends.generic import FLOATING, Array, Backend
+
+__all__ = ["Memory", "check_params"]
+
+
+def check_params(params: Sequence[Array], names: Sequence[str], expected: Backend | None = None) -> Backend:
+    """Check arrays that shall be updated, and return the one backend that they belong to.
+
+    Raises
+    ------
+    TypeError
+        If one is not an array, its dtype is not floating or complex, or the arrays are of two libraries.
+    ValueError
+        If there is none, or one is read-only.
+    """
+    for array, name in zip(params, names, strict=True):
+        try:
+            backend = backends.of(array)
+        except TypeError as error:
+            raise TypeError(f"{name}: {error}") from None
+        if expected is not None and backend is not expected:
+            others = "the parameters before are" if name == names[0] else f"{names[0]} is"
+            raise TypeError(f"{name}: expected a {expected.name} array, as {others}, got a {backend.name} array")
+        expected = backend
+        if reason := backend.rejects(array):
+            raise TypeError(f"{name}: {reason}")
+        if backend.dtype(array) not in FLOATING:
+            raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATING)}, got {backend.dtype(array)}")
+        if backend.mutable and not backend.writable(array):
+            raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+    if expected is None:
+        raise ValueError("params: expected at least one array, got none")
+    return expected
+
+
+class Memory:
+    """The memory of arrays that are updated, so that none is updated under two names.
+
+    It is kept as ranges that do not meet, each with the arrays within it: what is added is compared with its
+    neighbours only. It is never changed; `plus` makes another.
+    """
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ranges: list[tuple[int, list[tuple[int, int, int, Array, str]]]] = []  # the end, and the arrays within
+        self._count = 0
+
+    def plus(self, backend: Backend, arrays: Sequence[Array], names: Sequence[str]) -> Memory:
+        """Add arrays.
+
+        Raises
+        ------
+        ValueError
+            If one overlaps itself, or shares memory with another.
+        """
+        if not backend.mutable:
+            return self
+        made = Memory()
+        made._starts, made._ranges = self._starts.copy(), self._ranges.copy()
+        made._count = self._count + len(arrays)
+        entries = []
+        for i, (array, name) in enumerate(zip(arrays, names, strict=True), start=self._count):
+            if backend.overlaps_itself(array):
+                raise ValueError(f"{name}: expected elements with memory of their own, got a view that repeats some")
+            # Where memory cannot be seen, at least the same object twice is.
+            start, end = backend.extent(array) or (id(array), id(array) + 1)
+            if start < end:
+                entries.append((start, end, i, array, name))
+        for entry in sorted(entries, key=lambda e: e[:3]):
+            made._insert(backend, entry)
+        return made
+
+    def _insert(self, backend: Backend, entry: tuple[int, int, int, Array, str]) -> None:
+        start, end, i, array, name = entry
+        first, last = bisect_right(self._starts, start), bisect_left(self._starts, end)
+        if first and self._ranges[first - 1][0] > start:
+            first -= 1
+        within = [entry]
+        for range_end, others in self._ranges[first:last]:
+            for other in others:
+                if other[0] < end and start < other[1] and backend.share_memory(other[3], array):
+                    (_, one), (_, two) = sorted([(other[2], other[4]), (i, name)])
+                    raise ValueError(f"{two}: expected memory of its own, got an array that overlaps {one}")
+            within += others
+            end = max(end, range_end)
+        lowest = min(start, self._starts[first]) if first < last else start
+        self._starts[first:last], self._ranges[first:last] = [lowest], [(end, within)]
