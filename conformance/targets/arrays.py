@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from ..data.case import Array
 
 
-def _to_synchronous(arrays: Sequence[Any]) -> Sequence[Any]:
+def _computed(arrays: Sequence[Any]) -> Sequence[Any]:
     # What is computed already needs no pool of threads.
     compute = importlib.import_module("dask").compute
     return list(compute(*arrays, scheduler="synchronous", optimize_graph=False))
@@ -43,23 +43,14 @@ def _in_chunks(shape: Sequence[int]) -> dict[str, Any]:
     return {"chunks": tuple(max(1, -(-n * 2 // 3)) for n in shape)}
 
 
-@dataclass(frozen=True)
-class _Needs:
-    """What a library needs beyond the standard: arguments of ``asarray``, a way to the CPU, a context for all work."""
-
-    arguments: Callable[[Sequence[int]], Mapping[str, Any]] = lambda shape: {}
-    to_host: Callable[[Sequence[Any]], Sequence[Any]] = lambda arrays: arrays
-    active: Callable[[], AbstractContextManager[Any]] = nullcontext
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-
-_NEEDS = {
-    "torch": _Needs(to_host=_to_cpu),
-    "cupy": _Needs(to_host=lambda arrays: [array.get() for array in arrays]),
-    # Other libraries need a GPU's memory too.
-    "jax": _Needs(active=_with_64_bits, environment={"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}),
-    "dask": _Needs(_in_chunks, _to_synchronous),
+#: What libraries need beyond the standard: arguments of ``asarray``, a way to the CPU, a context for all work.
+_ARGUMENTS: dict[str, Callable[[Sequence[int]], dict[str, Any]]] = {"dask": _in_chunks}
+_TO_HOST: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
+    "torch": _to_cpu,
+    "cupy": lambda arrays: [array.get() for array in arrays],
+    "dask": _computed,
 }
+_ACTIVE: dict[str, Callable[[], AbstractContextManager[Any]]] = {"jax": _with_64_bits}
 
 
 @dataclass(frozen=True)
@@ -78,14 +69,15 @@ class Arrays:
     device: str | None = None
 
     @property
-    def _needs(self) -> _Needs:
-        return _NEEDS.get(self.namespace.partition(".")[0], _Needs())
+    def root(self) -> str:
+        """Import name of the library."""
+        return self.namespace.partition(".")[0]
 
     @cached_property
     def xp(self) -> Any:
         """The namespace, imported."""
-        for name, value in self._needs.environment.items():
-            os.environ.setdefault(name, value)
+        # Other libraries need a GPU's memory too.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         return importlib.import_module(self.namespace)
 
     def make(self, values: Any, dtype: str) -> Any:
@@ -97,16 +89,18 @@ class Arrays:
             # NumPy has bfloat16 from ml_dtypes.
             fresh = fresh.astype(importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
             given = fresh.dtype
-        device = {} if self.device is None else {"device": self.device}
-        return self.xp.asarray(fresh, dtype=given, **device, **self._needs.arguments(fresh.shape))
+        options = {} if self.device is None else {"device": self.device}
+        if self.root in _ARGUMENTS:
+            options |= _ARGUMENTS[self.root](fresh.shape)
+        return self.xp.asarray(fresh, dtype=given, **options)
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
         """Return copies as NumPy arrays; bfloat16 in float32. Of a lazy library, all are computed in one go."""
-        return [_read(array) for array in self._needs.to_host(arrays)]
+        return [_read(array) for array in _TO_HOST.get(self.root, list)(arrays)]
 
     def active(self) -> AbstractContextManager[Any]:
         """Return what must be entered around all work."""
-        return self._needs.active()
+        return _ACTIVE.get(self.root, nullcontext)()
 
 
 def _read(array: Any) -> Array:

@@ -60,7 +60,7 @@ class Target:
     @property
     def root(self) -> str:
         """Import name of the library."""
-        return self.namespace.partition(".")[0]
+        return self.arrays.root
 
     def absent(self) -> str | None:
         """Say why it cannot run here, or return None."""
@@ -87,7 +87,7 @@ class Target:
     @property
     def arrays(self) -> Arrays:
         """Its library's arrays."""
-        return Arrays(self.namespace, "cuda" if self.device == "cuda" and self.root == "torch" else None)
+        return Arrays(self.namespace, "cuda" if (self.namespace, self.device) == ("torch", "cuda") else None)
 
 
 def _found(module: str) -> bool:
