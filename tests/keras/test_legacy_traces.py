@@ -69,7 +69,7 @@ class Replay:
         names = self.optimizer.get_slot_names()
         shot = {"x": [v.numpy() for v in self.variables]}
         for kind, name in (("square_avg", "accum_grad"), ("acc_delta", "accum_var")):
-            known = self.optimizer._state.slots if names else {}
+            known = self.optimizer._slots if names else {}
             shot[kind] = [
                 self.optimizer.get_slot(v, name).numpy() if v in known else np.zeros_like(v.numpy())
                 for v in self.variables
