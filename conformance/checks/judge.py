@@ -22,7 +22,8 @@ from ..data.trajectory import Trajectory
 from ..reference.accuracy import Accuracy, accuracy_of, distances
 from ..reference.compare import Distance, differences
 from ..reference.tolerances import BITS, COMPILED, RATE, RUN, TRACE, against_oracle
-from ..targets.build import learning_rate, rejection, unsupported
+from ..targets.arguments import learning_rate
+from ..targets.build import rejection, unsupported
 from ..targets.run import run_target
 from ..targets.target import Target, find
 from .same_bits import REFERENCE, differing, values

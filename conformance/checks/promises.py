@@ -12,7 +12,7 @@ import numpy as np
 from multiopt import Adadelta, functional
 
 from ..data.case import Case
-from ..targets.build import FUNCTIONAL, core_options
+from ..targets.arguments import FUNCTIONAL, core_options
 from ..targets.optimizers import SLOTS
 from ..targets.target import Target
 from .law import BrokenError, Law

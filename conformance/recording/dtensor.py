@@ -13,7 +13,7 @@ import tf_keras
 from tensorflow.experimental import dtensor
 
 from ..data.case import Array, Case, Gradient
-from ..targets.keras_arguments import arguments
+from ..targets.arguments import keras_options
 from .tf_keras import RecordedNew, to_numpy, to_tensor
 
 DEVICES = 4
@@ -59,10 +59,10 @@ def make(system: str, case: Case) -> RecordedDTensor:
     variables = [dtensor.DVariable(_spread(to_tensor(x, case.dtype))) for x in case.start]
     tf_keras.backend.set_floatx(c.floatx or "float32")
     optimizer = tf_keras.dtensor.experimental.optimizers.Adadelta(
-        mesh=MESH, **arguments(c, tf_keras.optimizers.schedules, clock)
+        mesh=MESH, **keras_options(c, tf_keras.optimizers.schedules, clock)
     )
     optimizer.build(variables)
     if c.first_iteration:
         count = tf.constant(c.first_iteration, tf.int64)
         optimizer.iterations.assign(dtensor.copy_to_mesh(count, dtensor.Layout.replicated(MESH, rank=0)))
-    return RecordedDTensor(optimizer, variables, tf_keras, case, clock)
+    return RecordedDTensor(optimizer, variables, tf_keras, case.dtype, clock=clock)

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from ..data.case import Case, Gradient, Sparse
-from ..targets.keras_arguments import arguments
+from ..targets.arguments import keras_options
 from .keras_family import RecordedKeras
 
 
@@ -39,11 +39,11 @@ def make(system: str, case: Case) -> RecordedKeras3:
     variables = [keras.Variable(tensor, dtype=case.dtype) for tensor in tensors]
     if c.constraint is not None:
         variables[0].constraint = keras.constraints.NonNeg()
-    options = arguments(c, keras.optimizers.schedules, clock)
+    options = keras_options(c, keras.optimizers.schedules, clock)
     if c.accumulate > 1:
         options["gradient_accumulation_steps"] = c.accumulate
     optimizer = keras.optimizers.Adadelta(**options)
     optimizer.build(variables)
     if c.first_iteration:
         optimizer._iterations.assign(c.first_iteration)
-    return RecordedKeras3(optimizer, variables, keras, case, clock)
+    return RecordedKeras3(optimizer, variables, keras, case.dtype, clock=clock)

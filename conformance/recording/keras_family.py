@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..data.case import Case
 from ..targets.optimizers import Keras
 
 
 class RecordedKeras(Keras):
-    """A Keras optimizer with its variables; `clock` tells functions the number of the step."""
-
-    def __init__(self, optimizer: Any, variables: Sequence[Any], keras: Any, case: Case, clock: list[int]) -> None:
-        super().__init__(optimizer, variables, keras, case.dtype)
-        self.clock = clock
+    """A Keras optimizer with its variables."""
 
     def rate(self) -> float:
         """Return the learning rate that the optimizer holds."""

@@ -67,8 +67,5 @@ class RecordedOptax(Optax):
         super().update(number, gradients)
         return float(self.rate(count)) if callable(self.rate) else self.rate
 
-    def finalized(self) -> None:
-        """Return nothing: optax has no such thing."""
-
 
 make = RecordedOptax

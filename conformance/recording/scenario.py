@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,22 +14,15 @@ from ..data.floats import without_nan_payload
 from ..data.inputs import case_of
 from ..data.specification import HOLDERS, Scenario
 from ..data.trajectory import Trajectory
-from ..targets.protocol import TargetOptimizer
 from ..targets.run import record
 
 
-class RecordedOptimizer(TargetOptimizer, Protocol):
-    """A real optimizer with its parameters."""
+def record_scenario(system: str, scenario: Scenario, make: Callable[[str, Case], Any]) -> Trajectory:
+    """Return the trace of ``system`` in ``scenario``.
 
-    def hyperparameters(self) -> Mapping[str, float | None]:
-        """Return lr, rho and eps as the framework holds them."""
-
-    def finalized(self) -> Sequence[Any] | None:
-        """End the training, if the framework knows such a thing; return the parameters after it."""
-
-
-def record_scenario(system: str, scenario: Scenario, make: Callable[[str, Case], RecordedOptimizer]) -> Trajectory:
-    """Return the trace of ``system`` in ``scenario``; ``make`` makes the optimizer.
+    ``make(system, case)`` returns the framework's optimizer as a `TargetOptimizer`. Where it has defaults, its
+    ``hyperparameters()`` are lr, rho and eps as the framework holds them; where there is an end of training, its
+    ``finalized()`` ends it and returns the parameters after it.
 
     Raises
     ------
@@ -42,7 +35,7 @@ def record_scenario(system: str, scenario: Scenario, make: Callable[[str, Case],
         optimizer = make(system, case)
         hyperparameters = optimizer.hyperparameters() if scenario.config.defaults else {}
         found = record(optimizer, case)
-        finalized = optimizer.finalized()
+        finalized = optimizer.finalized() if hasattr(optimizer, "finalized") else None
     except Exception as error:
         names = [cls.__name__ for cls in type(error).__mro__]
         if expected not in names:

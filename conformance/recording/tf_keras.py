@@ -9,8 +9,8 @@ import tensorflow as tf
 import tf_keras
 
 from ..data.case import Array, Case, Gradient, Sparse
+from ..targets.arguments import keras_options
 from ..targets.arrays import Arrays
-from ..targets.keras_arguments import arguments
 from ..targets.optimizers import SLOTS, Steps
 from .keras_family import RecordedKeras
 
@@ -63,9 +63,6 @@ class WithSlots(Steps):
             slot = None
         return tf.zeros_like(variable) if slot is None else slot
 
-    def finalized(self) -> None:
-        """Return nothing: it has no such thing."""
-
 
 class RecordedLegacy(WithSlots):
     """tf_keras.optimizers.legacy.Adadelta with its variables."""
@@ -116,7 +113,7 @@ def make(system: str, case: Case) -> RecordedLegacy | RecordedNew:
         tf.Variable(to_tensor(x, case.dtype), constraint=None if i else constraint) for i, x in enumerate(case.start)
     ]
     legacy = system == "tf-keras-legacy"
-    options = arguments(c, tf_keras.optimizers.schedules, clock, legacy=legacy)
+    options = keras_options(c, tf_keras.optimizers.schedules, clock, legacy=legacy)
     if legacy:
         optimizer = tf_keras.optimizers.legacy.Adadelta(**options)
     else:
@@ -126,7 +123,7 @@ def make(system: str, case: Case) -> RecordedLegacy | RecordedNew:
     if c.first_iteration:
         optimizer.iterations.assign(c.first_iteration)
     if not legacy:
-        return RecordedNew(optimizer, variables, tf_keras, case, clock)
+        return RecordedNew(optimizer, variables, tf_keras, case.dtype, clock=clock)
     made = RecordedLegacy(system, case, variables, optimizer)
     made.clock = clock
     return made

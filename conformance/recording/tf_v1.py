@@ -37,10 +37,6 @@ class RecordedRaw(WithSlots):
         c = case.config
         self.lr, self.rho, self.eps = (tf.constant(value, dtype=self.dtype) for value in (c.lr, c.rho, c.eps))
 
-    def hyperparameters(self) -> dict[str, float | None]:
-        """Return nothing: the operations have no defaults."""
-        return {}
-
     def update(self, number: int, gradients: list[Any]) -> float:
         """Run the operation once for each variable."""
         for var, square, delta, g in zip(self.variables, self.squares, self.deltas, gradients, strict=True):

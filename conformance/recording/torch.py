@@ -81,8 +81,5 @@ class RecordedTorch(TorchOptim):
         average = {} if self.average is None else {"average": list(self.average.module.parameters())}
         return {**super().columns(), **average, "iterations": counters}
 
-    def finalized(self) -> None:
-        """Return nothing: torch has no such thing."""
-
 
 make = RecordedTorch

@@ -129,7 +129,7 @@ def _is_finite(values: Array) -> Array:
 
 
 def _finite(values: Array) -> Array:
-    return np.where(_is_finite(values), values, Decimal(0))
+    return np.array([value if value.is_finite() else Decimal(0) for value in values], dtype=object)
 
 
 def _worst(

@@ -11,27 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from multiopt import ADADELTA, Optimizer, Rule, functional, schedules
+from multiopt import ADADELTA, Optimizer, Rule, functional
 
 from ..data.case import Case
+from .arguments import FUNCTIONAL, core_options, keras_options
 from .arrays import Arrays
-from .keras_arguments import arguments
 from .optimizers import SLOTS, Core, Keras, Steps
 from .protocol import TargetOptimizer
 from .target import Target
 
-#: Options that `multiopt.functional.update` takes.
-FUNCTIONAL = ("lr", "rho", "eps", "weight_decay", "decoupled", "maximize", "clip_value")
-
 
 def unsupported(target: Target, case: Case) -> str | None:
-    """Say why `target` has no words for a case, or return None."""
+    """Say why `target` does not support a case, or return None."""
     c = case.config
     if lacking := target.lacks(case.dtype):
         return lacking
     if target.engine == "keras":
-        if not _keras():
-            return "multiopt.keras is not complete here"
         if c.decay_kind == "coupled":
             return "Keras' weight decay is decoupled"
         if c.maximize or c.legacy_decay:
@@ -56,7 +51,7 @@ def unsupported(target: Target, case: Case) -> str | None:
 
 
 def rejection(target: Target, case: Case) -> str | None:
-    """Say why ours must refuse a case, or return None."""
+    """Say why ours must reject a case, or return None."""
     c = case.config
     if c.clipvalue is not None and c.clipvalue <= 0:
         return "a bound of 0 or less would make every gradient 0, or turn its sign"
@@ -67,41 +62,6 @@ def rejection(target: Target, case: Case) -> str | None:
     if target.engine not in ("functional", "jit") and any(all(g is None for g in row) for row in case.gradients):
         return "a step without any gradient is a mistake"
     return None
-
-
-def learning_rate(case: Case) -> float | Callable[[int], float]:
-    """Return the learning rate as multiopt takes it: a number, one of its schedules, or a function."""
-    if case.rates is not None:
-        return case.rates.__getitem__
-    config = case.config
-    rate: float | Callable[[int], float] = 1.0 if config.lr is None else config.lr
-    if config.schedule is not None:
-        rate = _schedule(config.schedule.kind, config.schedule.parameters)
-    if config.legacy_decay:
-        decay = schedules.InverseTime(1.0, 1.0, config.legacy_decay)
-        base = rate
-        rate = lambda step: (base(step) if callable(base) else base) * decay(step)  # noqa: E731
-    if config.first_iteration and callable(rate):
-        late = rate
-        return lambda step: late(step + config.first_iteration)
-    return rate
-
-
-def _schedule(kind: str, p: Mapping[str, Any]) -> Callable[[int], float]:
-    match kind:
-        case "exponential":
-            return schedules.Exponential(p["initial"], p["decay_steps"], p["decay_rate"])
-        case "inverse-time":
-            return schedules.InverseTime(p["initial"], p["decay_steps"], p["decay_rate"])
-        case "polynomial":
-            return schedules.Polynomial(p["initial"], p["decay_steps"], p["end"], p["power"])
-        case "cosine":
-            return schedules.Cosine(p["initial"], p["decay_steps"], p["alpha"])
-        case "piecewise":
-            return schedules.Piecewise(p["boundaries"], p["values"])
-        case "callable":
-            return lambda step: p["values"][step]
-    raise ValueError(f"Schedule.kind: unknown: {kind!r}")
 
 
 def optimizer_of(target: Target, arrays: Arrays, case: Case) -> TargetOptimizer:
@@ -125,24 +85,6 @@ def core_optimizer(arrays: Arrays, case: Case, engine: str, rule: Rule = ADADELT
     """Return `multiopt.Optimizer` for a case, with Adadelta or another rule of the same options."""
     start = [arrays.make(values, case.dtype) for values in case.start]
     return Core(Optimizer(rule, start, engine=engine, **core_options(case)))
-
-
-def core_options(case: Case) -> dict[str, Any]:
-    """Return a case's options in the words of `multiopt.Adadelta`."""
-    c = case.config
-    return {
-        "lr": learning_rate(case),
-        "rho": c.rho,
-        "eps": c.eps,
-        "weight_decay": c.weight_decay,
-        "decoupled": c.decay_kind == "decoupled",
-        "maximize": c.maximize,
-        "clip_value": c.clipvalue,
-        "clip_norm": c.clipnorm,
-        "clip_global_norm": c.global_clipnorm,
-        "accumulate": c.accumulate,
-        "ema": c.ema_momentum,
-    }
 
 
 #: Compiled steps, by all that is fixed in them: most cases differ in their numbers only.
@@ -178,41 +120,21 @@ class Functional(Steps):
         return {"x": self.params, **{slot: self.state.slots[slot] for slot in SLOTS}}
 
 
-class _KerasFace(Keras):
-    """`multiopt.keras`, with a clock that a learning rate without arguments reads."""
-
-    skip_empty = True
-    clock: list[int]
-
-    def update(self, number: int, gradients: list[Any]) -> float | None:
-        """See `Steps`."""
-        self.clock[0] = number
-        return super().update(number, gradients)
-
-
 def keras_optimizer(arrays: Arrays, case: Case) -> Keras:
     """Return `multiopt.keras.Adadelta` for a case, with averages, constraints and sparse gradients."""
-    keras, c, clock, rates = _keras(), case.config, [0], case.rates
+    keras, c, clock, rates = importlib.import_module("multiopt.keras"), case.config, [0], case.rates
     constraint = (lambda x: np.maximum(x, 0)) if c.constraint else None
     variables = [
         keras.Variable(arrays.make(values, case.dtype), constraint=None if i else constraint)
         for i, values in enumerate(case.start)
     ]
-    given = {"learning_rate": 1.0, **arguments(c, keras.schedules, clock)}
-    if given["learning_rate"] is None:
-        given["learning_rate"] = 1.0
+    given = keras_options(c, keras.schedules, clock)
     if rates is not None:
         given["learning_rate"] = lambda: rates[clock[0] // c.accumulate]
+    elif given.get("learning_rate") is None:
+        given["learning_rate"] = 1.0
     optimizer = keras.Adadelta(**given, gradient_accumulation_steps=c.accumulate if c.accumulate > 1 else None)
     optimizer.build(variables)
     if c.first_iteration:
         optimizer.iterations.assign(c.first_iteration)
-    made = _KerasFace(optimizer, variables, keras, case.dtype)
-    made.clock = clock
-    return made
-
-
-def _keras() -> Any:
-    """Return `multiopt.keras`, or None where it has no optimizer."""
-    module = importlib.import_module("multiopt.keras")
-    return module if hasattr(module, "Adadelta") else None
+    return Keras(optimizer, variables, keras, case.dtype, clock=clock, skip_empty=True)

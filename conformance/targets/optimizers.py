@@ -7,6 +7,7 @@ type; nothing is imported that the optimizer has not imported itself.
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -104,7 +105,14 @@ def _given(params: Sequence[Array] | None, name: str) -> Sequence[Array]:
     return params
 
 
-class Steps:
+def _options(lr: Any, updates: int, weight_decay: float, *, decoupled: bool = False, **options: Any) -> Options:
+    rates = tuple(float(lr(t)) for t in range(updates)) if callable(lr) else None
+    kind = None if not weight_decay else "decoupled" if decoupled else "coupled"
+    config = Config(lr=rates[0] if rates else lr, weight_decay=weight_decay, decay_kind=kind, **options)
+    return Options(config, rates)
+
+
+class Steps(ABC):
     """A `TargetOptimizer` that calls hooks, and whose arrays are those of one library.
 
     Subclasses have `update`, which takes one step and may return the learning rate that it used, and `columns`, which
@@ -128,13 +136,13 @@ class Steps:
         """Return a gradient of parameter `i` as the library's array, or None."""
         return None if g is None else self.arrays.make(g, self.dtype)
 
+    @abstractmethod
     def update(self, number: int, gradients: list[Any]) -> float | None:
         """Take one step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def columns(self) -> Mapping[str, Sequence[Any]]:
         """Return every state, in the library's arrays."""
-        raise NotImplementedError
 
     def states(self) -> Mapping[str, Sequence[Any]]:
         """See `TargetOptimizer`."""
@@ -181,21 +189,11 @@ class Core(Steps):
         g = groups[0]
         if any(callable(g[name]) for name in ("rho", "eps", "weight_decay")):
             return None
-        rates = tuple(float(g["lr"](t)) for t in range(updates)) if callable(g["lr"]) else None
-        config = Config(
-            lr=rates[0] if rates else g["lr"],
-            rho=g["rho"],
-            eps=g["eps"],
-            weight_decay=g["weight_decay"],
-            decay_kind=None if not g["weight_decay"] else "decoupled" if g["decoupled"] else "coupled",
-            clipvalue=g["clip_value"],
-            clipnorm=g["clip_norm"],
-            global_clipnorm=opt.clip_global_norm,
-            maximize=g["maximize"],
-            accumulate=opt.accumulate,
-            ema_momentum=opt.ema,
-        )
-        return Options(config, rates)
+        return _options(
+            g["lr"], updates, g["weight_decay"], decoupled=g["decoupled"], rho=g["rho"], eps=g["eps"],
+            clipvalue=g["clip_value"], clipnorm=g["clip_norm"], global_clipnorm=opt.clip_global_norm,
+            maximize=g["maximize"], accumulate=opt.accumulate, ema_momentum=opt.ema,
+        )  # fmt: skip
 
 
 class TorchOptim(Steps):
@@ -227,26 +225,36 @@ class TorchOptim(Steps):
 
     def options(self, updates: int) -> Options | None:
         """Return its options, where all groups have the same and nothing is done besides."""
-        groups = [{k: v for k, v in group.items() if k not in ("params", "param_names")} for group in
-                  self.opt.param_groups]  # fmt: skip
+        unlike = ("params", "param_names")
+        groups = [{k: v for k, v in group.items() if k not in unlike} for group in self.opt.param_groups]
         g = groups[0]
         plain = {"lr", "rho", "eps", "weight_decay", "maximize"} <= g.keys()
         if not plain or self.before_step or self.after_step or any(other != g for other in groups):
             return None
-        decay = float(g["weight_decay"])
-        return Options(Config(lr=float(g["lr"]), rho=float(g["rho"]), eps=float(g["eps"]), weight_decay=decay,
-                              decay_kind="coupled" if decay else None, maximize=bool(g["maximize"])))  # fmt: skip
+        return _options(float(g["lr"]), updates, float(g["weight_decay"]), rho=float(g["rho"]), eps=float(g["eps"]),
+                        maximize=bool(g["maximize"]))  # fmt: skip
 
 
 class Keras(Steps):
-    """An optimizer of Keras 3 or of `multiopt.keras`, whose module is `keras`, and its variables."""
+    """An optimizer of Keras 3 or of `multiopt.keras`, whose module is `keras`, and its variables.
 
-    #: Whether a step without any gradient is passed over, in place of being refused.
-    skip_empty = False
+    ``clock[0]`` is the number of the step, for learning rates that are functions. `skip_empty` tells whether a step
+    without any gradient is passed over, not given to the optimizer, which would refuse it.
+    """
 
-    def __init__(self, optimizer: Any, variables: Sequence[Any], keras: Any, dtype: str) -> None:
+    def __init__(
+        self,
+        optimizer: Any,
+        variables: Sequence[Any],
+        keras: Any,
+        dtype: str,
+        *,
+        clock: list[int] | None = None,
+        skip_empty: bool = False,
+    ) -> None:
         super().__init__(_name(optimizer), dtype, Arrays("numpy"))
-        self.opt, self.variables, self.keras = optimizer, list(variables), keras
+        self.opt, self.variables, self.keras, self.skip_empty = optimizer, list(variables), keras, skip_empty
+        self.clock = [0] if clock is None else clock
         self.ours = not hasattr(keras, "ops")
 
     def gradient(self, g: Gradient, i: int) -> Any:
@@ -259,6 +267,7 @@ class Keras(Steps):
 
     def update(self, number: int, gradients: list[Any]) -> float | None:
         """See `Steps`."""
+        self.clock[0] = number
         if not self.skip_empty or any(g is not None for g in gradients):
             self.opt.apply(gradients, self.variables)
         return None
@@ -284,27 +293,17 @@ class Keras(Steps):
         c = self.opt.get_config()
         if not {"learning_rate", "rho", "epsilon"} <= c.keys():
             return None
-        lr, rates = c["learning_rate"], None
-        if not isinstance(lr, float):
-            schedule = getattr(self.opt, "_learning_rate", None)
-            if not callable(schedule):
-                return None
-            rates = tuple(float(schedule(t)) for t in range(updates))
-            lr = rates[0]
-        decay = c.get("weight_decay") or 0.0
-        config = Config(
-            lr=lr,
-            rho=c["rho"],
-            eps=c["epsilon"],
-            weight_decay=decay,
-            decay_kind="decoupled" if decay else None,
-            clipvalue=c.get("clipvalue"),
-            clipnorm=c.get("clipnorm"),
-            global_clipnorm=c.get("global_clipnorm"),
+        rate = (
+            c["learning_rate"] if isinstance(c["learning_rate"], float) else getattr(self.opt, "_learning_rate", None)
+        )
+        if not isinstance(rate, float) and not callable(rate):
+            return None
+        return _options(
+            rate, updates, c.get("weight_decay") or 0.0, decoupled=True, rho=c["rho"], eps=c["epsilon"],
+            clipvalue=c.get("clipvalue"), clipnorm=c.get("clipnorm"), global_clipnorm=c.get("global_clipnorm"),
             accumulate=c.get("gradient_accumulation_steps") or 1,
             ema_momentum=c["ema_momentum"] if c.get("use_ema") else None,
-        )
-        return Options(config, rates)
+        )  # fmt: skip
 
 
 def _keras(optimizer: Any, params: Sequence[Array] | None, dtype: str) -> Keras:

@@ -120,18 +120,14 @@ _KNOWN = (
 _namespaces: dict[str, Target] = {}
 
 
-def _registered() -> dict[str, str]:
-    """Return the registry's libraries: name to namespace."""
-    return {library.name: library.namespace for library in backends.libraries()}
-
-
 def all_targets() -> dict[str, Target]:
     """Return every target by name: those of the registry's libraries, and of the namespaces that `find` was given."""
-    known = {target.name: target for target in _KNOWN}
+    libraries = {library.name: library for library in backends.libraries()}
+    known = {target.name: target for target in _KNOWN if target.root in libraries}
     roots = {target.root for target in _KNOWN}
     new = {
-        name: Target(name, f"{name}, of multiopt.backends", namespace, dtypes=_dtypes(namespace), slow=True)
-        for name, namespace in _registered().items()
+        name: Target(name, library.title, library.namespace, dtypes=_dtypes(library.namespace), slow=True)
+        for name, library in libraries.items()
         if name not in roots
     }
     return {**known, **new, **_namespaces}
@@ -169,9 +165,10 @@ def _check_namespace(name: str, xp: Any) -> None:
     if missing:
         raise ValueError(f"--namespace {name}: expected an array API namespace; it lacks {', '.join(missing)}")
     probe = xp.asarray([1.0], dtype=xp.float32)
+    known = ("array_api_compat", *(library.name for library in backends.libraries()))
     # NumPy before 2.0 has no such method, and PyTorch has none: multiopt knows their arrays by their types.
     said = getattr(probe.__array_namespace__(), "__name__", "") if hasattr(probe, "__array_namespace__") else name
-    if said != name and name.partition(".")[0] not in ("array_api_compat", *_registered()):
+    if said != name and name.partition(".")[0] not in known:
         raise ValueError(
             f"--namespace {name}: expected arrays whose __array_namespace__() is {name}, "
             f"got {said or 'something without a name'}: multiopt goes by what arrays say"
