@@ -15,6 +15,12 @@ from .registry import get
 __all__ = ["TorchBackend"]
 
 
+class Described(list[Any]):
+    """Tensors with what was found out about all of them in one call; it holds for the step in which it was asked."""
+
+    description: Any
+
+
 class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
 
@@ -41,16 +47,29 @@ class TorchBackend(Backend):
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape, a.device, a.layout) for a in arrays]
 
+    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        if isinstance(arrays, Described) or (exchange := _exchange()) is None:
+            return arrays
+        made = Described(arrays)
+        made.description = exchange.describe(made)
+        return arrays if made.description is None else made
+
     def fingerprint(self, arrays: Sequence[Array]) -> Any:
-        exchange = _exchange()
-        found = exchange.fingerprint(arrays) if exchange is not None else None
-        return self.signature(arrays) if found is None else found
+        known = self.described(arrays)
+        return known.description.signature if isinstance(known, Described) else self.signature(arrays)
 
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
         """Their fingerprint, addresses and strides, as one value: what differs if one was swapped or has moved."""
+        known = self.described(arrays)
+        if isinstance(known, Described):
+            return known.description.signature, known.description.memory
+        return [(a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+
+    def increment(self, counters: list[Array]) -> None:
+        """Add 1 to tensors of one element, which take no part in autograd."""
         exchange = _exchange()
-        found = exchange.fingerprint(arrays, where=True) if exchange is not None else None
-        return [(a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays] if found is None else found
+        if exchange is None or not exchange.increment(counters):
+            torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
         if array.numel() == 0:
@@ -140,9 +159,10 @@ class TorchBackend(Backend):
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
-        exchange = _exchange() if layouts.count("C") == len(arrays) else None
-        strange: set[int] = set()
-        if exchange is None or not exchange.locate(arrays, out):
+        known, strange = self.described(arrays), set[int]()
+        if isinstance(known, Described) and known.description.contiguous and layouts.count("C") == len(arrays):
+            out[:] = known.description.addresses
+        else:
             out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
             pairs = enumerate(zip(arrays, layouts, strict=True))
             strange = {i for i, (a, to) in pairs if not (a.is_contiguous() if to == "C" else a.stride() == to)}
@@ -161,6 +181,10 @@ class TorchBackend(Backend):
     def touched(self, arrays: Sequence[Array]) -> None:
         """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
+
+    def ordinal(self, device: str) -> int:
+        """The number of a device such as ``cuda:1``."""
+        return int(device.partition(":")[2])
 
     def on(self, device: str) -> Any:
         """A context manager that makes a device the current one."""

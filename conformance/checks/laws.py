@@ -93,9 +93,10 @@ def reshape(target: Target, case: Case, rng: Rng) -> None:
     def restored(kind: str, series: Series) -> Series:
         return [a.reshape(len(a), *shape) for a, shape in zip(series, case.shapes, strict=True)]
 
-    for what, shape in (("as vectors", (-1,)), ("as columns", (-1, 1))):
-        other = run_target(target, every(case, lambda a, shape=shape: a.reshape(shape)))
-        agree(target, one, back(one, other, restored), what)
+    vectors = run_target(target, every(case, np.ravel))
+    agree(target, one, back(one, vectors, restored), "as vectors")
+    columns = run_target(target, every(case, lambda a: a.reshape(-1, 1)))
+    agree(target, one, back(one, columns, restored), "as columns")
 
 
 def split(target: Target, case: Case, rng: Rng) -> None:

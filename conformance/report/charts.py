@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from .curves import Curve
 
@@ -28,7 +29,7 @@ def line_chart(curves: Sequence[Curve], axis: str, *, log: bool = False, across:
     from matplotlib.ticker import FuncFormatter
 
     soft, faint = _STANDS_FOR["soft"], _STANDS_FOR["faint"]
-    style = {
+    style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "multiopt", "font.size": 11, "text.color": soft, "grid.color": faint,
         "axes.labelcolor": soft, "axes.edgecolor": faint, "xtick.color": soft, "ytick.color": soft,
         "xtick.bottom": False, "ytick.left": False, "ytick.minor.left": False,
@@ -50,8 +51,8 @@ def line_chart(curves: Sequence[Curve], axis: str, *, log: bool = False, across:
             ours = family == "multiopt"
             (drawn,) = axes.plot(
                 curve.steps, curve.values, color=_STANDS_FOR[family], linestyle=line, label=curve.who,
-                # Wide and pale, beneath the others: where they agree with ours both are seen.
-                **({"linewidth": 4.5, "alpha": 0.55, "zorder": 1} if ours else {"linewidth": 1.4}),
+                # Ours is wide and pale, beneath the others: where they agree both are seen.
+                linewidth=4.5 if ours else 1.4, alpha=0.55 if ours else 1.0, zorder=1 if ours else 2,
             )  # fmt: skip
             ends.append((curve.values[-1] if math.isfinite(curve.values[-1]) else math.inf, drawn))
         axes.set_xlabel(across)

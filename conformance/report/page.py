@@ -22,20 +22,7 @@ _TEMPLATE = Path(__file__).with_name("page.html")
 def write(
     path: Path, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], notes: Sequence[str]
 ) -> None:
-    """Write the page to `path`.
-
-    Parameters
-    ----------
-    path : Path
-    selection : Selection
-        What was checked.
-    files : mapping
-        The traces, for curves and provenance.
-    verdicts : sequence of Verdict
-        What was found.
-    notes : sequence of str
-        What a reader must know besides.
-    """
+    """Write the page to `path`; ``notes`` are what a reader must know besides the tables."""
     shown = [tables.failures(verdicts), *tables.found(selection, files, verdicts), tables.provenance(selection, files)]
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
         lead=escape(_lead(selection, files)),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from .. import schedules as core
-from .serialization import restore, store
+from .configuration import restore, store
 
 __all__ = [
     "CosineDecay",
@@ -26,8 +27,8 @@ __all__ = [
 class LearningRateSchedule(ABC):
     """A learning rate that depends on the step: subclass it and give ``__call__`` and ``get_config``.
 
-    An optimizer calls it with the number of updates done before, a Python int. TensorFlow's legacy optimizer converts
-    that number to the variables' dtype first, so that float16 cannot count beyond 2048; here it is exact.
+    An optimizer calls it with the number of updates done before, a Python int. (TensorFlow's legacy optimizer rounds it
+    to the variables' dtype; float16 cannot count beyond 2048.)
     """
 
     @abstractmethod
@@ -45,10 +46,13 @@ class LearningRateSchedule(ABC):
 
 
 class _Core(LearningRateSchedule):
-    """A schedule that the core computes."""
+    """A schedule that the core computes; a subclass's fields are the arguments that TensorFlow's class has."""
 
-    def __init__(self, schedule: core.Schedule, config: dict[str, Any]) -> None:
-        self._schedule, self._config = schedule, config
+    def __post_init__(self) -> None:
+        self._schedule = self._made()
+
+    def _made(self) -> core.Schedule:
+        raise NotImplementedError
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of the 0-based `step`: a float for a number, an array for an array."""
@@ -56,85 +60,70 @@ class _Core(LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal schedule."""
-        return dict(self._config)
-
-    def __getattr__(self, name: str) -> Any:
-        config = self.__dict__.get("_config", {})
-        if name in config:
-            return config[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._config.items())})"
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
-def _config(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor, from its ``locals()``."""
-    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-
-
+@dataclass(eq=False)
 class ExponentialDecay(_Core):
     """``initial_learning_rate * decay_rate ** (step / decay_steps)``; with `staircase` the exponent is rounded down."""
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = "ExponentialDecay",
-    ) -> None:
-        config = _config(locals())
-        super().__init__(core.Exponential(initial_learning_rate, decay_steps, decay_rate, staircase), config)
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+    name: str | None = "ExponentialDecay"
+
+    def _made(self) -> core.Schedule:
+        return core.Exponential(self.initial_learning_rate, self.decay_steps, self.decay_rate, self.staircase)
 
 
+@dataclass(eq=False)
 class InverseTimeDecay(_Core):
     """``initial_learning_rate / (1 + decay_rate * step / decay_steps)``; `staircase` rounds the quotient down."""
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = "InverseTimeDecay",
-    ) -> None:
-        config = _config(locals())
-        super().__init__(core.InverseTime(initial_learning_rate, decay_steps, decay_rate, staircase), config)
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+    name: str | None = "InverseTimeDecay"
+
+    def _made(self) -> core.Schedule:
+        return core.InverseTime(self.initial_learning_rate, self.decay_steps, self.decay_rate, self.staircase)
 
 
+@dataclass(eq=False)
 class PolynomialDecay(_Core):
     """From `initial_learning_rate` to `end_learning_rate` in `decay_steps`, along a polynomial of degree `power`.
 
     With `cycle`, the decay is stretched to a multiple of `decay_steps` each time that it has come to its end.
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        end_learning_rate: float = 0.0001,
-        power: float = 1.0,
-        cycle: bool = False,
-        name: str | None = "PolynomialDecay",
-    ) -> None:
-        config = _config(locals())
-        schedule = core.Polynomial(
-            initial_learning_rate, decay_steps=decay_steps, final=end_learning_rate, power=power, cycle=cycle
-        )
-        super().__init__(schedule, config)
+    initial_learning_rate: float
+    decay_steps: float
+    end_learning_rate: float = 0.0001
+    power: float = 1.0
+    cycle: bool = False
+    name: str | None = "PolynomialDecay"
+
+    def _made(self) -> core.Schedule:
+        end = self.end_learning_rate
+        return core.Polynomial(self.initial_learning_rate, self.decay_steps, end, self.power, self.cycle)
 
 
+@dataclass(eq=False)
 class PiecewiseConstantDecay(_Core):
     """``values[i]`` up to and including step ``boundaries[i]``, and the last value after that."""
 
-    def __init__(
-        self, boundaries: Sequence[float], values: Sequence[float], name: str | None = "PiecewiseConstant"
-    ) -> None:
-        schedule = core.Piecewise(boundaries, values)
-        super().__init__(schedule, {"boundaries": list(boundaries), "values": list(values), "name": name})
+    boundaries: Sequence[float]
+    values: Sequence[float]
+    name: str | None = "PiecewiseConstant"
+
+    def _made(self) -> core.Schedule:
+        self.boundaries, self.values = list(self.boundaries), list(self.values)
+        return core.Piecewise(self.boundaries, self.values)
 
 
+@dataclass(eq=False)
 class CosineDecay(_Core):
     """Half a cosine wave from the top to ``alpha`` times the top in `decay_steps`.
 
@@ -142,56 +131,42 @@ class CosineDecay(_Core):
     in `warmup_steps`.
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        alpha: float = 0.0,
-        name: str | None = "CosineDecay",
-        warmup_target: float | None = None,
-        warmup_steps: float = 0,
-    ) -> None:
-        config = _config(locals())
-        schedule: core.Schedule
-        if warmup_target is None:
-            schedule = core.Cosine(initial_learning_rate, decay_steps, alpha)
-        else:
-            top = core.Cosine(warmup_target, decay_steps, alpha)
-            schedule = core.WarmUp(top, steps=warmup_steps, initial=initial_learning_rate)
-        super().__init__(schedule, config)
+    initial_learning_rate: float
+    decay_steps: float
+    alpha: float = 0.0
+    name: str | None = "CosineDecay"
+    warmup_target: float | None = None
+    warmup_steps: float = 0
+
+    def _made(self) -> core.Schedule:
+        if self.warmup_target is None:
+            return core.Cosine(self.initial_learning_rate, self.decay_steps, self.alpha)
+        top = core.Cosine(self.warmup_target, self.decay_steps, self.alpha)
+        return core.WarmUp(top, steps=self.warmup_steps, initial=self.initial_learning_rate)
 
 
+@dataclass(eq=False)
 class CosineDecayRestarts(_Core):
     """Half cosine waves one after another, each `t_mul` times as long and `m_mul` times as high as the one before."""
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        first_decay_steps: float,
-        t_mul: float = 2.0,
-        m_mul: float = 1.0,
-        alpha: float = 0.0,
-        name: str | None = "SGDRDecay",
-    ) -> None:
-        config = _config(locals())
-        super().__init__(core.CosineRestarts(initial_learning_rate, first_decay_steps, t_mul, m_mul, alpha), config)
+    initial_learning_rate: float
+    first_decay_steps: float
+    t_mul: float = 2.0
+    m_mul: float = 1.0
+    alpha: float = 0.0
+    name: str | None = "SGDRDecay"
+
+    def _made(self) -> core.Schedule:
+        return core.CosineRestarts(
+            self.initial_learning_rate, self.first_decay_steps, self.t_mul, self.m_mul, self.alpha
+        )
 
 
-_BUILT_IN: dict[str, type[LearningRateSchedule]] = {
-    kind.__name__: kind
-    for kind in (
-        ExponentialDecay,
-        InverseTimeDecay,
-        PolynomialDecay,
-        PiecewiseConstantDecay,
-        CosineDecay,
-        CosineDecayRestarts,
-    )
-}
+_BUILT_IN: dict[str, type[LearningRateSchedule]] = {kind.__name__: kind for kind in _Core.__subclasses__()}
 
 
 def named(schedule: core.Schedule) -> LearningRateSchedule:
-    """TensorFlow's schedule that equals one of `multiopt.schedules`.
+    """The schedule of TensorFlow that is equal to one of `multiopt.schedules`.
 
     Raises
     ------
@@ -227,7 +202,7 @@ def serialize(schedule: LearningRateSchedule | core.Schedule) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If it is no schedule.
+        If it is not a schedule.
     """
     if isinstance(schedule, core.Schedule):
         schedule = named(schedule)

@@ -7,13 +7,12 @@ imported before a DTensor is seen.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["is_sharded", "is_whole", "local", "local_gradient", "local_gradients", "sum_over_shards", "with_layout_of"]
+__all__ = ["is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of"]
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -47,16 +46,6 @@ def with_layout_of(param: Any, tensor: Any) -> Any:
     if tensor.placements == param.placements and tensor.device_mesh == param.device_mesh:
         return tensor
     return tensor.redistribute(param.device_mesh, param.placements)
-
-
-def local_gradient(param: Any, grad: Any) -> Tensor:
-    """The shard, of this rank, of a gradient, laid out as its parameter."""
-    return local(with_layout_of(param, grad))
-
-
-def local_gradients(params: Sequence[Any], grads: Sequence[Any]) -> list[Tensor | None]:
-    """The same for many; None stays None."""
-    return [None if g is None else local_gradient(p, g) for p, g in zip(params, grads, strict=True)]
 
 
 def sum_over_shards(table: Tensor, rows: list[Any]) -> Tensor:

@@ -7,7 +7,7 @@ import cuda_host
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_cases import DTYPES, FULL, SHAPES, VALUES, arrays, needs_gxx, pair, same, step
+from cuda_cases import DTYPES, FULL, SHAPES, VALUES, arrays, needs_stand_in, pair, same, step
 from multiopt.backends.engines import norms
 from multiopt.backends.engines.cuda import plan as cuda_plan
 from multiopt.backends.engines.cuda import source as cuda_source
@@ -34,7 +34,7 @@ def shifted(by):
     return change
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 @pytest.mark.parametrize("by", [(0, 0, 0, 0), (0, 1, 0, 0), (1, 1, 1, 1), (1, 0, 0, 1), (0, 0, 1, 0)])
 def test_16_byte_accesses_where_alignment_allows_and_right_results_where_not(numba, dtype, by):
@@ -55,7 +55,7 @@ def every_other(array):
     return wide[..., 0]
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize(
     "change",
     [
@@ -79,15 +79,15 @@ def test_arrays_in_other_orders_and_with_gaps_lose_no_update(numba, change):
     assert [name for name, _ in cuda.engine.driver.launches].count("update") == 2
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize(("own", "other"), ["CF", "FC"])
 def test_a_gradient_in_another_order_is_all_that_is_copied(numba, own, other):
     cuda, _, cuda_grads, _ = pair("float32", change=lambda a, j: np.array(a, order=other if j == 1 else own))
-    _, _, back = cuda.engine._tables(cuda).locate(cuda_grads)
-    assert back == []
+    _, _, copies = cuda.engine._tables(cuda).locate(cuda_grads, own=True)
+    assert copies == []
 
 
-@needs_gxx
+@needs_stand_in
 def test_gradients_in_the_memory_of_parameters(numba):
     cuda, host, _, _ = pair("float32", shapes=[(500,), (500,)])
     held = [p.copy() for p in cuda.params]
@@ -95,7 +95,7 @@ def test_gradients_in_the_memory_of_parameters(numba):
     step(cuda, host, [cuda.params[1], cuda.params[1]], [held[1], held[1]], times=1)
 
 
-@needs_gxx
+@needs_stand_in
 def test_skipped_tensors_are_left_alone(numba):
     cuda, host, cuda_grads, grads = pair("float32")
     for skipped in ([0, 4], [4], [], list(range(1, len(SHAPES)))):
@@ -103,7 +103,7 @@ def test_skipped_tensors_are_left_alone(numba):
         step(cuda, host, some, [None if i in skipped else g for i, g in enumerate(grads)], times=1)
 
 
-@needs_gxx
+@needs_stand_in
 def test_more_chunks_than_blocks(numba, monkeypatch):
     monkeypatch.setattr(cuda_plan, "MOST_BLOCKS", 2)
     cuda, host, cuda_grads, grads = pair("float32")
@@ -122,7 +122,7 @@ def names(driver):
     return launched
 
 
-@needs_gxx
+@needs_stand_in
 def test_a_step_is_one_launch_unless_something_moved(numba):
     cuda, host, cuda_grads, grads = pair("float32", shapes=[(64,)] * 1000)
     driver = cuda.engine.driver
@@ -135,7 +135,7 @@ def test_a_step_is_one_launch_unless_something_moved(numba):
     assert names(driver) == ["fill", "update"]
 
 
-@needs_gxx
+@needs_stand_in
 def test_a_captured_graph_keeps_its_own_addresses(numba):
     cuda, host, cuda_grads, grads = pair("float32", shapes=[(300,), (5000,)])
     driver = cuda.engine.driver
@@ -156,7 +156,7 @@ def test_a_captured_graph_keeps_its_own_addresses(numba):
         same(cuda, host)
 
 
-@needs_gxx
+@needs_stand_in
 def test_capture_needs_one_step_before_it(numba):
     cuda, _, cuda_grads, _ = pair("float32")
     before = [a.copy() for column in cuda.arrays() for a in column]
@@ -197,7 +197,7 @@ class DeviceNumber:
         return self.array
 
 
-@needs_gxx
+@needs_stand_in
 def test_numbers_may_live_on_the_device(numba):
     decoupled = FusedUpdate(ADADELTA, decoupled=True).program
     cuda, host, cuda_grads, grads = pair("float32")
@@ -210,7 +210,7 @@ def test_numbers_may_live_on_the_device(numba):
         same(cuda, host)
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("skip", [0.0, 1.0])
 def test_a_guard_on_the_device_keeps_everything_as_it_was(numba, skip):
     guarded = FusedUpdate(ADADELTA, guarded=True).program
@@ -221,7 +221,7 @@ def test_a_guard_on_the_device_keeps_everything_as_it_was(numba, skip):
     same(cuda, host)
 
 
-@needs_gxx
+@needs_stand_in
 def test_numbers_of_numpy_count_as_double(numba):
     cuda, host, cuda_grads, grads = pair("float32")
     cuda.engine.update(cuda, FULL, cuda_grads, {**VALUES, "rho": np.float32(0.9)}, None)
@@ -232,7 +232,7 @@ def test_numbers_of_numpy_count_as_double(numba):
 # --- norms and finiteness ---
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
 @pytest.mark.parametrize("threshold", [1.0, 1e-9, 1e12])
 def test_the_norm_table_is_the_definitions(dtype, threshold):
@@ -249,7 +249,7 @@ def test_the_norm_table_is_the_definitions(dtype, threshold):
     assert np.array_equal(table, expected)
 
 
-@needs_gxx
+@needs_stand_in
 def test_infinite_and_nan_squares_are_counted():
     g = np.random.default_rng(5).standard_normal(9000)
     g[[3, 5000, 8999]], g[[4, 6000]], g[7] = np.inf, np.nan, 1e200
@@ -260,7 +260,7 @@ def test_infinite_and_nan_squares_are_counted():
     assert table[0, norms.LEVELS :].tolist() == [4, 2]
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
 def test_finite(dtype):
     kind = DTYPES.get(dtype, dtype)
@@ -274,7 +274,7 @@ def test_finite(dtype):
     ]  # fmt: skip
 
 
-@needs_gxx
+@needs_stand_in
 def test_constants_of_clipping_are_uploaded_once():
     cuda = cuda_host.bucket([np.zeros(30)], {})
     tables = [

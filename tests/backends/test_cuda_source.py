@@ -6,10 +6,10 @@ import subprocess
 import cuda_host
 import numpy as np
 import pytest
-from cuda_cases import DTYPES, FULL, arrays, needs_gxx, on_cuda, pair, step
+from cuda_cases import DTYPES, FULL, arrays, needs_stand_in, on_cuda, pair, step
 from libraries import OPTIONS
 from multiopt.backends.engines.cuda import source as cuda_source
-from multiopt.backends.engines.cuda.driver import nvrtc
+from multiopt.backends.engines.cuda.driver import Nvrtc
 
 from multiopt import ADADELTA, Adadelta, Hyper, Rule
 from multiopt.update import FusedUpdate
@@ -17,7 +17,7 @@ from multiopt.update import FusedUpdate
 # --- bits ---
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_has_the_bits_of_the_host_engine(numba, name, dtype):
@@ -37,7 +37,7 @@ def test_every_option_has_the_bits_of_the_host_engine(numba, name, dtype):
     assert driver.accesses()[0] == 0
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize(
     ("dtype", "state_dtype"),
     [
@@ -53,7 +53,7 @@ def test_every_dtype_has_the_bits_of_the_host_engine(numba, dtype, state_dtype):
     step(*pair(dtype, state_dtype, decades=decades), program)
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_edges(numba, dtype):
     info = np.finfo(dtype)
@@ -66,7 +66,7 @@ def test_edges(numba, dtype):
     step(cuda, host, [g], [g])
 
 
-@needs_gxx
+@needs_stand_in
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_rounded_once_and_right(dtype):
     # Every number and every midpoint between two, and what lies just beside them.
@@ -107,7 +107,7 @@ def nvcc():
 def ptx(source, capability, tmp_path):
     """The PTX of a source. The compiler is allowed to contract, so that the source alone must prevent it."""
     try:
-        compiler = nvrtc()
+        compiler = Nvrtc()
     except ImportError:
         compiler = None
     supported = compiler.supported if compiler else nvcc()
@@ -162,7 +162,7 @@ def test_contraction_would_be_seen(tmp_path):
     # The check above can fail: the same kernel with plain operators contracts, if the compiler may.
     source = cuda_source.update_source(FULL, ("float32",) * 4)
     for name in ("add", "mul"):
-        source = source.replace(f"return __f{name}_rn(a, b);", f"return a {'+' if name == 'add' else '*'} b;")
+        source = source.replace(f"return __##kind##{name}_rn(a, b);", f"return a {'+' if name == 'add' else '*'} b;")
     (tmp_path / "kernel.cu").write_text(source)
     if nvcc() is None:
         pytest.skip("there is no nvcc; NVRTC is always called with contraction off")

@@ -224,7 +224,7 @@ def test_blocking_changes_nothing(block, monkeypatch, numba):
     start, g = rng.standard_normal((9, 11, 5)).astype(np.float32), gradients(rng, (9, 11, 5), np.float32, (-20, 10))
     results = []
     monkeypatch.setattr(eager, "BLOCK", block)
-    monkeypatch.setattr(host, "BOX", block)
+    monkeypatch.setattr(host, "COPIED", block)
     monkeypatch.setattr(host, "SERIAL", 0)
     monkeypatch.setattr(host, "PIECE", block)
     for library in ("numpy-eager", "numpy", "numpy-strided", "numpy-strided-eager", "torch-strided"):
@@ -234,18 +234,6 @@ def test_blocking_changes_nothing(block, monkeypatch, numba):
                 opt.step(lib.grad(g))
             results.append([lib.back(a).tobytes() for a in (opt.params, *opt.state.values())])
     assert all(result == results[0] for result in results)
-
-
-def test_block_boxes_tile_every_shape():
-    from multiopt.backends.engines.eager import blocks
-
-    for shape in [(), (0,), (5,), (3, 4), (2, 3, 4, 5), (4, 0, 3), (1, 1, 7)]:
-        for size in (1, 2, 5, 7, 60, 1000):
-            seen = np.zeros(shape, int)
-            for box in blocks(shape, size):
-                assert seen[box].size <= size
-                seen[box] += 1
-            assert (seen == 1).all()
 
 
 def test_dask_chunks_change_nothing():

@@ -16,9 +16,7 @@ from multiopt.conformance.targets.arguments import keras_options
 from processes import run_python
 
 from multiopt import backends
-from multiopt.keras import IndexedSlices, Variable, schedules
-from multiopt.keras.differentiate import GradientTape
-from multiopt.keras.optimizer import Adadelta, Optimizer
+from multiopt.keras import Adadelta, GradientTape, IndexedSlices, Optimizer, Variable, schedules
 
 SYSTEMS = ["tf-keras", "tf-keras-dtensor", "keras-torch", "keras-jax", "keras-tensorflow"]
 #: What the systems do otherwise than ours, by what their documents say, by what the core says, or by mistake.
@@ -252,8 +250,7 @@ def test_schedules_and_callables():
 
 
 @pytest.mark.feature("D:rho")
-def test_rho_may_be_a_tensor():
-    torch = pytest.importorskip("torch")
+def test_rho_may_be_a_tensor(torch):
     expected = one(Adadelta(1.0, rho=0.5)).numpy()
     for rho in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Variable(np.array(0.5))):
         assert one(Adadelta(1.0, rho=rho)).numpy() == expected
@@ -262,8 +259,7 @@ def test_rho_may_be_a_tensor():
     assert one(opt).numpy() == expected
 
 
-def test_plain_arrays_are_written_in_place():
-    torch = pytest.importorskip("torch")
+def test_plain_arrays_are_written_in_place(torch):
     jax = pytest.importorskip("jax")
     for x, g in [(np.ones(3), np.ones(3)), (torch.ones(3), torch.ones(3))]:
         same = x
@@ -286,7 +282,7 @@ def test_what_apply_gradients_refuses_changes_nothing():
     state = [v.numpy() for v in opt.variables]
     good = (np.ones(2), a)
     cases = [
-        (3, TypeError, "iterable"),
+        (3, TypeError, "pairs"),
         ([np.ones(2)], TypeError, "pair"),
         ([(np.ones(2), a, 1)], TypeError, "pair"),
         ([(None, a), (None, b)], ValueError, "at least one gradient"),
@@ -397,8 +393,8 @@ def test_jit_compile_chooses_the_engine():
         opt, x = Adadelta(1.0, jit_compile=jit, global_clipnorm=1.0), np.linspace(-1, 1, 100)
         for t in range(3):
             opt.apply([np.sin(x + t)], [x])
-        found[jit] = x, opt._fused.updates[0][1].buckets[0][0].engine.name
-    assert [found[True][1], found[False][1]] == ["host", "eager"]
+        found[jit] = x, opt._adadelta_step().engines
+    assert [found[True][1], found[False][1]] == [["host"], ["eager"]]
     np.testing.assert_array_equal(found[True][0], found[False][0])
 
 
@@ -476,15 +472,13 @@ def test_a_subclass_of_adadelta_may_change_the_step():
         g = np.array([3.0 + t, -1.0])
         doubled.apply([g], [x])
         twice.apply([g], [y])
-    # The norms are added up in another order, in float64.
-    np.testing.assert_allclose(x, y, rtol=1e-14)
+    np.testing.assert_array_equal(x, y)  # the norms are exact, and 2 is a power of 2
     with pytest.raises(TypeError, match="abstract"):
         Optimizer()
 
 
 @pytest.mark.feature("D:add_variable", "D:add_variable_from_reference")
-def test_variables_of_an_optimizer():
-    torch = pytest.importorskip("torch")
+def test_variables_of_an_optimizer(torch):
     opt = Momentum()
     early = opt.add_variable()
     assert (early.shape, early.dtype, early.backend.name) == ((), "float32", "numpy")
@@ -506,8 +500,7 @@ def test_variables_of_an_optimizer():
 
 
 @pytest.mark.feature("D:compute_gradients", "D:minimize", "D:minimize-tape")
-def test_gradients_of_a_loss():
-    torch = pytest.importorskip("torch")
+def test_gradients_of_a_loss(torch):
     jax = pytest.importorskip("jax")
     moved = []
     for array in (torch.tensor([2.0, 3.0]), jax.numpy.asarray([2.0, 3.0])):
@@ -570,8 +563,11 @@ def test_stateless_apply_is_apply(library, options):
             np.testing.assert_array_equal(host(array), old)  # the inputs are left alone
         values, state = new
         for box, value in zip((*variables, *opt.variables), (*values, *state), strict=True):
-            # XLA contracts to FMA, and norms are added up in float32; a few units in the last place a step.
-            np.testing.assert_allclose(box.numpy(), host(value), rtol=2e-6, atol=1e-7)
+            if library == "jax-jit":
+                # XLA contracts to FMA, and norms are added up in float32; a few units in the last place a step.
+                np.testing.assert_allclose(box.numpy(), host(value), rtol=2e-6, atol=1e-7)
+            else:
+                np.testing.assert_array_equal(box.numpy(), host(value))
     assert [v.numpy().any() for v in pure.variables if "accumulated" in v.name] == [False] * 4
     with pytest.raises(ValueError, match="stateless_apply: expected 2"):
         pure.stateless_apply(state[1:], grads, values)
@@ -580,9 +576,8 @@ def test_stateless_apply_is_apply(library, options):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-def test_state_moves_between_libraries(library):
+def test_state_moves_between_libraries(library, torch):
     jnp = pytest.importorskip("jax").numpy
-    torch = pytest.importorskip("torch")
     make = {"numpy": np.array, "torch": torch.tensor, "jax": jnp.asarray}[library]
     options = {"gradient_accumulation_steps": 2, "use_ema": True, "clipnorm": 1.0}
     rng = np.random.default_rng(0)
@@ -633,8 +628,7 @@ def test_the_constraint_comes_last():
     assert opt._model_variables_moving_average[0].numpy()[0] < 0  # it has seen the value before
 
 
-def test_sparse_rows_are_the_dense_gradient():
-    torch = pytest.importorskip("torch")
+def test_sparse_rows_are_the_dense_gradient(torch):
     jax = pytest.importorskip("jax")
     rows = np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.5]], np.float32)
     dense = np.zeros((4, 2), np.float32)
@@ -653,7 +647,7 @@ def test_sparse_rows_are_the_dense_gradient():
 
 def test_tensorflow_is_not_imported():
     code = (
-        "import sys, numpy as np; from multiopt.keras.optimizer import Adadelta\n"
+        "import sys, numpy as np; from multiopt.keras import Adadelta\n"
         "x = np.ones(3); Adadelta(1.0).apply([x.copy()], [x])\n"
         "print([m for m in ('tensorflow', 'keras', 'torch', 'jax', 'cupy') if m in sys.modules])"
     )

@@ -69,7 +69,7 @@ class Replay:
         names = self.optimizer.get_slot_names()
         states = {"x": [v.numpy() for v in self.variables], "iterations": [int(self.optimizer.iterations)]}
         for kind, name in (("square_avg", "accum_grad"), ("acc_delta", "accum_var")):
-            known = self.optimizer._state.slots if names else {}
+            known = self.optimizer._slots if names else {}
             states[kind] = [
                 self.optimizer.get_slot(v, name).numpy() if v in known else np.zeros_like(v.numpy())
                 for v in self.variables

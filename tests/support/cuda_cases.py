@@ -6,7 +6,7 @@ import array_api_compat.numpy as xp
 import ml_dtypes
 import numpy as np
 import pytest
-from cuda_host import GXX, WITHOUT_GXX, FakeBackend, HostDriver, bucket
+from cuda_host import MISSING, FakeBackend, HostDriver, bucket
 from multiopt.backends import registry
 from multiopt.backends.engines.cuda import plan as cuda_plan
 from multiopt.backends.engines.cuda.engine import CudaEngine
@@ -15,7 +15,7 @@ from multiopt.backends.protocol import Bucket
 from multiopt import ADADELTA, backends
 from multiopt.update import FusedUpdate
 
-needs_gxx = pytest.mark.skipif(GXX is None, reason=WITHOUT_GXX)
+needs_stand_in = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 DTYPES = {"float32": "float32", "float64": "float64", "float16": "float16", "bfloat16": ml_dtypes.bfloat16}
 #: On both sides of a pack, of a block's share and of a chunk.
 SHAPES = [(), (0,), (1,), (7,), (64, 65), (3, 5, 7), (2 * cuda_plan.CHUNK + 3,)]

@@ -1,4 +1,4 @@
-"""One rank of the distributed tests: run by test_torch_distributed.py, in as many processes as there are ranks.
+"""One rank of the distributed tests: run by tests/torch/test_distributed.py, in as many processes as there are ranks.
 
 Each check is a function of the mesh; it raises where something is wrong. Gradients are made from a seed, so that
 every rank, and one process alone, know them whole.

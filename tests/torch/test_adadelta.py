@@ -6,7 +6,6 @@ import pickle
 import warnings
 import weakref
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -533,18 +532,17 @@ def test_one_call_answers_what_single_ones_do():
         pytest.skip("this PyTorch has no C exchange API")
     backend, exchange, odd = get("torch"), _exchange(), oddities()
     for a in odd:
-        address = np.zeros(1, np.int64)
-        assert exchange.locate([a], address) == a.is_contiguous()
-        assert address[0] == a.data_ptr()
+        found = exchange.describe([a])
+        assert found.contiguous == a.is_contiguous()
+        assert found.addresses.tolist() == [a.data_ptr()]
         for b in odd:
             same = (a.dtype, a.shape) == (b.dtype, b.shape)
             assert (backend.fingerprint([a]) == backend.fingerprint([b])) == same
             same = same and (a.data_ptr(), a.stride()) == (b.data_ptr(), b.stride())
-            assert (backend.whereabouts([a]) == backend.whereabouts([b])) == same
+            assert (backend.memory_fingerprint([a]) == backend.memory_fingerprint([b])) == same
     # More than there is room for at first, and what has no address.
     assert backend.fingerprint(odd * 300) == backend.fingerprint(odd) * 300
-    assert exchange.fingerprint([torch.ones(2), torch.ones(2).to_sparse()]) is None
-    assert not exchange.locate([torch.ones(2).to_sparse()], address)
+    assert exchange.describe([torch.ones(2), torch.ones(2).to_sparse()]) is None
 
 
 @pytest.mark.parametrize("name", ["data", "channels_last", "double", "state memory", "half of it"])

@@ -162,19 +162,18 @@ def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
 @pytest.mark.parametrize("engine", ["host", "eager"])
 def test_a_guarded_pass_keeps_everything(engine):
     """A rule of anybody's, on every engine: NaN included."""
-    from multiopt.binding import Job, Pass, make_buckets, prepare, run
+    from multiopt.binding import Binding, run
+    from multiopt.update import FusedUpdate
 
     for skip in (0.0, 1.0):
         x = torch.linspace(-1, 1, 5)
         g = torch.tensor([1.0, float("nan"), 0.0, float("inf"), -2.0])
-        ((bucket, indices),) = make_buckets(multiopt.ADADELTA, [x], ["x"], engine=engine)
-        one_pass = Pass(multiopt.ADADELTA, guarded=True)
-        prepare(bucket, one_pass)
-        before = [column[0].clone() for column in bucket.arrays()]
+        binding = Binding(multiopt.ADADELTA, [x], ["x"], engine=engine)
+        before = [binding.column(k)[0].clone() for k in range(3)]
         numbers = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "skip": torch.tensor(skip)}
-        run([Job(bucket, indices, one_pass, [g], numbers)])
-        for old, column in zip(before, bucket.arrays(), strict=True):
-            assert torch.equal(old, column[0]) == bool(skip)
+        run([binding.plan(FusedUpdate(multiopt.ADADELTA, guarded=True), [g], numbers)])
+        for k, old in enumerate(before):
+            assert torch.equal(old, binding.column(k)[0]) == bool(skip)
 
 
 # --- clipping ---

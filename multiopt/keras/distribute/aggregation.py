@@ -1,56 +1,50 @@
-"""Variables that replicas write to: what becomes of the values that several of them assign at once."""
+"""Variables to which several replicas assign at the same time, and how these values become one."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
-from ..backends.protocol import Array
-from .distribute import get_replica_context
-from .variable import Variable
+from ...backends.generic import Array
+from ..variables.variable import Variable
+from .replicas import get_replica_context
 
 __all__ = ["Aggregated", "VariableAggregation", "VariableSynchronization", "variable_for"]
 
 
-class VariableSynchronization(StrEnum):
-    """When the replicas of a variable are made equal; TensorFlow's names."""
+class _Named(StrEnum):
+    @classmethod
+    def of(cls, value: Any) -> Self:
+        """The member of this name; a member of TensorFlow's class is accepted."""
+        name = str(getattr(value, "name", value)).lower()
+        if name not in list(cls):
+            what = cls.__name__.removeprefix("Variable").lower()
+            raise ValueError(f"{what}: expected one of {', '.join(cls)}, got {value!r}")
+        return cls(name)
+
+
+class VariableSynchronization(_Named):
+    """When the replicas of a variable are synchronized; TensorFlow's names."""
 
     AUTO = "auto"
     NONE = "none"
     ON_WRITE = "on_write"
     ON_READ = "on_read"
 
-    @classmethod
-    def of(cls, value: Any) -> VariableSynchronization:
-        """The member of this name; TensorFlow's own member will do."""
-        return _member(cls, "synchronization", value)
 
-
-class VariableAggregation(StrEnum):
-    """How what replicas assign to a variable becomes one value; TensorFlow's names."""
+class VariableAggregation(_Named):
+    """How the values that replicas assign to a variable become one; TensorFlow's names."""
 
     NONE = "none"
     SUM = "sum"
     MEAN = "mean"
     ONLY_FIRST_REPLICA = "only_first_replica"
 
-    @classmethod
-    def of(cls, value: Any) -> VariableAggregation:
-        """The member of this name; TensorFlow's own member will do."""
-        return _member(cls, "aggregation", value)
-
-
-def _member(kind: Any, what: str, value: Any) -> Any:
-    name = str(getattr(value, "name", value)).lower()
-    if name not in list(kind):
-        raise ValueError(f"{what}: expected one of {', '.join(kind)}, got {value!r}")
-    return kind(name)
-
 
 class Aggregated(Variable):
-    """A variable that several replicas assign to at once: the value is one of all their values.
+    """A variable that replicas assign to at the same time: it holds the aggregate of their values.
 
-    Without replicas it is a `Variable` like any other.
+    Without replicas it is an ordinary `Variable`.
     """
 
     def __init__(self, value: Any, trainable: bool, name: str, aggregation: VariableAggregation) -> None:
@@ -58,7 +52,7 @@ class Aggregated(Variable):
         self.aggregation = aggregation
 
     def assign(self, value: Any) -> Variable:
-        """Put the aggregate of the replicas' values in; every replica calls this."""
+        """Set the aggregate of the replicas' values; every replica must call this."""
         context = get_replica_context()
         if context is None or context.num_replicas_in_sync == 1:
             return super().assign(value)
@@ -71,11 +65,6 @@ class Aggregated(Variable):
         context.merge_call(lambda: super(Aggregated, self).assign(whole))
         return self
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        twin = super().__deepcopy__(memo)
-        twin.aggregation = self.aggregation  # type: ignore[attr-defined]
-        return twin
-
 
 def variable_for(
     array: Array,
@@ -84,12 +73,12 @@ def variable_for(
     synchronization: VariableSynchronization,
     aggregation: VariableAggregation,
 ) -> Variable:
-    """A variable that replicas treat as asked.
+    """A variable with this synchronization and aggregation.
 
     Raises
     ------
     ValueError
-        If it shall be synchronized on reading: replicas of one process share a variable, so that it has one value.
+        For ``"on_read"``: replicas of one process share their variables, so there is nothing to synchronize on reading.
     """
     if synchronization is VariableSynchronization.ON_READ:
         also = ", and trainable=False" if trainable else ""

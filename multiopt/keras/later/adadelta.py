@@ -1,18 +1,18 @@
-"""The later optimizer API of Keras: `tf.keras.dtensor.experimental.optimizers.Adadelta`, and what Keras 3 added.
+"""Adadelta of the later API: `tf.keras.dtensor.experimental.optimizers.Adadelta`, and what Keras 3 added.
 
-Where tf_keras, whose class that is, and Keras 3 differ, the document decides:
+Where tf_keras, whose class that is, and Keras 3 differ, its documentation decides:
 
 - An average of the weights starts at the weights before the first step (Keras 3: after it), and moves with every call
   for every variable (tf_keras: only for those that have a gradient).
-- `learning_rate` shows what the last step used, if it is a schedule (Keras 3: what the next one will use).
-- `clipvalue` and a norm may both be set: then values are clipped first (tf_keras forgets `clipvalue`, Keras 3 refuses).
-  A bound that is not positive is refused (both ignore it).
+- If it is a schedule, `learning_rate` shows what the last step used (Keras 3: what the next one will use).
+- `clipvalue` and a norm may both be set: values are clipped first (tf_keras ignores `clipvalue`, Keras 3 raises).
+  A threshold that is not positive raises (both ignore it).
 - `apply_gradients` returns None (both return the iterations), and does nothing for an empty list.
 - An unknown variable is a `KeyError`, as in tf_keras (Keras 3: ValueError).
 
-What the real systems do otherwise than their documents say: tf_keras' DTensor optimizer never moves its averages, and
-`finalize_variable_values` then restores the initial weights; it calls a callable learning rate only once; both
-round the learning rate to float32. None of that is so here.
+Where the real systems deviate from their documentation, this class does not: tf_keras' DTensor optimizer never updates
+its averages, so that `finalize_variable_values` restores the initial weights, and calls a callable learning rate only
+once; both systems round the learning rate to float32.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import functional
-from ..backends.protocol import Array
-from ..options import WEIGHT_DECAY
-from ..rule import ADADELTA, Hyper
-from .base import Optimizer
-from .fused import Fused
-from .variable import Variable
+from ... import functional
+from ...adadelta import ADADELTA
+from ...backends.generic import Array
+from ...options import WEIGHT_DECAY
+from ...rule import Hyper
+from ..binding import AdadeltaStep
+from ..variables.variable import Variable
+from .optimizer import Optimizer
 
-__all__ = ["Adadelta", "Optimizer"]
+__all__ = ["Adadelta"]
 
-#: As Keras, this accepts 0, with which nothing moves.
+#: As in Keras, 0 is accepted; nothing moves then.
 EPSILON = Hyper(1e-7, low=0.0)
 
 
@@ -89,17 +90,17 @@ class Adadelta(Optimizer):
         self.rho = rho
         self.epsilon = epsilon
         self._hypers()
-        self._fused: Fused | None = None
+        self._steps: AdadeltaStep | None = None
 
     def _hypers(self) -> dict[str, float]:
-        """The rule's hyperparameters but the learning rate, checked: they may have been assigned."""
+        """The rule's hyperparameters except the learning rate, checked: they may have been assigned."""
         return {
             "rho": ADADELTA.hypers["rho"].check("rho", self.rho),
             "eps": EPSILON.check("epsilon", self.epsilon),
         }
 
     def build(self, var_list: Sequence[Any]) -> None:
-        """Make the accumulators; see `Optimizer.build`."""
+        """Create the accumulators; see `Optimizer.build`."""
         if self.built:
             return
         super().build(var_list)
@@ -109,21 +110,39 @@ class Adadelta(Optimizer):
             self._accumulated_grads.append(self.add_variable_from_reference(box, "accumulated_grad"))
             self._accumulated_delta_vars.append(self.add_variable_from_reference(box, "accumulated_delta_var"))
 
-    def _step(self, grads: Sequence[Array | None], rate: Any, count: Any) -> None:
-        if type(self).update_step is not Adadelta.update_step:
-            super()._step(grads, rate, count)
-            return
+    def _adadelta_step(self) -> AdadeltaStep:
+        if self._steps is None:
+            decayed = [self._use_weight_decay(variable) for variable in self._trainable_variables]
+            columns = self._trainable_variables, self._accumulated_grads, self._accumulated_delta_vars
+            self._steps = AdadeltaStep(columns, decayed, self._engine())
+        return self._steps
+
+    def _values(self, rate: Any) -> dict[str, Any]:
         decay = 0.0 if self.weight_decay is None else WEIGHT_DECAY.check("weight_decay", self.weight_decay)
-        values = {"lr": rate, **self._hypers(), "weight_decay": decay, "scale": self._scale(), "step": count}
-        if self._fused is None:
-            self._fused = Fused(self)
-        self._fused.step(self, grads, {**values, "clip_value": self.clipvalue}, count)
+        options = {"weight_decay": decay, "scale": self._scale(), "clip_value": self.clipvalue}
+        return {"lr": rate, **self._hypers(), **options}
+
+    def _is_fused(self, traced: bool) -> bool:
+        """Whether a step is one pass over memory; else `update_step` is called for each variable."""
+        return type(self).update_step is Adadelta.update_step and not traced
+
+    def _check_update(self, grads: Sequence[Array | None], rate: Any, traced: bool) -> None:
+        if self._is_fused(traced):
+            values = self._values(rate)
+            self._adadelta_step().plan(grads, lambda variable: values, self.clipnorm, self.global_clipnorm)
+
+    def _update(self, grads: Sequence[Array | None], rate: Any, traced: bool) -> None:
+        if not self._is_fused(traced):
+            super()._update(grads, rate, traced)
+            return
+        values = self._values(rate)
+        self._adadelta_step().step(grads, lambda variable: values, self.clipnorm, self.global_clipnorm)
         self._rate.used = rate
 
     def update_step(self, gradient: Array, variable: Variable, learning_rate: Any = None) -> None:
         """Update a variable and its accumulators, given its gradient; see `Optimizer.update_step`.
 
-        A subclass that overrides this may call it. `learning_rate` is that of this step if it is None.
+        Subclasses that override this may call it. None stands for the learning rate of this step.
         """
         place, hypers = self._get_variable_index(variable), self._hypers()
         slots = {
@@ -143,5 +162,5 @@ class Adadelta(Optimizer):
         return {**super().get_config(), "rho": hypers["rho"], "epsilon": hypers["eps"]}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the buckets."""
-        return {**super().__getstate__(), "_fused": None}
+        """Leave out what can be made again."""
+        return {**super().__getstate__(), "_steps": None}

@@ -1,4 +1,4 @@
-"""The class behind `multiopt.keras.for_keras`. This module alone imports Keras; see there for what it does."""
+"""The class behind `multiopt.keras.for_keras`. Only this module imports Keras."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 import keras
 
-from ..binding import Job, Pass, run
-from ..rule import ADADELTA, Hyper
-from . import schedules
-from .bound import Bound
-from .variable import Variable
+from ...adadelta import ADADELTA
+from ...rule import Hyper
+from .. import schedules
+from ..binding import AdadeltaStep
+from ..variables.variable import Variable
 
 __all__ = ["Adadelta"]
 
 _NAMES = ("sqrt", "square", "abs", "minimum", "maximum", "clip", "where", "sign", "exp", "log")
-#: What a rule may call, from Keras: a namespace that TensorFlow's tensors do not have of their own.
+#: What a rule may call, as operations of Keras: TensorFlow's tensors have no array API namespace.
 OPS = SimpleNamespace(**{name: getattr(keras.ops, name) for name in _NAMES})
 EPSILON = Hyper(1e-7, low=0.0)
 
 
 @keras.saving.register_keras_serializable(package="multiopt", name="Adadelta")
 class Adadelta(keras.optimizers.Optimizer):
-    """`multiopt`'s Adadelta as Keras' optimizer; made by `multiopt.keras.for_keras`, which says what it takes."""
+    """`multiopt`'s Adadelta as Keras' optimizer; see `multiopt.keras.for_keras` for its arguments."""
 
     def __init__(
         self,
@@ -40,10 +40,10 @@ class Adadelta(keras.optimizers.Optimizer):
         super().__init__(learning_rate=rate, name=name, **options)
         self.rho = ADADELTA.hypers["rho"].check("rho", rho)
         self.epsilon = EPSILON.check("epsilon", epsilon)
-        self._engines: _Engines | None = None
+        self._tensors: _Tensors | None = None
 
     def build(self, variables: Sequence[Any]) -> None:
-        """Make the accumulators, in the order of Keras' own Adadelta."""
+        """Create the accumulators, in the order of Keras' own Adadelta."""
         if self.built:
             return
         for variable in variables:
@@ -71,10 +71,10 @@ class Adadelta(keras.optimizers.Optimizer):
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
-        # Before accumulation and clipping, so that rows that occur more than once count as what they add up to.
+        # Before accumulation and clipping, so that repeated rows are added up first.
         super()._backend_apply_gradients([_dense(g) for g in grads], trainable_variables)
 
-    # --- on PyTorch, one pass of our engines does these three ---
+    # --- on PyTorch, one pass of our engines does all three ---
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
         return grads if _on_torch() else super()._clip_gradients(grads)
@@ -87,9 +87,9 @@ class Adadelta(keras.optimizers.Optimizer):
         if not _on_torch():
             super()._backend_update_step(grads, trainable_variables, learning_rate)
             return
-        if self._engines is None:
-            self._engines = _Engines(self)
-        self._engines.step(self, grads, trainable_variables, float(learning_rate))
+        if self._tensors is None:
+            self._tensors = _Tensors(self)
+        self._tensors.step(self, grads, trainable_variables, float(learning_rate))
 
 
 def _on_torch() -> bool:
@@ -97,7 +97,7 @@ def _on_torch() -> bool:
 
 
 def _dense(gradient: Any) -> Any:
-    """The gradient, with the rows of TensorFlow's ``IndexedSlices`` added up in their places."""
+    """The gradient; TensorFlow's ``IndexedSlices`` as a dense tensor, with repeated rows added up."""
     if type(gradient).__name__ != "IndexedSlices":
         return gradient
     import tensorflow as tf
@@ -105,58 +105,37 @@ def _dense(gradient: Any) -> Any:
     return tf.convert_to_tensor(gradient)
 
 
-def _positive(bound: float | None) -> float | None:
-    """A bound for clipping; Keras takes 0 and less for none."""
-    return bound if bound and bound > 0 else None
+def _positive(threshold: float | None) -> float | None:
+    """A threshold for clipping; 0 and less mean none in Keras."""
+    return threshold if threshold and threshold > 0 else None
 
 
-class _Engines:
-    """The model's tensors and their accumulators, in buckets."""
+class _Tensors:
+    """The model's tensors and their accumulators."""
 
     def __init__(self, opt: Adadelta) -> None:
-        self.updates: list[tuple[bool, Bound]] = []
-        self.boxes: list[tuple[Variable, Any]] = []
-        columns = (opt._trainable_variables, opt._accumulated_grads, opt._accumulated_delta_vars)
-        for decayed in (True, False):
-            places = [
-                i
-                for i, (v, held) in enumerate(zip(columns[0], columns[1], strict=True))
-                if held is not None and opt._use_weight_decay(v) is decayed
-            ]
-            if places:
-                own = [[self._box(column[i]) for i in places] for column in columns]
-                slots = dict(zip(ADADELTA.slots, own[1:], strict=True))
-                self.updates.append((decayed, Bound(ADADELTA, own[0], slots, places, "auto")))
-
-    def _box(self, variable: Any) -> Variable:
-        tensor = variable.value
-        made = Variable(tensor, trainable=tensor.requires_grad, name=variable.path)
-        self.boxes.append((made, variable))
-        return made
+        columns = opt._trainable_variables, opt._accumulated_grads, opt._accumulated_delta_vars
+        #: Variables of ours, each with that of Keras; those that Keras gave no accumulator are left out.
+        rows = [row for row in zip(*columns, strict=True) if row[1] is not None]
+        self.boxes = [[(_box(variable), variable) for variable in row] for row in rows]
+        own = [[box for box, _ in column] for column in zip(*self.boxes, strict=True)]
+        self.update = AdadeltaStep(own, [opt._use_weight_decay(row[0]) for row in rows])
 
     def step(self, opt: Adadelta, grads: Sequence[Any], variables: Sequence[Any], rate: float) -> None:
-        """Decay, clip and update, for the variables that have a gradient."""
-        for box, variable in self.boxes:
-            if box.value is not variable.value:
-                box.value = variable.value
-        given: list[Any] = [None] * len(opt._trainable_variables)
-        for g, variable in zip(grads, variables, strict=True):
-            given[opt._get_variable_index(variable)] = g.to(variable.value.dtype)
-        own, total, value = (_positive(bound) for bound in (opt.clipnorm, opt.global_clipnorm, opt.clipvalue))
+        """Decay, clip and update the variables that have a gradient."""
+        for box, variable in (pair for row in self.boxes for pair in row):
+            box.value = variable.value
+        given = {id(variable): g.to(variable.value.dtype) for g, variable in zip(grads, variables, strict=True)}
         values = {
             "lr": rate,
             "rho": opt.rho,
             "eps": opt.epsilon,
-            "weight_decay": opt.weight_decay,
-            "clip_value": value,
+            "weight_decay": opt.weight_decay or 0.0,
+            "clip_value": _positive(opt.clipvalue),
         }
-        jobs: list[Job] = []
-        for decayed, bound in self.updates:
-            one_pass = Pass(
-                ADADELTA,
-                clipped=value is not None,
-                normed=own is not None or total is not None,
-                decoupled=decayed and bool(opt.weight_decay),
-            )
-            jobs += bound.jobs(one_pass, given, values, own)
-        run(jobs, total)
+        own = [given.get(id(row[0][1])) for row in self.boxes]
+        self.update.step(own, lambda variable: values, _positive(opt.clipnorm), _positive(opt.global_clipnorm))
+
+
+def _box(variable: Any) -> Variable:
+    return Variable(variable.value, trainable=variable.value.requires_grad, name=variable.path)

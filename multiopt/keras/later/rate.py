@@ -6,31 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from ..rule import ADADELTA
-from . import schedules
-from .plain import is_traced
-from .variable import Variable
+from ...adadelta import ADADELTA
+from .. import schedules
+from ..variables.variable import Variable, is_traced
 
 __all__ = ["Rate"]
 
 
 class Rate:
-    """A learning rate.
-
-    Parameters
-    ----------
-    value : float, 0-d array, LearningRateSchedule, or callable without arguments
-        A number is kept in double precision. A callable is called at each step.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If it is no real number of at least 0.
-    """
+    """A learning rate; a number is kept in double precision, a callable is called at each step."""
 
     def __init__(self, value: Any) -> None:
         self.source = _source(value)
-        #: What the last step used.
+        #: The value in the last step.
         self.used: Any = None
 
     def at(self, count: Any) -> Any:
@@ -42,19 +30,13 @@ class Rate:
         return value if is_traced(value) else ADADELTA.hypers["lr"].check("learning_rate", value)
 
     def shown(self) -> Any:
-        """What the optimizer shows: the variable that holds the number; of a schedule, what the last step used."""
+        """What the optimizer shows: the Variable that holds a number; of a schedule, its value in the last step."""
         if isinstance(self.source, schedules.LearningRateSchedule):
             return self.source(0) if self.used is None else self.used
         return self.source if isinstance(self.source, Variable) else self.source()
 
     def assign(self, value: Any) -> None:
-        """Take another.
-
-        Raises
-        ------
-        TypeError
-            If it is a number and there was a schedule.
-        """
+        """Set another one; TypeError if it is a number in place of a schedule."""
         new = _source(value)
         if isinstance(self.source, Variable) and isinstance(new, Variable):
             self.source.assign(new)

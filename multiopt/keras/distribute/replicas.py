@@ -1,8 +1,8 @@
-"""Replicas: several workers that step together, each with gradients of its own part of the batch.
+"""Replicas: several workers that step together, each with the gradients of its part of the batch.
 
-There are two kinds. Processes of ``torch.distributed``, once it is initialised: each process is a replica, with
-variables of its own. And threads of one process, `Replicas`: they share the variables, of any array library, as the
-replicas of a TensorFlow strategy on one machine do. Without either there is one replica.
+There are two kinds: the processes of ``torch.distributed``, once it is initialized, each with its own variables; and
+threads of one process (`Replicas`), which share variables of any array library, as the replicas of a TensorFlow
+strategy on one machine do. Without either, there is one replica.
 """
 
 from __future__ import annotations
@@ -16,23 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from .. import backends
-from ..backends.protocol import Array
-from .variable import IndexedSlices
+from ... import backends
+from ...backends.generic import Array
+from ..variables.slices import IndexedSlices
 
-__all__ = [
-    "ReplicaContext",
-    "Replicas",
-    "get_replica_context",
-]
+__all__ = ["ReplicaContext", "Replicas", "get_replica_context"]
 
 _OPERATIONS = ("sum", "mean")
 
 
 class ReplicaContext:
-    """What one replica knows of the others; this class is that of a replica alone."""
+    """What a replica knows of the others. This class is for a single replica."""
 
-    #: How many replicas there are, and which of them this is.
+    #: The number of replicas, and the number of this one.
     num_replicas_in_sync: int = 1
     replica_id_in_sync_group: int = 0
 
@@ -43,13 +39,13 @@ class ReplicaContext:
         ----------
         operation : {"sum", "mean"}
         gradients : array, IndexedSlices or None, or list of them
-            Every replica gives the same number, of the same shapes, None at the same places. The rows of
-            `IndexedSlices` are collected, not added; their numbers may differ.
+            Every replica must give as many, of the same shapes, with None at the same places. The rows of
+            `IndexedSlices` are concatenated, not added; replicas may give different numbers of rows.
 
         Returns
         -------
         like gradients
-            New arrays; what came is left alone.
+            New arrays; the given ones are not changed.
 
         Raises
         ------
@@ -60,14 +56,13 @@ class ReplicaContext:
             raise ValueError(f"operation: expected one of {', '.join(_OPERATIONS)}, got {operation!r}")
         single = not isinstance(gradients, (list, tuple))
         given = [gradients] if single else list(gradients)
-        # Replicas that fell out of step would wait for each other for ever, or add what does not belong together.
         reduced = given if self.num_replicas_in_sync == 1 else self._sums(given)
         if operation == "mean" and self.num_replicas_in_sync > 1:
             reduced = [_scaled(g, 1 / self.num_replicas_in_sync) for g in reduced]
         return reduced[0] if single else reduced
 
     def merge_call(self, function: Callable[[], Any]) -> Any:
-        """Call `function` once for all replicas that share variables; each gets what it returns."""
+        """Call `function` once for all replicas that share variables, and return its result to each."""
         return function()
 
     def _sums(self, gradients: list[Any]) -> list[Any]:
@@ -89,7 +84,7 @@ class Replicas:
     Parameters
     ----------
     count : int
-        How many.
+        The number of replicas.
 
     Examples
     --------
@@ -104,7 +99,7 @@ class Replicas:
 
     @contextmanager
     def scope(self) -> Iterator[Replicas]:
-        """The cross-replica context: what is done here is done for all of them, so there is nobody's gradient."""
+        """The cross-replica context, in which there is no current replica, and so no gradients to apply."""
         token = _context.set(None)
         try:
             yield self
@@ -112,7 +107,7 @@ class Replicas:
             _context.reset(token)
 
     def run(self, function: Callable[..., Any], args: Sequence[Sequence[Any]] | None = None) -> list[Any]:
-        """Call `function` in every replica at once.
+        """Call `function` in all replicas at the same time.
 
         Parameters
         ----------
@@ -123,14 +118,14 @@ class Replicas:
         Returns
         -------
         list
-            What each returned.
+            What each replica returned.
 
         Raises
         ------
         Exception
-            What a replica raised; the others are stopped where they wait for it.
+            What a replica raised. The others are stopped where they wait for it.
         RuntimeError
-            If one ended while another waited for it: all must step equally often.
+            If one ended while another waited for it: all must step the same number of times.
         """
         each = [()] * self.count if args is None else list(args)
         if len(each) != self.count:
@@ -153,7 +148,7 @@ class Replicas:
             thread.start()
         for thread in threads:
             thread.join()
-        # Who waited in vain comes last: the cause is elsewhere, if somebody raised it.
+        # The cause first: those that waited for a replica that has raised come last.
         found = sorted((e for e in errors if e is not None), key=lambda e: isinstance(e, _AloneError))
         if found:
             raise found[0]
@@ -161,11 +156,11 @@ class Replicas:
 
 
 class _AloneError(RuntimeError):
-    """Somebody waited, and the others had ended."""
+    """A replica waited for others that had ended."""
 
 
 class _Meeting:
-    """Where the threads of a run wait for each other and exchange one thing each."""
+    """Where the threads of a run wait for each other and exchange one object each."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -176,22 +171,24 @@ class _Meeting:
         self.condition = threading.Condition()
 
     def exchange(self, number: int, mine: Any) -> list[Any]:
-        """What everybody has brought, when everybody has come."""
+        """The objects of all replicas, once all have called this."""
         with self.condition:
             now = self.round
             self.table[number] = mine
             if len(self.table) == self.count:
-                # Nobody can finish the next round before all have returned from this one.
+                # No thread can finish the next round before all have returned from this one.
                 self.result = [self.table.pop(i) for i in range(self.count)]
                 self.round += 1
                 self.condition.notify_all()
             self.condition.wait_for(lambda: self.round != now or self.ended)
             if self.round == now:
-                raise _AloneError("replicas: one ended while another waited for it; all must step equally often")
+                raise _AloneError(
+                    "replicas: one ended while another waited for it; all must step the same number of times"
+                )
             return self.result
 
     def end(self) -> None:
-        """Somebody will not come again."""
+        """One replica has ended."""
         with self.condition:
             self.ended = True
             self.condition.notify_all()
@@ -214,10 +211,7 @@ class _Thread(ReplicaContext):
 
     def merge_call(self, function: Callable[[], Any]) -> Any:
         self._exchange(None)
-        outcome: Any = None
-        if self.replica_id_in_sync_group == 0:
-            outcome = function()
-        return self._exchange(outcome)[0]
+        return self._exchange(function() if self.replica_id_in_sync_group == 0 else None)[0]
 
 
 def _kind(gradient: Any) -> Any:
@@ -266,7 +260,7 @@ class _Process(ReplicaContext):
             total = gradient.detach().clone()
             self.torch.distributed.all_reduce(total)
             return total
-        # Other libraries' by way of the CPU.
+        # Other libraries' arrays pass through the CPU.
         held = backend.to_host(gradient)
         total = self.torch.from_numpy(held.view(np.int16) if backend.dtype(gradient) == "bfloat16" else held)
         if backend.dtype(gradient) == "bfloat16":
@@ -291,7 +285,7 @@ _context: ContextVar[ReplicaContext | None] = ContextVar("multiopt replica", def
 
 
 def get_replica_context() -> ReplicaContext | None:
-    """The replica that asks, or None in a cross-replica context: under `Replicas.scope`, outside of `Replicas.run`."""
+    """The current replica; None in a cross-replica context: under `Replicas.scope`, outside of `Replicas.run`."""
     context = _context.get()
     if context is _ALONE:
         torch = sys.modules.get("torch")

@@ -1,45 +1,48 @@
-"""Keras' variables: a named box around an array of any library, and the gradient of some of its rows."""
+"""Keras' variables: a named box around an array of any library."""
 
 from __future__ import annotations
 
+import copy
 import operator
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from .. import backends
-from ..backends.protocol import Array, Backend
+from ... import backends
+from ...backends.generic import Array, Backend
 
-__all__ = ["Boxes", "IndexedSlices", "Variable"]
+__all__ = ["Boxes", "Variable", "as_array", "check_values", "detached", "holding", "is_traced", "unboxed"]
 
 
 class Variable:
     """A named box around an array.
 
-    The array of a mutable library (NumPy, CuPy, PyTorch) is the caller's own: it is written in place, and the
-    caller sees it. The arrays of JAX are immutable: the box then holds the newest one.
+    NumPy, CuPy and PyTorch arrays are not copied: they are written in place, so that the caller sees every change.
+    JAX arrays are immutable: the variable holds a new array after each change.
 
     Parameters
     ----------
     initial_value : array, number, nested list, or callable without arguments
         Numbers and lists become NumPy arrays: float32, int32 or bool, as in TensorFlow.
     trainable : bool
-        Whether a `GradientTape` follows it: a floating PyTorch tensor is told to require a gradient, as Keras 3 does.
+        Whether a `GradientTape` records it: a floating PyTorch tensor is set to require a gradient, as in Keras 3.
     name : str
-        For messages, slots and weight decay.
+        Used in messages, in the names of slots, and to exclude variables from weight decay.
     dtype : str or None
-        Another dtype for the array, which is then a copy.
+        Convert the array, which is then a copy, to this dtype.
     constraint : callable or None
         ``constraint(array) -> array``: an optimizer calls it after each update, and assigns what it returns.
 
     Raises
     ------
     TypeError
-        If the array's library is not known, or if `constraint` cannot be called.
+        If the array's library is not supported, or `constraint` is not callable.
     """
 
-    __array_priority__ = 100  # NumPy leaves its operators with a Variable to ours
+    __array_priority__ = 100  # in `array + variable`, NumPy defers to the Variable's operators
 
     def __init__(
         self,
@@ -55,14 +58,14 @@ class Variable:
             initial_value = initial_value()
         self.name = name
         self.constraint = constraint
-        self._value = _array(initial_value)
+        self._value = as_array(initial_value)
         self.backend: Backend = backends.of(self._value)
         if dtype is not None:
             self._value = self.backend.cast(self._value, dtype)
         self._dtype = self.backend.dtype(self._value)
         self.trainable = trainable
 
-    # --- what it is ---
+    # --- description ---
 
     @property
     def value(self) -> Array:
@@ -71,8 +74,7 @@ class Variable:
 
     @value.setter
     def value(self, array: Array) -> None:
-        # Of the library and dtype that it had; optimizers put the new arrays of immutable libraries here, and
-        # differentiation puts traced ones.
+        # Not checked: optimizers put the new arrays of immutable libraries here, and differentiation traced ones.
         self._value = array
 
     @property
@@ -87,17 +89,17 @@ class Variable:
 
     @property
     def dtype(self) -> str:
-        """The dtype's name, such as ``"float32"``; it stays the same."""
+        """The dtype's name, such as ``"float32"``; it never changes."""
         return self._dtype
 
     @property
     def device(self) -> Any:
-        """Where the array is."""
+        """The array's device."""
         return self.backend.device(self._value)
 
     @property
     def trainable(self) -> bool:
-        """Whether a tape follows it."""
+        """Whether a `GradientTape` records it."""
         return self._trainable
 
     @trainable.setter
@@ -106,6 +108,10 @@ class Variable:
         tensor = self._value
         if self.backend.name == "torch" and tensor.is_leaf and (tensor.is_floating_point() or tensor.is_complex()):
             tensor.requires_grad_(self._trainable)
+
+    def detached(self) -> Array:
+        """The array, for operations that PyTorch's autograd shall not record."""
+        return detached(self._value)
 
     def numpy(self) -> np.ndarray:
         """A NumPy copy of the values; bfloat16 as float32, which holds them exactly."""
@@ -117,19 +123,19 @@ class Variable:
     # --- writing ---
 
     def assign(self, value: Any) -> Variable:
-        """Put a value in: in place where the library's arrays are mutable.
+        """Set the value, in place where the library's arrays are mutable.
 
         Parameters
         ----------
         value : Variable, array, number or nested list
-            Of the same shape. It is converted to the dtype; a NumPy array may be given to any library.
+            Of the same shape; it is converted to the variable's dtype. NumPy arrays are accepted for every library.
 
         Raises
         ------
         ValueError
-            If the shape is another.
+            If the shape differs.
         TypeError
-            If it is an array of another library, NumPy's aside.
+            If it is an array of another library than NumPy or the variable's.
         """
         new = self._like(value)
         if self.backend.mutable:
@@ -140,27 +146,24 @@ class Variable:
 
     def assign_add(self, delta: Any) -> Variable:
         """Add to the value; see `assign`."""
-        return self.assign(self._detached() + self._like(delta))
+        return self.assign(self.detached() + self._like(delta))
 
     def assign_sub(self, delta: Any) -> Variable:
         """Subtract from the value; see `assign`."""
-        return self.assign(self._detached() - self._like(delta))
-
-    def _detached(self) -> Array:
-        return self._value.detach() if self.backend.name == "torch" else self._value
+        return self.assign(self.detached() - self._like(delta))
 
     def _like(self, value: Any) -> Array:
         """`value` as an array of this variable's library, dtype, device and shape."""
-        array = value.value if isinstance(value, Variable) else _array(value, default=None)
+        array = as_array(value, default=None)
         found = backends.of(array)
         if tuple(array.shape) != self.shape:
             raise ValueError(f"{self.name}: expected a value of shape {self.shape}, got {tuple(array.shape)}")
         if found is self.backend:
-            return self.backend.cast(array.detach() if found.name == "torch" else array, self.dtype)
+            return self.backend.cast(detached(array), self.dtype)
         if found.name != "numpy":
             raise TypeError(f"{self.name}: expected a {self.backend.name} or numpy array, got a {found.name} array")
         if self.dtype == "bfloat16":
-            # By way of float32: NumPy has no bfloat16 of its own, and each library rounds as it does.
+            # Through float32: NumPy has no bfloat16; the library rounds.
             host = np.ascontiguousarray(array, dtype=np.float32).reshape(self.shape)
             return self.backend.cast(self.backend.from_host(host, "float32", self._value), "bfloat16")
         host = np.array(array, dtype=self.dtype, order="C").reshape(self.shape)
@@ -178,7 +181,7 @@ class Variable:
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return function(*_unboxed(args), **(_unboxed(kwargs) if kwargs else {}))
+        return function(*_all_unboxed(args), **_all_unboxed(kwargs or {}))
 
     def __float__(self) -> float:
         return float(self.numpy())
@@ -211,23 +214,20 @@ class Variable:
         return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype} value={self._value!r}>"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Variable:
-        # Keras' optimizers are copied with their state; a copied box has memory of its own.
-        twin = object.__new__(type(self))
-        memo[id(self)] = twin
-        twin.name, twin.constraint, twin.backend = self.name, self.constraint, self.backend
-        twin._value, twin._dtype = self.backend.copy(self._value), self._dtype
+        twin = memo[id(self)] = copy.copy(self)
+        twin._value = self.backend.copy(self._value)
         twin.trainable = self._trainable
         return twin
 
 
 def _operators() -> None:
-    """Give Variable the operators of its array. Comparison for equality stays that of the box, which is hashable."""
+    """Give Variable the operators of its array, except ``==``: variables are compared and hashed by identity."""
 
     def forward(function: Callable[[Any, Any], Any]) -> Callable[[Variable, Any], Any]:
-        return lambda self, other: function(self._value, _unbox(other))
+        return lambda self, other: function(self._value, unboxed(other))
 
     def backward(function: Callable[[Any, Any], Any]) -> Callable[[Variable, Any], Any]:
-        return lambda self, other: function(_unbox(other), self._value)
+        return lambda self, other: function(unboxed(other), self._value)
 
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
         function = getattr(operator, name)
@@ -240,20 +240,45 @@ def _operators() -> None:
 _operators()
 
 
-def _unbox(value: Any) -> Any:
+def detached(array: Array) -> Array:
+    """The array, without its history of operations if it is a PyTorch tensor; both share memory."""
+    return array.detach() if backends.of(array).name == "torch" else array
+
+
+def is_traced(value: Any) -> bool:
+    """Whether JAX is tracing it, so that it has no value yet."""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(value, jax.core.Tracer)
+
+
+@contextmanager
+def holding(variables: Sequence[Variable], values: Sequence[Any]) -> Iterator[None]:
+    """Within it, the variables hold other values."""
+    before = [variable.value for variable in variables]
+    try:
+        for variable, value in zip(variables, values, strict=True):
+            variable.value = value
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.value = value
+
+
+def unboxed(value: Any) -> Any:
+    """The array of a Variable; anything else as it is."""
     return value.value if isinstance(value, Variable) else value
 
 
-def _unboxed(value: Any) -> Any:
+def _all_unboxed(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(map(_unboxed, value))
+        return type(value)(map(_all_unboxed, value))
     if isinstance(value, dict):
-        return {key: _unboxed(entry) for key, entry in value.items()}
-    return _unbox(value)
+        return {key: _all_unboxed(entry) for key, entry in value.items()}
+    return unboxed(value)
 
 
-def _array(value: Any, default: Any = np.float32) -> Array:
-    """An array as it is; a number or nested list as a NumPy array, floats of them in dtype `default`."""
+def as_array(value: Any, default: Any = np.float32) -> Array:
+    """An array as it is; a number or nested list as a NumPy array, Python floats in dtype `default`."""
     if isinstance(value, Variable):
         return value.value
     if isinstance(value, np.generic):
@@ -265,84 +290,21 @@ def _array(value: Any, default: Any = np.float32) -> Array:
         if default is not None and array.dtype == np.int64:
             return array.astype(np.int32)
         return array
-    backends.of(value)  # which says what it is that is no array
+    backends.of(value)  # raises TypeError for what is not an array
     return value
 
 
-class IndexedSlices:
-    """The gradient of some rows of a variable: row ``indices[i]`` has the gradient ``values[i]``.
-
-    Rows may occur more than once; their gradients are then to be added up.
-
-    Parameters
-    ----------
-    values : array, shape (n, ...)
-        Of the variable's library and dtype; without the first axis, shaped like one row of it.
-    indices : array or sequence of int, shape (n,)
-        Of any library.
-    dense_shape : tuple of int or None
-        The variable's shape, if it is known.
-
-    Raises
-    ------
-    TypeError
-        If `indices` are not integers.
-    ValueError
-        If the two do not agree, or an index is negative or outside `dense_shape`.
-    """
-
-    def __init__(self, values: Any, indices: Any, dense_shape: Iterable[int] | None = None) -> None:
-        self.values: Array = _array(values)
-        self.indices: np.ndarray = _integers(indices)
-        self.dense_shape = None if dense_shape is None else tuple(int(n) for n in dense_shape)
-        shape = tuple(self.values.shape)
-        if self.indices.ndim != 1 or not shape or shape[0] != len(self.indices):
-            raise ValueError(
-                f"indices: expected one for each of the rows of values, which has shape {shape}, "
-                f"got shape {self.indices.shape}"
-            )
-        if self.dense_shape is not None:
-            self.check(self.dense_shape, "dense_shape")
-
-    def check(self, shape: tuple[int, ...], what: str) -> None:
-        """Raise ValueError unless these are rows of an array of this shape."""
-        if not shape or tuple(self.values.shape)[1:] != shape[1:]:
-            raise ValueError(f"{what}: expected rows of shape {shape[1:]}, got {tuple(self.values.shape)[1:]}")
-        if len(self.indices) and not (self.indices.min() >= 0 and self.indices.max() < shape[0]):
-            raise ValueError(f"{what}: expected indices in [0, {shape[0]}), got {self.indices}")
-
-    def __repr__(self) -> str:
-        return f"IndexedSlices(values={self.values!r}, indices={self.indices!r}, dense_shape={self.dense_shape})"
-
-
-def _integers(indices: Any) -> np.ndarray:
-    if not isinstance(indices, (list, tuple)):
-        array = _array(indices)
-        host = backends.of(array).to_host(array).reshape(tuple(array.shape))
-    else:
-        host = np.asarray(indices, dtype=None if len(indices) else np.int64)
-    if host.dtype.kind not in "iu":
-        raise TypeError(f"indices: expected integers, got {host.dtype}")
-    return host.astype(np.int64)
-
-
 class Boxes:
-    """The variables that an optimizer has been given, found by what the caller gave: a `Variable` or a plain array.
+    """The variables that an optimizer has been given: Variables, or plain arrays, which it wraps in Variables.
 
-    A plain array of a mutable library is put into a box of ours, which stays the same for the same array.
+    A plain array must be mutable. The same array always gets the same Variable.
     """
 
     def __init__(self) -> None:
         self._boxes: dict[int, Variable] = {}
 
     def of(self, given: Any, where: str = "variable") -> Variable:
-        """The variable for what the caller gave.
-
-        Raises
-        ------
-        TypeError
-            If it is neither, or an array that cannot be written to.
-        """
+        """The variable for what the caller gave; TypeError if it is neither a Variable nor a mutable array."""
         if isinstance(given, Variable):
             return given
         found = self._boxes.get(id(given))
@@ -358,3 +320,14 @@ class Boxes:
         box = Variable(given, trainable=trainable, name=f"array_{len(self._boxes)}")
         self._boxes[id(given)] = box
         return box
+
+
+def check_values(variables: Sequence[Variable], values: Sequence[Any]) -> None:
+    """Raise ValueError unless there is a value of the right shape for each variable."""
+    if len(values) != len(variables):
+        raise ValueError(f"weights: expected {len(variables)} arrays, got {len(values)}")
+    for variable, value in zip(variables, values, strict=True):
+        if tuple(np.shape(value)) != variable.shape:
+            raise ValueError(
+                f"weights: expected shape {variable.shape} for {variable.name}, got {tuple(np.shape(value))}"
+            )

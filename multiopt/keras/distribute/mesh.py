@@ -1,7 +1,7 @@
-"""Arrays that are spread over a mesh: PyTorch's DTensors, and JAX's arrays with a `NamedSharding`.
+"""Arrays that are sharded over a mesh of devices: PyTorch's DTensors, and JAX arrays with a `NamedSharding`.
 
-A DTensor's shard is stepped in place by the same engines as any tensor; JAX sees the whole array and spreads the work
-itself. Neither library is imported here unless one of its arrays or meshes is given.
+The local shard of a DTensor is updated in place by the same engines as any tensor; JAX sees whole arrays and
+distributes the work itself. Neither library is imported here unless one of its arrays or meshes is given.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.protocol import Array
-from .variable import Variable
+from ...backends.generic import Array
+from ..variables.variable import Variable
 
 __all__ = [
     "aligned",
@@ -26,6 +26,7 @@ __all__ = [
     "numpy",
     "reducer",
     "replicated",
+    "with_local",
 ]
 
 
@@ -36,33 +37,35 @@ def is_dtensor(array: Array) -> bool:
 
 
 def mesh_of(array: Array) -> Any:
-    """The mesh over which an array is spread: a `DeviceMesh`, a JAX `Mesh`, or None."""
+    """The mesh over which an array is sharded: a `DeviceMesh`, a JAX `Mesh`, or None."""
     if is_dtensor(array):
         return array.device_mesh
     return getattr(getattr(array, "sharding", None), "mesh", None)
 
 
 def local(array: Array) -> Array:
-    """What this process computes on: a DTensor's shard, which shares its memory; any other array itself."""
+    """A DTensor's shard in this process, which shares its memory; any other array itself."""
     if not is_dtensor(array):
         return array
-    from ..torch import shards
+    from ...torch import shards
 
     return shards.local(array)
 
 
-def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> None:
-    """Check that all arrays lie on a mesh, if one is given, and that each DTensor can be updated here.
+def with_local(array: Array, shard: Array) -> Array:
+    """An array laid out as `array`, of which this process computes on `shard`."""
+    if not is_dtensor(array):
+        return shard
+    layout = array.device_mesh, array.placements
+    return type(array).from_local(shard, *layout, run_check=False, shape=array.shape, stride=array.stride())
 
-    Raises
-    ------
-    ValueError
-        If one does not, or is a sum that is still to be made (`Partial`), or this process is not on its mesh.
-    """
+
+def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> None:
+    """Raise ValueError unless all arrays are on `mesh`, if given, and each DTensor can be updated in this process."""
     for array, name in zip(arrays, names, strict=True):
         found = mesh_of(array)
         if mesh is not None and found != mesh:
-            raise ValueError(f"{name}: expected an array spread over {mesh}, the optimizer's mesh, got one on {found}")
+            raise ValueError(f"{name}: expected an array on {mesh}, the optimizer's mesh, got one on {found}")
         if is_dtensor(array):
             if any(placement.is_partial() for placement in array.placements):
                 raise ValueError(f"{name}: expected shards or replicas, got {array.placements}")
@@ -71,27 +74,25 @@ def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> N
 
 
 def aligned(gradient: Array, like: Array, name: str) -> Array:
-    """The gradient in the layout of its variable: sums that are still to be made are made, shards are moved.
+    """The gradient in the layout of its variable: pending sums are taken, shards are moved.
 
     Raises
     ------
     TypeError
-        If one of the two is a DTensor and the other is not.
+        If only one of the two is a DTensor.
     ValueError
-        If shapes or meshes differ.
+        If their meshes differ.
     """
     if is_dtensor(gradient) != is_dtensor(like):
         expected, got = (type(a).__name__ for a in (like, gradient))
         raise TypeError(f"{name}: expected a {expected}, as its variable holds, got a {got}")
     if is_dtensor(like):
-        if tuple(gradient.shape) != tuple(like.shape):
-            raise ValueError(f"{name}: expected shape {tuple(like.shape)}, got {tuple(gradient.shape)}")
         if gradient.device_mesh != like.device_mesh:
             raise ValueError(f"{name}: expected it on {like.device_mesh}, got it on {gradient.device_mesh}")
         if gradient.placements != like.placements:
             return gradient.detach().redistribute(placements=like.placements)
         return gradient
-    if mesh_of(like) is not None and tuple(gradient.shape) == tuple(like.shape):
+    if mesh_of(like) is not None:
         sharding = getattr(gradient, "sharding", None)
         if sharding is not None and not sharding.is_equivalent_to(like.sharding, like.ndim):
             import jax
@@ -100,22 +101,16 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
     return gradient
 
 
-def reducer(arrays: Sequence[Array]) -> Callable[[Any, Any], Any] | None:
-    """What adds up tables of exact sums over the processes of a mesh; None where every process sees all.
-
-    Parameters
-    ----------
-    arrays : sequence of arrays
-        One for each row of the table.
-    """
-    if not any(map(is_dtensor, arrays)):
+def reducer(plans: Sequence[Sequence[Array]]) -> Callable[..., Any] | None:
+    """A `multiopt.binding.Reduce` for plans that update these arrays; None if none of them is a DTensor."""
+    if not any(is_dtensor(array) for arrays in plans for array in arrays):
         return None
     import torch
 
-    from ..torch.shards import sum_over_shards
+    from ...torch.shards import sum_over_shards
 
-    def reduce(xp: Any, table: Any) -> Any:
-        whole = sum_over_shards(torch.as_tensor(table), list(arrays))
+    def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
+        whole = sum_over_shards(torch.as_tensor(table), [plans[k][i] for k, i in rows])
         return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
 
     return reduce
@@ -135,14 +130,14 @@ def replicated(array: np.ndarray, mesh: Any) -> Array:
 
 
 def numpy(variable: Variable) -> np.ndarray:
-    """A NumPy copy of a variable's value, gathered from the mesh; every process must call it."""
+    """A NumPy copy of a variable's value, gathered from the mesh; every process must call this."""
     if not is_dtensor(variable.value):
         return variable.numpy()
     return Variable(variable.value.full_tensor(), trainable=False).numpy()
 
 
 def assign(variable: Variable, value: Any) -> None:
-    """Assign to a variable that may be sharded: a whole array is cut into shards; see `Variable.assign`."""
+    """Assign to a variable that may be sharded: a whole array is distributed over its mesh; see `Variable.assign`."""
     array = variable.value
     if not is_dtensor(array) or is_dtensor(value):
         variable.assign(value)
@@ -155,13 +150,7 @@ def assign(variable: Variable, value: Any) -> None:
 
 
 def check_mesh(mesh: Any) -> Any:
-    """Check the option ``mesh``: None, a JAX `Mesh` or a PyTorch `DeviceMesh`.
-
-    Raises
-    ------
-    TypeError
-        If it is something else.
-    """
+    """Check the option ``mesh``: None, a JAX `Mesh` or a PyTorch `DeviceMesh`; TypeError if it is something else."""
     kinds = [
         getattr(sys.modules.get(module), name, None)
         for module, name in (("jax.sharding", "Mesh"), ("torch.distributed.device_mesh", "DeviceMesh"))

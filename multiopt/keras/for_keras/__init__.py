@@ -1,4 +1,4 @@
-"""Our Adadelta inside real Keras 3, on whichever backend Keras runs: TensorFlow, JAX or PyTorch.
+"""Our Adadelta as an optimizer of real Keras 3, on each of its backends: TensorFlow, JAX and PyTorch.
 
 Keras is imported when one of these functions is called.
 """
@@ -13,10 +13,11 @@ __all__ = ["for_keras", "register"]
 def for_keras(learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e-7, **options: Any) -> Any:
     """An optimizer for ``model.compile(optimizer=...)`` of Keras 3.
 
-    On PyTorch the whole update (weight decay, clipping, the rule) is one pass of our engines over the model's
-    tensors. On JAX and TensorFlow the one rule is traced with the rest of the training step, and that library
-    compiles it. All else is Keras' own: schedules, accumulation of gradients, averages, loss scale, saving. The
-    state has the order and the names of ``keras.optimizers.Adadelta``, so that either continues what the other began.
+    On PyTorch the whole update (weight decay, clipping, the rule) is one pass over the model's tensors by our engines.
+    On JAX and TensorFlow the same rule is traced with the rest of the training step, and compiled by that library.
+    All else is Keras' own: schedules, accumulation of gradients, averages, loss scale, saving; and on JAX and
+    TensorFlow clipping, whose norms are exact on PyTorch only. The state has the order and the names of
+    ``keras.optimizers.Adadelta``, so that each of the two can continue what the other began.
 
     Parameters
     ----------
@@ -37,13 +38,13 @@ def for_keras(learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e
     ImportError
         If Keras 3 is not installed.
     TypeError, ValueError
-        If `rho` or `epsilon` is out of range, or Keras refuses an option.
+        If `rho` or `epsilon` is out of range, or Keras does not accept an option.
     """
     return register()(learning_rate, rho, epsilon, **options)
 
 
 def register() -> type:
-    """Make our class known to Keras, which a program must do before ``keras.models.load_model`` finds it in a file.
+    """Register the class with Keras; needed before ``keras.models.load_model`` loads a model that was saved with it.
 
     Returns
     -------
@@ -56,7 +57,7 @@ def register() -> type:
         If Keras 3 is not installed.
     """
     try:
-        from .inside_keras import Adadelta
+        from .adadelta import Adadelta
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in ("keras", "tensorflow"):
             raise
