@@ -164,12 +164,12 @@ class Core(Steps):
         super().__init__(f"{_name(optimizer)} on {optimizer.backend.name}", _dtype(arrays), arrays_like(arrays[0]))
 
     def _params(self) -> list[Any]:
-        return [array for group in self.opt.groups for array in group.params]
+        return [a for group in self.opt.groups for a in group.structure.flatten(group["params"], "params")]
 
     def update(self, number: int, gradients: list[Any]) -> None:
         """See `Steps`."""
         rest = iter(gradients)
-        trees = [group.structure.unflatten([next(rest) for _ in group.params]) for group in self.opt.groups]
+        trees = [group.structure.unflatten([next(rest) for _ in group.structure.names]) for group in self.opt.groups]
         self.opt.step(trees if self.opt.grouped else trees[0])
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
