@@ -119,12 +119,11 @@ def optax_cases():
     ]
 
 
-@pytest.mark.parametrize("case", range(8))
-def test_as_optax_computes_it(case):
-    ours, theirs = optax_cases()[case]
-    for step in range(60):
-        # optax computes in float32.
-        assert ours(step) == pytest.approx(float(theirs(step)), rel=2e-6, abs=2e-7), (ours, step)
+def test_as_optax_computes_it():
+    for ours, theirs in optax_cases():
+        for step in range(60):
+            # optax computes in float32.
+            assert ours(step) == pytest.approx(float(theirs(step)), rel=2e-6, abs=2e-7), (ours, step)
 
 
 def test_legacy_decay_of_keras():
