@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from keras_arrays import made
 from libraries import LIBRARIES
-from multiopt.conformance.data import tracefile
-from multiopt.conformance.data.inputs import Sparse
-from multiopt.conformance.recording.keras_arguments import arguments
-from multiopt.conformance.reference.floats import parts
+from multiopt.conformance.data import traces as files
+from multiopt.conformance.data.case import Sparse
+from multiopt.conformance.data.floats import parts
+from multiopt.conformance.targets.arguments import keras_options
 from processes import run_python
 
 from multiopt.keras import Adadelta, GradientTape, IndexedSlices, Optimizer, Variable, schedules
@@ -47,7 +47,7 @@ COARSE = {
 @cache
 def traces(system):
     pytest.importorskip("safetensors")
-    return tracefile.load(tracefile.path_of(system)).traces
+    return files.load(files.path_of(system)).traces
 
 
 def nonnegative(x):
@@ -61,7 +61,7 @@ def test_numbers_of_the_real_systems(system):
     """Every recorded scenario, each state after each step."""
     judged = set()
     for name, trace in traces(system).items():
-        if trace.refusal or OTHERWISE.keys() & set(trace.quirks) or trace.dtype not in ("float32", "float64"):
+        if trace.refusal or OTHERWISE.keys() & set(trace.deviations) or trace.dtype not in ("float32", "float64"):
             continue
         judged.add(name)
         c, clock = trace.config, [0]
@@ -69,7 +69,7 @@ def test_numbers_of_the_real_systems(system):
         constraint = nonnegative if c.constraint else None
         variables = [Variable(x, constraint=None if i else constraint) for i, x in enumerate(start)]
         opt = Adadelta(
-            **arguments(c, schedules, clock),
+            **keras_options(c, schedules, clock),
             gradient_accumulation_steps=c.accumulate if c.accumulate > 1 else None,
         )
         opt.build(variables)
@@ -77,11 +77,13 @@ def test_numbers_of_the_real_systems(system):
             opt.iterations.assign(c.first_iteration)
         # A float64 run differs by lr's float32 rounding at most: 6e-8 of it; a float32 run by a few roundings a step.
         # Keras' cosine has a float32 pi on JAX, whatever the rest is.
-        rough = trace.dtype == "float32" or COARSE & set(trace.quirks) or name == "schedule-cosine"
+        rough = trace.dtype == "float32" or COARSE & set(trace.deviations) or name == "schedule-cosine"
         rtol = 2e-6 * np.sqrt(trace.steps / 10) if rough else 1e-13
         for t in range(trace.steps):
             clock[0] = t
-            grads = [IndexedSlices(g.values, g.indices) if isinstance(g, Sparse) else g for g in trace.gradients(t)]
+            grads = [
+                IndexedSlices(g.values, g.indices) if isinstance(g, Sparse) else g for g in trace.case.gradients[t]
+            ]
             with missing() if any(g is None for g in grads) else nullcontext():
                 opt.apply(grads, variables)
             held = {
@@ -92,9 +94,9 @@ def test_numbers_of_the_real_systems(system):
             }
             for kind, boxes in held.items():
                 for i, box in enumerate(boxes):
-                    ours, theirs = parts(box.numpy()), parts(trace.arrays[f"{kind}/p{i}"][t + 1])
+                    ours, theirs = parts(box.numpy()), parts(trace.states[kind][i][t + 1])
                     # Near a zero crossing, the parameter is judged by what it has moved.
-                    size = np.abs(trace.arrays[f"{kind}/p{i}"][: t + 2])
+                    size = np.abs(trace.states[kind][i][: t + 2])
                     with np.errstate(invalid="ignore"):
                         size = np.max(np.where(np.isfinite(size), size, 0), initial=0.0)
                     close = np.isclose(
@@ -104,9 +106,7 @@ def test_numbers_of_the_real_systems(system):
         if trace.has("finalized"):
             opt.finalize_variable_values(variables)
             for i, box in enumerate(variables):
-                np.testing.assert_allclose(
-                    box.numpy(), trace.arrays[f"finalized/p{i}"], rtol=max(rtol, 1e-12), atol=1e-12
-                )
+                np.testing.assert_allclose(box.numpy(), trace.states["finalized"][i], rtol=max(rtol, 1e-12), atol=1e-12)
     assert len(judged) > 30, judged
 
 

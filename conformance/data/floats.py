@@ -57,6 +57,18 @@ def parts(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(values).view(values.real.dtype).reshape(*values.shape, 2)
 
 
+def without_nan_payload(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy in which every NaN has the same bits: sign and payload of a NaN mean nothing."""
+    values = np.array(values, order="C")
+    if values.dtype.kind in "fc":
+        real = parts(values)
+        real[np.isnan(real)] = np.nan
+        if values.dtype.kind == "c":
+            return np.ascontiguousarray(real).view(values.dtype).reshape(values.shape)
+        return real
+    return values
+
+
 def spacing(values: ArrayLike, dtype: str) -> NDArray[np.float64]:
     """Return the distance from each value to the next one of ``dtype`` (real; subnormals included)."""
     precision, emin, emax = format_of(dtype)

@@ -1,19 +1,17 @@
-"""What laws are tried on: small questions, drawn by hypothesis, the same ones in every run."""
+"""What laws are tried on: small cases, drawn by hypothesis, the same ones in every run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
 
+from ..data.case import Array, Case
+from ..data.floats import rounded
 from ..data.specification import HOLDERS, Config
-from ..reference.floats import rounded
-from ..targets.players import Player
-from ..targets.replay import Question, question_of
-from ..targets.stages import inexpressible
 
 #: Options by name. Few, because each asks a compiler for a kernel of its own.
 OPTIONS: Mapping[str, Config] = {
@@ -31,61 +29,39 @@ OPTIONS: Mapping[str, Config] = {
 SHAPES: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (5,), (2, 3))
 
 
-@dataclass(frozen=True)
-class Case:
-    """One question, the name of its options, and a number from which a law draws what else it needs."""
-
-    label: str
-    question: Question
-    seed: int
-
-    @property
-    def rng(self) -> np.random.Generator:
-        """A new generator; the same one every time."""
-        return np.random.default_rng(self.seed)
-
-    def __str__(self) -> str:
-        q = self.question
-        shapes = ", ".join(map(str, q.shapes))
-        return f"{self.label}, {q.dtype}, shapes {shapes}, {q.steps} steps, seed {self.seed}"
-
-
-def can_say(player: Player, config: Config) -> bool:
-    """Tell whether `player` has words for these options."""
-    return inexpressible(player, make_question("", "float32", ((5,),), 1, 0, config=config)) is None
-
-
-def labels_for(player: Player, labels: Sequence[str]) -> list[str]:
-    """Return those names of options that `player` has words for."""
-    return [name for name in labels if can_say(player, OPTIONS[name])]
-
-
-def dtypes_for(player: Player) -> list[str]:
-    """Return the data types that `player` has."""
-    return [dtype for dtype in HOLDERS if player.lacks(dtype) is None]
-
-
 @st.composite
-def cases(draw: Any, labels: Sequence[str], dtypes: Sequence[str]) -> Case:
-    """Draw a case; the first are the simplest."""
+def drawn(draw: Any, labels: Sequence[str], dtypes: Sequence[str]) -> tuple[Case, int]:
+    """Draw a case and the seed that it was made with; the first are the simplest."""
     label, dtype = draw(st.sampled_from(labels)), draw(st.sampled_from(dtypes))
     shapes = tuple(draw(st.lists(st.sampled_from(SHAPES[::-1]), min_size=1, max_size=3)))
     steps = draw(st.integers(1, 3))
     seed = draw(st.integers(0, 2**16))
-    return Case(label, make_question(label, dtype, shapes, steps, seed), seed)
+    return make_case(label, dtype, shapes, steps, seed), seed
 
 
-def make_question(
-    label: str, dtype: str, shapes: tuple[tuple[int, ...], ...], steps: int, seed: int, *, config: Config | None = None
-) -> Question:
-    """Ask with random parameters and gradients: several decades, some zeros, no number that anybody flushes."""
+def make_case(
+    label: str, dtype: str, shapes: tuple[tuple[int, ...], ...], steps: int, seed: int, config: Config | None = None
+) -> Case:
+    """Return a case with random parameters and gradients: several decades, some zeros, no number that anybody flushes.
+
+    Parameters
+    ----------
+    label : str
+        Name of its options in `OPTIONS`, where `config` does not say them.
+    dtype : str
+    shapes : tuple of shapes
+    steps : int
+        Of updates: under accumulation there are more gradients.
+    seed : int
+    config : Config, optional
+    """
     rng = np.random.default_rng(seed)
     chosen = OPTIONS[label] if config is None else config
     half = dtype in ("float16", "bfloat16")
     if half and chosen.eps < 1e-3:
         chosen = replace(chosen, eps=1e-3)  # float16 has nothing near 1e-6
 
-    def draw(shape: tuple[int, ...], low: int, high: int) -> np.ndarray:
+    def draw(shape: tuple[int, ...], low: int, high: int) -> Array:
         whole = (*shape, 2) if dtype.startswith("complex") else shape
         values = rng.uniform(1.0, 9.0, whole) * 10.0 ** rng.integers(low, high + 1, whole)
         values = values * rng.choice([-1.0, 1.0], whole) * (rng.random(whole) > 0.1)
@@ -96,4 +72,4 @@ def make_question(
     start = [draw(shape, -1, 0) for shape in shapes]
     low, high = (-2, 0) if half else (-4, 2)
     gradients = [[draw(shape, low, high) for shape in shapes] for _ in range(steps * chosen.accumulate)]
-    return question_of(label, dtype, chosen, start, gradients)
+    return Case(label, dtype, chosen, start, gradients)
