@@ -305,7 +305,9 @@ def _define() -> None:
             if sign is not None and op in BINARY and op not in LOGIC:
                 setattr(kind, f"__r{sign}__", lambda a, b, op=op: apply(op, b, a))
     for kind in (Symbol, Scalar):
-        kind.__pow__, kind.__rpow__, kind.__pos__ = power, lambda a, b: power(b, a), lambda a: a  # type: ignore[attr-defined]
+        setattr(kind, "__pow__", power)  # noqa: B010
+        kind.__rpow__ = lambda a, b: power(b, a)
+        kind.__pos__ = lambda a: a
 
 
 _define()
