@@ -304,10 +304,10 @@ def _define() -> None:
                 setattr(kind, f"__{sign}__", lambda *values, op=op: apply(op, *values, truth=op in LOGIC))
             if sign is not None and op in BINARY and op not in LOGIC:
                 setattr(kind, f"__r{sign}__", lambda a, b, op=op: apply(op, b, a))
+    others = {"pow": power, "rpow": lambda a, b: power(b, a), "pos": lambda a: a}
     for kind in (Symbol, Scalar):
-        setattr(kind, "__pow__", power)  # noqa: B010
-        kind.__rpow__ = lambda a, b: power(b, a)
-        kind.__pos__ = lambda a: a
+        for name, method in others.items():
+            setattr(kind, f"__{name}__", method)
 
 
 _define()
