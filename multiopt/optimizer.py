@@ -147,8 +147,8 @@ class Optimizer:
             first, self.grouped = self.groups[0], True
             first.where, first.structure.what = "groups[0].", f"groups[0].{first.structure.what}"
             first.structure.names[:] = [f"groups[0].{name}" for name in first.structure.names]
-            others = [*self.accumulators[:1], *self.averages[:1]]
-            for binding in [self.bindings[0], *(other.binding for other in others)]:
+            beside = [a.binding for a in self.accumulators[:1]] + [a.binding for a in self.averages[:1]]
+            for binding in [self.bindings[0], *beside]:
                 binding.rename("groups[0].")
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:
@@ -170,7 +170,7 @@ class Optimizer:
             memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
         )
-        binding.check(compose(self.rule, made.options(), self.settings)[0])
+        binding.check(self._composed(made)[0])
         accumulator = Accumulator(binding, dtype) if self.accumulate > 1 else None
         average = Average(binding, dtype) if self.ema is not None else None
         made.holder, self._memory = binding, binding.memory
@@ -192,27 +192,23 @@ class Optimizer:
         slots = {name: getattr(self, name) for name in Optimizer.__slots__ if name != "__weakref__"}
         return getattr(self, "__dict__", None), slots | {"_memory": None}
 
-    def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
-        """What a group's options ask for, and its numbers at this step."""
+    def _composed(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
+        """What a group's options ask for, and its numbers; composed anew when an option has changed."""
         key = group.version, self.settings
         if group.composed is None or group.composed[0] != key:
-            group.composed = key, *compose(self.rule, group.options(), self.settings)
-        _, update, fixed = group.composed
+            group.composed = key, compose(self.rule, group.options(), self.settings)
+        return group.composed[1]
+
+    def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
+        """The same with the numbers of this step."""
+        update, fixed = self._composed(group)
         changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
         return update, {**fixed, **changing, "step": self.steps}
 
     # --- options ---
 
     def __getitem__(self, name: str) -> Any:
-        """The value of an option that all groups have: ``opt["beta1"]``.
-
-        Raises
-        ------
-        KeyError
-            If it is no option of a group.
-        ValueError
-            If the groups differ in it.
-        """
+        """The value of an option in all groups; `ValueError` if they differ in it."""
         values = [group[name] for group in self.groups]
         if any(value != values[0] for value in values[1:]):
             raise ValueError(f"{name} differs between groups ({values}); see groups[i][{name!r}]")

@@ -1,4 +1,4 @@
-"""Fixtures that all tests share; the table of array libraries is in `support/libraries.py`."""
+"""Fixtures that all tests share; the array libraries and their variants are in `support/libraries.py`."""
 
 import os
 
@@ -30,3 +30,21 @@ def plain(request):
 @pytest.fixture
 def numba():
     return pytest.importorskip("numba", reason="the host engine needs numba")
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="torch is not installed")
+
+
+@pytest.fixture
+def jax():
+    return pytest.importorskip("jax", reason="jax is not installed")
+
+
+@pytest.fixture(params=["host", "eager"])
+def engine(request):
+    """Each engine that runs on a CPU."""
+    if request.param == "host":
+        request.getfixturevalue("numba")
+    return request.param

@@ -1,20 +1,22 @@
 """State that is saved, loaded, copied and pickled: the same bits go on, and damage is found before anything changes."""
 
+import contextlib
 import copy
 import json
 import os
 import pickle
 import stat
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from libraries import PLAIN, library_of, snapshot
+from libraries import PLAIN, library_of, refused, snapshot
 from processes import run_python
+from rules import ADAM
 
-from multiopt import Adadelta, Optimizer, Rule, checkpoint, schedules
-from multiopt.rule import Hyper
+from multiopt import Adadelta, Optimizer, checkpoint, schedules
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -52,39 +54,34 @@ def same(one, other):
     assert one.clip_global_norm == other.clip_global_norm
 
 
-@pytest.mark.parametrize("reader", PLAIN, ids=str)
-def test_a_file_goes_on_bit_for_bit_with_any_library(plain, reader, tmp_path):
-    with library_of(reader):
-        whole, first, second = make(plain), make(plain), make(reader, seed=9)
+@pytest.mark.parametrize("other", [False, True])
+def test_state_goes_on_bit_for_bit_with_any_library(plain, other, tmp_path):
+    with library_of(PLAIN[PLAIN.index(plain) - other]) as reader:
+        whole, first, loaded = make(plain), make(plain), make(reader, seed=9)
         # Seven micro-batches of three to an update: the file holds a half-done sum.
-        train(plain, first, range(100, 107))
-        first.save(tmp_path / "checkpoint.safetensors")
         train(plain, whole, range(100, 117))
-        params = second.load(tmp_path / "checkpoint.safetensors")
-        assert (second.steps, second.micro_steps) == (2, 1)
-        assert params is not None
-        same(first, second)
-        train(reader, second, range(107, 117))
-        same(whole, second)
-
-
-@pytest.mark.parametrize("reader", PLAIN, ids=str)
-def test_a_snapshot_goes_on_with_any_library(plain, reader):
-    with library_of(reader):
-        first, second = make(plain), make(reader)
-        train(plain, first, range(100, 108))
+        train(plain, first, range(100, 107))
+        first.save(tmp_path / "x")
+        params = loaded.load(tmp_path / "x")
+        assert params.keys() == SHAPES.keys()
+        assert (loaded.steps, loaded.micro_steps) == (2, 1)
         # A snapshot holds no parameters, as everywhere: they are copied by hand.
-        values = {name: reader.param(np.asarray(plain.back(array))) for name, array in first.params.items()}
-        second = Adadelta(values, engine=reader.engine, **OPTIONS)
-        second.load_state_dict(first.state_dict())
-        same(first, second)
-        train(plain, first, range(108, 115))
-        train(reader, second, range(108, 115))
-        same(first, second)
+        values = {name: reader.param(plain.host(array)) for name, array in first.params.items()}
+        taken = Adadelta(values, engine=reader.engine, **OPTIONS)
+        taken.load_state_dict(first.state_dict())
+        for opt in (loaded, taken):
+            same(first, opt)
+            train(reader, opt, range(107, 117))
+            same(whole, opt)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64", "complex128"])
-@pytest.mark.parametrize("state_dtype", [None, "float32"])
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    [
+        *((dtype, None) for dtype in ("float16", "bfloat16", "float64", "complex64", "complex128")),
+        *((dtype, "float32") for dtype in ("bfloat16", "float32", "complex128")),
+    ],
+)
 def test_every_dtype(plain, dtype, state_dtype, tmp_path):
     if not plain.half and dtype in ("float16", "bfloat16"):
         pytest.skip(f"{plain} has no {dtype}")
@@ -139,21 +136,33 @@ def test_a_snapshot_is_independent(plain):
     opt = make(plain)
     train(plain, opt, range(4))
     state = opt.state_dict()
-    kept = pickle.dumps({key: np.asarray(plain.back(a)).tobytes() for key, a in state["arrays"].items()})
+    bits = lambda: {key: plain.host(a).tobytes() for key, a in state["arrays"].items()}  # noqa: E731
+    kept = bits()
     about = copy.deepcopy(state["about"])
     train(plain, opt, range(4, 9))
     opt.rho = 0.5
     opt.add_param_group({"params": plain.param(np.ones(2, np.float32))})
-    assert kept == pickle.dumps({key: np.asarray(plain.back(a)).tobytes() for key, a in state["arrays"].items()})
+    assert kept == bits()
     assert about == state["about"]
 
 
-def test_copies_are_independent(plain):
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle 2": lambda opt: pickle.loads(pickle.dumps(opt, 2)),
+    "pickle": lambda opt: pickle.loads(pickle.dumps(opt)),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_are_independent_and_go_on(plain, kind):
+    if plain.name == "array_api_strict" and kind != "deepcopy":
+        pytest.skip("array_api_strict's arrays do not pickle")
     opt = make(plain)
     train(plain, opt, range(4))
     before = snapshot(opt)
-    twin = copy.deepcopy(opt)
+    twin = COPIES[kind](opt)
     same(opt, twin)
+    assert repr(twin) == repr(opt)
     train(plain, twin, range(4, 9))
     twin.rho = 0.1
     assert snapshot(opt) == before
@@ -161,20 +170,6 @@ def test_copies_are_independent(plain):
     train(plain, opt, range(4, 9))
     opt.rho = 0.1
     same(opt, twin)
-
-
-@pytest.mark.parametrize("protocol", [2, pickle.HIGHEST_PROTOCOL])
-def test_pickles_go_on(plain, protocol):
-    if plain.name == "array_api_strict":
-        pytest.skip("array_api_strict's arrays do not pickle")
-    opt = make(plain)
-    train(plain, opt, range(4))
-    twin = pickle.loads(pickle.dumps(opt, protocol))
-    same(opt, twin)
-    train(plain, twin, range(4, 9))
-    train(plain, opt, range(4, 9))
-    same(opt, twin)
-    assert repr(twin) == repr(opt)
 
 
 def test_a_pickle_compiles_nothing_again(numba):
@@ -254,28 +249,17 @@ def test_a_function_stays_that_of_the_optimizer_that_loads(tmp_path):
 # --- what does not fit ---
 
 
-def momentum(xp, x, g, velocity, *, lr):
-    velocity = 0.9 * velocity + g
-    return x - lr * velocity, velocity
-
-
-MOMENTUM = Rule("momentum", momentum, {"velocity": 0.0}, {"lr": Hyper(0.1, low=0.0)})
-
-
 def strangers():
     """Optimizers whose state is not that of the one in the test, and what the message must say."""
     x, y = np.ones((2, 3), np.float32), np.ones(4, np.float32)
     return {
-        "shape": (
-            Adadelta({"a": x.T.copy(), "b": y}),
-            r"expected shape \(2, 3\) and .*, got shape \(3, 2\)",
-        ),
+        "shape": (Adadelta({"a": x.T.copy(), "b": y}), r"expected shape \(2, 3\) and .*, got shape \(3, 2\)"),
         "dtype": (Adadelta({"a": x.astype("f8"), "b": y}), r"dtype float32, got shape \(2, 3\) and dtype float64"),
         "names": (Adadelta({"a": x, "c": y}), r"expected the parameters .*params\['b'\], got .*params\['c'\]"),
         "fewer": (Adadelta({"a": x}), "expected the parameters 2 in 1 group.*, got 1 in 1 group"),
         "list": (Adadelta([x, y]), r"expected the parameters .*params\['a'\].*, got .*params\[0\]"),
         "groups": (Adadelta([{"params": {"a": x}}, {"params": {"b": y}}]), "in 1 group.*in 2 group"),
-        "rule": (Optimizer(MOMENTUM, {"a": x, "b": y}), "rule: expected 'adadelta', got 'momentum'"),
+        "rule": (Optimizer(ADAM, {"a": x, "b": y}), "rule: expected 'adadelta', got 'adam'"),
         "ema": (Adadelta({"a": x, "b": y}, ema=0.5), "ema"),
         "accumulate": (Adadelta({"a": x, "b": y}, accumulate=2), "accumulate: expected 1, got 2"),
         "state_dtype": (Adadelta({"a": x, "b": y}, state_dtype="float64"), "square_avg.*got shape .* dtype float64"),
@@ -287,12 +271,10 @@ def test_another_models_state_is_refused(kind, tmp_path):
     stranger, message = strangers()[kind]
     opt = Adadelta({"a": np.full((2, 3), 2, np.float32), "b": np.full(4, 2, np.float32)})
     opt.step({"a": np.ones((2, 3), np.float32), "b": None})
-    before = snapshot(opt)
     stranger.save(tmp_path / "x")
     for load, told in [(opt.load, tmp_path / "x"), (opt.load_state_dict, stranger.state_dict())]:
-        with pytest.raises(ValueError, match=message):
+        with refused(opt, ValueError, message):
             load(told)
-        assert snapshot(opt) == before
         assert opt.ema is None
 
 
@@ -318,13 +300,10 @@ def test_a_damaged_snapshot_changes_nothing(data):
     else:
         holder[path[-1]] = data.draw(JUNK, "junk")
     before = snapshot(opt)
-    message = None
     try:
         opt.load_state_dict(state)
     except (TypeError, ValueError) as error:
-        message = str(error)
-    if message is not None:
-        assert message.startswith("state: ") or path[-1] in message, (path, message)
+        assert str(error).startswith("state: ") or path[-1] in str(error), path  # noqa: PT017
         assert snapshot(opt) == before
     else:
         # Some junk is a good value.
@@ -332,8 +311,8 @@ def test_a_damaged_snapshot_changes_nothing(data):
         assert path[-1] in (*opt.groups[0].options(), *checkpoint.SETTINGS, *checkpoint.COUNTERS, 0, 1), path
 
 
-def saved(tmp_path, **options):
-    opt = Adadelta({"a": np.linspace(0, 1, 6).reshape(2, 3), "b": np.array(3 + 1j, np.complex64)}, ema=0.9, **options)
+def saved(tmp_path):
+    opt = Adadelta({"a": np.linspace(0, 1, 6).reshape(2, 3), "b": np.array(3 + 1j, np.complex64)}, ema=0.9)
     opt.step({"a": np.ones((2, 3)), "b": np.array(1, np.complex64)})
     opt.save(tmp_path / "x")
     return opt, (tmp_path / "x").read_bytes()
@@ -343,17 +322,15 @@ def fresh():
     return Adadelta({"a": np.zeros((2, 3)), "b": np.array(0, np.complex64)}, ema=0.9)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_truncated_file_changes_nothing(tmp_path, data):
     _, content = saved(tmp_path)
     size = data.draw(st.integers(0, len(content) - 1))
     (tmp_path / "cut").write_bytes(content[:size])
     opt = fresh()
-    before = snapshot(opt)
-    with pytest.raises(ValueError, match="expected a checkpoint of multiopt, whole"):
+    with refused(opt, ValueError, "expected a checkpoint of multiopt, whole"):
         opt.load(tmp_path / "cut")
-    assert snapshot(opt) == before
 
 
 def test_every_flipped_bit_is_found_or_harmless(tmp_path):
@@ -361,18 +338,17 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path):
     opt = fresh()
     before, good, harmless = snapshot(opt), snapshot(one), 0
     header = 8 + int.from_bytes(content[:8], "little")
-    rng = np.random.default_rng(0)
+    rng, path = np.random.default_rng(0), tmp_path / "x"
+    told = f"{path}: expected a checkpoint of multiopt, whole", f"{path}: damaged"
     for position in range(len(content)):
-        damaged = bytearray(content)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        (tmp_path / "damaged").write_bytes(damaged)
-        message = None
+        with open(path, "r+b") as file:
+            file.seek(max(0, position - 1))  # mend the last one
+            file.write(content[position - 1 : position])
+            file.write(bytes([content[position] ^ 1 << int(rng.integers(8))]))
         try:
-            opt.load(tmp_path / "damaged")
+            opt.load(path)
         except ValueError as error:
-            message = str(error)
-        if message is not None:
-            assert "damaged" in message
+            assert str(error).startswith(told)  # noqa: PT017
             assert snapshot(opt) == before
         else:
             # White space, or the width of a type that the checksum makes sure of: the same arrays came out.
@@ -392,32 +368,48 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "json").write_text(json.dumps({"multiopt": 1}))
     opt = fresh()
-    before = snapshot(opt)
     for name in ("foreign", "bare", "pickle", "empty", "json"):
-        with pytest.raises(ValueError, match=f"{name}: expected a checkpoint of multiopt, whole"):
+        with refused(opt, ValueError, f"{name}: expected a checkpoint of multiopt, whole"):
             opt.load(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
+    with refused(opt, FileNotFoundError, "absent"):
         opt.load(tmp_path / "absent")
-    assert snapshot(opt) == before
+    with pytest.raises(OSError, match="absent"):
+        opt.save(tmp_path / "absent" / "x")
 
 
 # --- writing ---
 
 
-@pytest.mark.parametrize("error", [OSError("no space left on device"), KeyboardInterrupt()], ids=repr)
-def test_a_failing_write_leaves_the_old_file(error, tmp_path, monkeypatch):
-    import safetensors.numpy
+@contextlib.contextmanager
+def full_disk(monkeypatch):
+    resource = pytest.importorskip("resource", reason="limits on files are a thing of Unix")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, old[1]))  # the signal that comes with it, Python ignores
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
-    opt, content = saved(tmp_path)
+
+@contextlib.contextmanager
+def interrupted(monkeypatch):
+    import safetensors.numpy
 
     def fail(tensors, path, metadata=None):
         path.write_bytes(b"half")
-        raise error
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+    yield
+
+
+@pytest.mark.parametrize(("failure", "error"), [(full_disk, OSError), (interrupted, KeyboardInterrupt)])
+def test_a_failing_write_leaves_the_old_file(failure, error, tmp_path, monkeypatch):
+    opt, content = saved(tmp_path)
     opt.steps = 99
-    with pytest.raises(type(error)):
+    with pytest.raises(error) as caught, failure(monkeypatch):
         opt.save(tmp_path / "x")
+    assert error is KeyboardInterrupt or str(tmp_path / "x") in str(caught.value)
     assert (tmp_path / "x").read_bytes() == content
     assert os.listdir(tmp_path) == ["x"]
 
@@ -431,48 +423,15 @@ def test_who_reads_while_another_writes_sees_one_file_whole(tmp_path):
     assert (tmp_path / "x").read_bytes() != content
 
 
-def test_a_full_disk_leaves_the_old_file(tmp_path):
-    pytest.importorskip("resource", reason="limits on files are a thing of Unix")
-    _, content = saved(tmp_path)
-    code = f"""
-import resource, signal, sys
-import numpy as np
-from multiopt import Adadelta
-opt = Adadelta(np.ones(100_000))
-opt.step(np.ones(100_000))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
-try:
-    opt.save({str(tmp_path / "x")!r})
-except OSError as error:
-    print("OSError", {str(tmp_path / "x")!r} in str(error))
-"""
-    assert run_python(code) == "OSError True"
-    assert (tmp_path / "x").read_bytes() == content
-    assert os.listdir(tmp_path) == ["x"]
-
-
 def test_the_file_has_the_usual_mode(tmp_path):
     (tmp_path / "usual").write_bytes(b"")
     saved(tmp_path)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
 
 
-def test_a_missing_folder_is_an_os_error(tmp_path):
-    with pytest.raises(OSError, match="absent"):
-        fresh().save(tmp_path / "absent" / "x")
-
-
-def test_without_safetensors_the_extra_is_named():
-    code = """
-import sys; sys.modules["safetensors"] = sys.modules["safetensors.numpy"] = None
-import numpy as np
-from multiopt import Adadelta
-opt = Adadelta(np.ones(2))
-for act in (opt.save, opt.load):
-    try:
-        act("x")
-    except ImportError as error:
-        print(error)
-"""
-    assert run_python(code).splitlines() == ['checkpoints need safetensors: pip install "multiopt[checkpoint]"'] * 2
+def test_without_safetensors_the_extra_is_named(monkeypatch):
+    for name in ("safetensors", "safetensors.numpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for act in (fresh().save, fresh().load):
+        with pytest.raises(ImportError, match=r'^checkpoints need safetensors: pip install "multiopt\[checkpoint\]"$'):
+            act("x")

@@ -34,7 +34,7 @@ def put(lib, tree):
 
 
 def bits(lib, *trees):
-    return [(np.asarray(lib.back(a)).dtype, np.asarray(lib.back(a)).tobytes()) for tree in trees for a in tree.values()]
+    return [(a.dtype, a.tobytes()) for tree in trees for a in lib.backs(tree.values())]
 
 
 @pytest.mark.parametrize(
@@ -61,27 +61,27 @@ def test_the_bits_are_those_of_the_optimizer(plain, name, dtype):
     assert bits(plain, params, *state.slots.values()) == bits(plain, opt.params, *held)
 
 
-def test_it_is_pure(lib):
+def test_it_is_pure(plain):
     rng = np.random.default_rng(1)
-    params, grads = ({name: lib.param(a) for name, a in draw(rng).items()} for _ in range(2))
+    params, grads = ({name: plain.param(a) for name, a in draw(rng).items()} for _ in range(2))
     state = init(params)
-    before = bits(lib, params, grads, *state.slots.values())
+    before = bits(plain, params, grads, *state.slots.values())
     new, after = update(params, grads, state, weight_decay=0.1, clip_value=1.0)
     again, _ = update(params, grads, state, weight_decay=0.1, clip_value=1.0)
-    assert bits(lib, params, grads, *state.slots.values()) == before
-    assert bits(lib, new) == bits(lib, again)
+    assert bits(plain, params, grads, *state.slots.values()) == before
+    assert bits(plain, new) == bits(plain, again)
     assert (state.step, after.step) == (0, 1)
-    if lib.mutable:
+    if plain.mutable:
         new["w"][...] = 0.0
-        assert bits(lib, params, grads, *state.slots.values()) == before
+        assert bits(plain, params, grads, *state.slots.values()) == before
 
 
 def test_none_leaves_a_parameter_alone(plain):
     params = {"a": plain.grad(np.ones(2)), "b": plain.grad(np.ones(3))}
     new, state = update(params, {"a": None, "b": plain.grad(np.ones(3))}, init(params))
     assert new["a"] is params["a"]
-    assert np.asarray(plain.back(state.slots["square_avg"]["a"])).tolist() == [0, 0]
-    assert (np.asarray(plain.back(new["b"])) < 1).all()
+    assert plain.host(state.slots["square_avg"]["a"]).tolist() == [0, 0]
+    assert (plain.host(new["b"]) < 1).all()
 
 
 def test_trees_of_any_kind(plain):
@@ -100,64 +100,63 @@ def test_state_dtype(plain):
     params = {"w": plain.grad(np.ones(3, np.float32)), "z": plain.grad(np.ones(3, np.complex64))}
     state = init(params, state_dtype="float64")
     new, state = update(params, params, state)
-    dtypes = [np.asarray(plain.back(a)).dtype for a in (*new.values(), *state.slots["square_avg"].values())]
+    dtypes = [plain.host(a).dtype for a in (*new.values(), *state.slots["square_avg"].values())]
     assert dtypes == ["float32", "complex64", "float64", "complex128"]
 
 
 def test_what_is_refused(plain):
-    one = plain.grad(np.ones(2, np.float32))
+    one, long, wide = (plain.grad(np.ones(n, dtype)) for n, dtype in ((2, "f4"), (3, "f4"), (2, "f8")))
     state = init([one])
     for call, kind, message in [
         (lambda: init([plain.grad(np.ones(2, np.int32))]), TypeError, r"params\[0\]: expected one of the dtypes"),
         (lambda: init([1.0]), TypeError, r"params\[0\]: expected an array, got builtins.float"),
         (lambda: init([one], state_dtype="int32"), ValueError, "state_dtype: expected one of None, 'float16'"),
-        (lambda: update([one], [plain.grad(np.ones(3, np.float32))], state), ValueError, r"grads\[0\]: expected shape"),
-        (
-            lambda: update([one], [plain.grad(np.ones(2))], state),
-            TypeError,
-            r"grads\[0\]: expected a .* dtype float32",
-        ),
+        (lambda: update([one], [long], state), ValueError, r"grads\[0\]: expected shape"),
+        (lambda: update([one], [wide], state), TypeError, r"grads\[0\]: expected a .* dtype float32"),
         (lambda: update([one], [1.0], state), TypeError, r"grads\[0\]: expected an array"),
         (lambda: update([one], one, state), ValueError, "grads: expected a list or tuple, as params is"),
         (lambda: update([one], [one, one], state), ValueError, "grads: expected 1 entries"),
         (lambda: update([one, one], [one, one], state), ValueError, r"state.slots\['square_avg'\]: expected 2 entries"),
-        (lambda: update([one], [one], state, rho=2.0), ValueError, r"rho: expected a number in \[0, 1\], got 2"),
-        (lambda: update([one], [one], state, lr=-1), ValueError, "lr: expected a number"),
-        (lambda: update([one], [one], state, lr=lambda step: -1), ValueError, "lr: expected a number"),
-        (lambda: update([one], [one], state, weight_decay=-1), ValueError, "weight_decay: expected a number"),
-        (lambda: update([one], [one], state, clip_value=0), ValueError, "clip_value: expected a number"),
-        (lambda: update([one], [one], state, eps=0), ValueError, "eps: expected a number"),
-        (lambda: update([one], [one], state, eps="1"), TypeError, "eps: expected a real number"),
-        (lambda: update([one], [one], state, maximize=1), TypeError, "maximize: expected True or False"),
-        (lambda: update([one], [one], state, weight_decay=0.1, decoupled=1), TypeError, "decoupled: expected True"),
-        (
-            lambda: update([one], [one], state, beta=0.5),
-            TypeError,
-            r"unknown \['beta'\]; expected some of lr",
-        ),
         (lambda: update([one], [one], state, rule=ADAM), TypeError, "state: expected what init"),
         (lambda: update([one], [one], None), TypeError, "state: expected what init"),
     ]:
         with pytest.raises(kind, match=message):
             call()
+    for options, kind, message in [
+        ({"rho": 2.0}, ValueError, r"rho: expected a number in \[0, 1\], got 2"),
+        ({"lr": -1}, ValueError, "lr: expected a number"),
+        ({"lr": lambda step: -1}, ValueError, "lr: expected a number"),
+        ({"weight_decay": -1}, ValueError, "weight_decay: expected a number"),
+        ({"clip_value": 0}, ValueError, "clip_value: expected a number"),
+        ({"eps": 0}, ValueError, "eps: expected a number"),
+        ({"eps": "1"}, TypeError, "eps: expected a real number"),
+        ({"maximize": 1}, TypeError, "maximize: expected True or False"),
+        ({"weight_decay": 0.1, "decoupled": 1}, TypeError, "decoupled: expected True"),
+        ({"beta": 0.5}, TypeError, r"unknown \['beta'\]; expected some of lr"),
+    ]:
+        with pytest.raises(kind, match=message):
+            update([one], [one], state, **options)
 
 
 # --- inside jax.jit ---
 
 
-@pytest.fixture
-def jax():
-    return pytest.importorskip("jax", reason="jax is not installed")
-
-
-def close(got, want, dtype):
+def close(got, want):
     # The compiler contracts to FMA and XLA flushes subnormals: some roundings a step, over four steps.
-    eps = np.finfo(dtype).eps
+    eps = np.finfo(np.float32).eps
     np.testing.assert_allclose(np.asarray(got), np.asarray(want), rtol=50 * eps, atol=50 * eps)
 
 
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_inside_jit(jax, options):
+def alike(params, state, other, plain):
+    for name in SHAPES:
+        close(params[name], other[name])
+        for slot in ("square_avg", "acc_delta"):
+            close(state.slots[slot][name], plain.slots[slot][name])
+
+
+@pytest.mark.parametrize("name", ["decoupled", "maximize", "clip_value", "schedules"])
+def test_inside_jit(jax, name):
+    options = OPTIONS[name]
     compiled = jax.jit(lambda params, grads, state: update(params, grads, state, **options))
     rng = np.random.default_rng(2)
     start = draw(rng)
@@ -168,10 +167,7 @@ def test_inside_jit(jax, options):
         params, state = compiled(params, grads, state)
         other, plain = update(other, grads, plain, **options)
     assert int(state.step) == 4
-    for name in SHAPES:
-        close(params[name], other[name], np.float32)
-        for slot in ("square_avg", "acc_delta"):
-            close(state.slots[slot][name], plain.slots[slot][name], np.float32)
+    alike(params, state, other, plain)
 
 
 def test_traced_numbers_do_not_recompile(jax):
@@ -189,7 +185,7 @@ def test_traced_numbers_do_not_recompile(jax):
         lr, rho, decay = 1.0 / (1 + i), 0.9 - i / 10, i / 20
         params, state = step(params, x * i, state, lr, rho, decay)
         other, plain = update(other, x * i, plain, lr=lr, rho=rho, weight_decay=decay)
-        close(params, other, np.float32)
+        close(params, other)
     assert len(traces) <= 2
 
 
@@ -203,7 +199,7 @@ def test_a_rule_whose_slots_are_not_sorted_inside_jit(jax):
     for i in range(4):
         params, state = step(params, x + i, state)
         opt.step(np.linspace(-1, 1, 5, dtype=np.float32) + np.float32(i))
-    close(params, opt.params, np.float32)
+    close(params, opt.params)
 
 
 def test_grad_scan_and_donation(jax):
@@ -233,7 +229,7 @@ def test_vmap(jax):
     xs = jax.numpy.asarray(np.random.default_rng(0).standard_normal((4, 3)), dtype="float32")
     batched = jax.vmap(lambda x: update(x, x, init(x))[0])(xs)
     for x, new in zip(xs, batched, strict=True):
-        close(new, update(x, x, init(x))[0], np.float32)
+        close(new, update(x, x, init(x))[0])
 
 
 def test_the_optimizer_refuses_traced_arrays(jax):
@@ -244,9 +240,7 @@ def test_the_optimizer_refuses_traced_arrays(jax):
 # --- inside torch.compile ---
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
-def test_inside_torch_compile(backend):
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+def test_inside_torch_compile(torch):
     rng = np.random.default_rng(3)
     options = {"weight_decay": 0.1, "clip_value": 1.0}
 
@@ -258,7 +252,7 @@ def test_inside_torch_compile(backend):
         torch.compiler.reset()
         from torch._dynamo.testing import CompileCounterWithBackend
 
-        counter = CompileCounterWithBackend(backend)
+        counter = CompileCounterWithBackend("inductor")
         compiled = torch.compile(step, fullgraph=True, backend=counter)
         params = other = {name: torch.from_numpy(np.array(a)) for name, a in draw(rng).items()}
         state = plain = init(params)
@@ -270,10 +264,7 @@ def test_inside_torch_compile(backend):
             params, state = compiled(params, grads, state, lr)
             other, plain = update(other, grads, plain, lr=lr, **options)
     assert state.step == plain.step == 5
-    for name in SHAPES:
-        assert torch.equal(kept[name], start[name])
-        close(params[name], other[name], np.float32)
-        for slot in ("square_avg", "acc_delta"):
-            close(state.slots[slot][name], plain.slots[slot][name], np.float32)
+    assert all(torch.equal(kept[name], start[name]) for name in SHAPES)
+    alike(params, state, other, plain)
     # Once for the first step, whose number is a constant at first, and once for all the others.
     assert counter.frame_count <= 2

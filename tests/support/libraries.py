@@ -1,13 +1,15 @@
-"""The one table of array libraries that the tests run over, with their variants, and what tests share."""
+"""The registry's array libraries with what tests need of them, variants, and what tests share."""
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
+
+from multiopt import backends, checkpoint
 
 
 def torch_tensor(array):
@@ -73,19 +75,20 @@ def strict_array(array):
 
 @dataclass(frozen=True)
 class Library:
-    """One array library, or one way to hold its arrays.
+    """One array library of the registry, or one way to hold its arrays.
 
-    `param` and `grad` make its arrays of NumPy's, with memory of their own; `back` is the inverse. `bits` says that
-    float32 and float64 have the bits of NumPy; `subnormals` that they are kept.
+    `param` and `grad` make its arrays of NumPy's, with memory of their own; `back` is the inverse.
     """
 
     name: str
-    package: str
+    #: As the registry lists it.
+    library: backends.Library
     param: Callable[[np.ndarray], Any]
     grad: Callable[[np.ndarray], Any]
     back: Callable[[Any], np.ndarray] = np.array
     engine: str = "auto"
     mutable: bool = True
+    #: Whether subnormal numbers are kept.
     subnormals: bool = True
     half: bool = True
     #: Each operation costs so much that tests ask fewer questions.
@@ -94,55 +97,65 @@ class Library:
     def __str__(self) -> str:
         return self.name
 
-    def need(self) -> None:
-        pytest.importorskip(self.package, reason=f"{self.package} is not installed")
-        if self.engine == "host":
-            pytest.importorskip("numba", reason="the host engine needs numba")
-
     def params(self, arrays):
         return [self.param(array) for array in arrays]
 
     def grads(self, arrays):
         return [None if array is None else self.grad(array) for array in arrays]
 
+    def host(self, array):
+        """The values of one array, in NumPy."""
+        return np.asarray(self.back(array))
+
     def backs(self, arrays):
-        return [np.asarray(self.back(array)) for array in arrays]
+        return [self.host(array) for array in arrays]
 
 
 def own(array):
     return np.array(array, order="K")
 
 
-LIBRARIES = {
-    library.name: library
-    for library in [
-        Library("numpy", "numpy", own, own, engine="host"),
-        Library("numpy-eager", "numpy", own, own, engine="eager"),
-        Library("numpy-strided", "numpy", strided, strided, engine="host"),
-        Library("numpy-strided-eager", "numpy", strided, strided, engine="eager"),
-        Library("numpy-strided-grads", "numpy", own, strided, engine="host"),
-        # A gradient is only read; that its memory may not be written to is no reason to refuse it.
-        Library("numpy-readonly-grads", "numpy", own, readonly, engine="host"),
-        Library(
-            "torch", "torch", lambda a: torch_tensor(a.copy()), lambda a: torch_tensor(a.copy()), torch_array, "host"
-        ),
-        Library("torch-strided", "torch", gaps, gaps, torch_array, "host"),
-        # XLA on the CPU flushes subnormal numbers to zero, jitted or not.
-        Library("jax", "jax", jax_array, jax_array, mutable=False, subnormals=False, slow=True),
-        Library("dask", "dask.array", dask_array, dask_array, lambda a: a.compute(), mutable=False, slow=True),
-        Library("array_api_strict", "array_api_strict", strict_array, strict_array, half=False),
-    ]
+def torch_copy(array):
+    return torch_tensor(array.copy())
+
+
+#: What the registry does not say: how to make a library's arrays of NumPy's and back, and what its arithmetic does.
+HELD = {
+    "numpy": {"param": own, "grad": own, "engine": "host"},
+    "torch": {"param": torch_copy, "grad": torch_copy, "back": torch_array, "engine": "host"},
+    # XLA on the CPU flushes subnormal numbers to zero, jitted or not.
+    "jax": {"param": jax_array, "grad": jax_array, "mutable": False, "subnormals": False, "slow": True},
+    "dask": {
+        "param": dask_array, "grad": dask_array, "back": lambda a: a.compute(), "mutable": False, "slow": True,
+    },
+    "array_api_strict": {"param": strict_array, "grad": strict_array, "half": False},
+}  # fmt: skip
+#: Other ways to hold a library's arrays, or another engine for them.
+VARIANTS = {
+    "numpy-eager": {"engine": "eager"},
+    "numpy-strided": {"param": strided, "grad": strided},
+    "numpy-strided-eager": {"param": strided, "grad": strided, "engine": "eager"},
+    "numpy-strided-grads": {"grad": strided},
+    # A gradient is only read; that its memory may not be written to is no reason to refuse it.
+    "numpy-readonly-grads": {"grad": readonly},
+    "torch-strided": {"param": gaps, "grad": gaps},
 }
-
-
+#: CuPy needs a GPU: its tests are in `tests/backends`.
+REGISTERED = {library.name: library for library in backends.libraries() if library.name != "cupy"}
 #: One of each library, for what does not depend on how its arrays are held.
-PLAIN = [LIBRARIES[name] for name in ("numpy", "torch", "jax", "dask", "array_api_strict")]
+PLAIN = [Library(name, library, **HELD[name]) for name, library in REGISTERED.items()]
+LIBRARIES = {library.name: library for library in PLAIN}
+for _name, _changes in VARIANTS.items():
+    LIBRARIES[_name] = replace(LIBRARIES[_name.partition("-")[0]], name=_name, **_changes)
 
 
 @contextlib.contextmanager
 def library_of(library):
-    library.need()
-    with x64() if library.name == "jax" else contextlib.nullcontext():
+    """The library, if it is installed; otherwise the test is skipped."""
+    pytest.importorskip(library.library.namespace, reason=f"{library.library.title} is not installed")
+    if library.engine == "host":
+        pytest.importorskip("numba", reason="the host engine needs numba")
+    with x64() if library.library.name == "jax" else contextlib.nullcontext():
         yield library
 
 
@@ -154,10 +167,17 @@ def x64():
 
 def snapshot(opt):
     """All that a failed call must leave as it was: the bits of every array, and every number."""
-    from multiopt import checkpoint
-
     arrays = {p.key: p.bucket.backend.to_host(p.get()).tobytes() for p in checkpoint.places(opt, params=True)}
     return arrays, [group.options() for group in opt.groups], opt.steps, opt.micro_steps, opt.skipped
+
+
+@contextlib.contextmanager
+def refused(opt, kind, message):
+    """The block raises such an error, and leaves the optimizer as it was."""
+    before = snapshot(opt)
+    with pytest.raises(kind, match=message):
+        yield
+    assert snapshot(opt) == before
 
 
 def gradients(rng, shape, dtype, decades=(-40, 20), subnormals=True):

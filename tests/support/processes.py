@@ -5,8 +5,11 @@ import subprocess
 import sys
 
 
-def run_python(code: str, timeout: float = 120, **environment: str) -> str:
-    """Run a program in a process of its own, and return what it printed; a hang is a failure."""
+def run_python(code: str, timeout: float = 900, **environment: str) -> str:
+    """Run a program in a process of its own, and return what it printed.
+
+    A hang is a failure; the time-out is so long that a busy machine is none.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         env={**os.environ, **environment},

@@ -1,0 +1,133 @@
+"""Engines: threads, blocks, chunks and the split into arrays change no bit, and a step needs no memory to speak of."""
+
+import os
+import tracemalloc
+
+import numpy as np
+import pytest
+from libraries import LIBRARIES, OPTIONS, gradients, library_of
+from rules import DESCENT
+
+from multiopt import Adadelta, Optimizer
+
+
+def split_run(whole, grads, cuts, options, engine="host"):
+    """Train on the same numbers, cut into arrays."""
+    x = whole.copy()
+    opt = Adadelta(np.split(x, cuts), engine=engine, **options)
+    for g in grads:
+        opt.step(np.split(g, cuts))
+    state = [np.concatenate([s[slot] for s in opt.state]) for slot in ("square_avg", "acc_delta")]
+    return [a.tobytes() for a in (x, *state)], opt.grad_norm
+
+
+SIZE = 1_300_003
+CUTS = {
+    "whole": [],
+    "two": [524_288],
+    "odd": [1, 2, 1000, 524_287, 524_289, 1_048_576],
+    "even": list(range(7, SIZE, 9973)),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_value": 1.0, "weight_decay": 0.1}, {"clip_global_norm": 1.0}], ids=str)
+def test_threads_and_split_change_nothing(options, monkeypatch, numba):
+    rng = np.random.default_rng(8)
+    numbers = rng.standard_normal(SIZE).astype(np.float32), [gradients(rng, SIZE, np.float32) for _ in range(2)]
+    expected, norm = split_run(*numbers, [], options, engine="eager")
+    for cuts in CUTS.values():
+        for threads in (1, 2, 3, 7):
+            monkeypatch.setenv("MULTIOPT_NUM_THREADS", str(threads))
+            got, its = split_run(*numbers, cuts, options)
+            assert got == expected
+            assert norm is None or float(its) == float(norm)
+
+
+@pytest.mark.parametrize("block", [1, 3, 1000, 1 << 15])
+def test_blocking_changes_nothing(block, monkeypatch, numba):
+    from multiopt.backends.engines import eager
+    from multiopt.backends.engines.host import engine as host
+
+    rng = np.random.default_rng(9)
+    start, g = rng.standard_normal((9, 11, 5)).astype(np.float32), gradients(rng, (9, 11, 5), np.float32, (-20, 10))
+    results = []
+    monkeypatch.setattr(eager, "BLOCK", block)
+    monkeypatch.setattr(host, "COPIED", block)
+    monkeypatch.setattr(host, "SERIAL", 0)
+    monkeypatch.setattr(host, "PIECE", block)
+    for library in ("numpy-eager", "numpy", "numpy-strided", "numpy-strided-eager", "torch-strided"):
+        with library_of(LIBRARIES[library]) as lib:
+            opt = Adadelta(lib.param(start), engine=lib.engine, clip_global_norm=2.0)
+            for _ in range(3):
+                opt.step(lib.grad(g))
+            results.append([lib.back(a).tobytes() for a in (opt.params, *opt.state.values())])
+    assert all(result == results[0] for result in results)
+
+
+def test_block_boxes_tile_every_shape():
+    from multiopt.backends.engines.eager import blocks
+
+    for shape in [(), (0,), (5,), (3, 4), (2, 3, 4, 5), (4, 0, 3), (1, 1, 7)]:
+        for size in (1, 2, 5, 7, 60, 1000):
+            seen = np.zeros(shape, int)
+            for box in blocks(shape, size):
+                assert seen[box].size <= size
+                seen[box] += 1
+            assert (seen == 1).all()
+
+
+def test_dask_chunks_change_nothing():
+    pytest.importorskip("dask.array")
+    import dask.array as da
+
+    rng = np.random.default_rng(2)
+    start, g = rng.standard_normal((9, 6)).astype(np.float32), gradients(rng, (9, 6), np.float32)
+    results = []
+    for chunks, other in [((9, 6), (9, 6)), ((4, 6), (4, 6)), ((4, 4), (5, 6)), ((1, 1), (9, 6))]:
+        opt = Adadelta(da.from_array(start, chunks=chunks), clip_norm=0.5)
+        for _ in range(3):
+            x = opt.step(da.from_array(g, chunks=other))
+        assert x.chunks == da.from_array(start, chunks=chunks).chunks
+        results.append([a.compute().tobytes() for a in (x, *opt.state.values())])
+    assert all(result == results[0] for result in results)
+
+
+# --- memory ---
+
+
+def test_a_step_needs_no_memory_that_grows_with_the_arrays(engine, monkeypatch):
+    # NumPy tells tracemalloc of its allocations: 4 million elements, 16 MiB an array.
+    monkeypatch.setenv("MULTIOPT_NUM_THREADS", "2")
+    x, g = np.ones(1 << 22, np.float32), np.ones(1 << 22, np.float32)
+    square = (2048, 2048)
+    for params, grads in [
+        ([x], [g]),
+        ([x.reshape(square).T[::-1]], [g.reshape(square)]),
+        (np.split(x, 64), np.split(g, 64)),
+    ]:
+        opt = Adadelta(params, engine=engine, nonfinite="raise", **OPTIONS["all clips"], maximize=True)
+        opt.step(grads)
+        tracemalloc.start()
+        opt.step(grads)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 10 << 20  # buffers of one size, whatever the arrays'
+
+
+@pytest.mark.skipif(not os.environ.get("MULTIOPT_TEST_HUGE"), reason="needs 9 GB; MULTIOPT_TEST_HUGE=1 asks for it")
+def test_more_than_two_to_the_31_elements(engine):
+    # A rule without state, because memory is dear; the walk over memory is that of every rule.
+    n, block = 2**31 + 70_001, 1 << 24
+    x, g = np.zeros(n, np.float16), np.ones(n, np.float16)
+    g[::1000], g[2**31 :: 1000] = 0.5, -2.0
+    opt = Optimizer(DESCENT, x, lr=0.25, engine=engine, clip_global_norm=1e9)
+    opt.step(g)
+    values, counts = [0.5, 1.0, -2.0], [0, 0, 0]
+    for start in range(0, n, block):
+        part = g[start : start + block]
+        assert (x[start : start + block] == np.float16(-0.25) * part).all()
+        counts = [count + int((part == v).sum()) for count, v in zip(counts, values, strict=True)]
+    assert float(opt.grad_norm) == np.sqrt(sum(count * v * v for count, v in zip(counts, values, strict=True)))
+    g[n - 1], opt.nonfinite = np.nan, "raise"
+    with pytest.raises(FloatingPointError):
+        opt.step(g)

@@ -1,0 +1,101 @@
+"""Structures: parameters come back as they came, and gradients must come in the same structure."""
+
+from collections import OrderedDict, namedtuple
+
+import numpy as np
+import pytest
+from libraries import refused
+
+from multiopt import Adadelta
+
+Pair = namedtuple("Pair", "w b")
+BUILDS = {
+    "one": lambda p, q: p,
+    "list": lambda p, q: [p, q],
+    "tuple": lambda p, q: (p, q),
+    "dict": lambda p, q: {"a": p, "b": q},
+    "nested": lambda p, q: {"a": [p, {"deep": q}], "e": ()},
+    "groups": lambda p, q: [{"params": [p]}, {"params": {"q": q}, "lr": 0.5}],
+}
+
+
+@pytest.mark.parametrize("build", BUILDS.values(), ids=BUILDS)
+def test_step_returns_the_parameters_as_they_came(plain, build):
+    params, grads = (build(make(np.ones(3)), make(np.ones((2, 2)))) for make in (plain.param, plain.grad))
+    opt = Adadelta(params, engine=plain.engine)
+    if opt.grouped:
+        params, grads = ([group["params"] for group in tree] for tree in (params, grads))
+    for _ in range(2):
+        out = opt.step(grads)
+        assert type(out) is type(params)
+        assert structure(out) == structure(params) == structure(opt.params)
+        assert {x is y for x, y in zip(leaves(out), leaves(params), strict=True)} == {plain.mutable}
+        assert all(x is y for x, y in zip(leaves(out), leaves(opt.params), strict=True))
+        assert all((x < 1).all() for x in plain.backs(leaves(out)))
+
+
+def structure(tree):
+    if isinstance(tree, dict):
+        return {key: structure(value) for key, value in tree.items()}
+    return type(tree)(map(structure, tree)) if isinstance(tree, (list, tuple)) else "leaf"
+
+
+def leaves(tree):
+    if isinstance(tree, (dict, list, tuple)):
+        return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(part)]
+    return [tree]
+
+
+def test_iterators():
+    a, b = np.ones(3), np.ones(2)
+    opt = Adadelta(x for x in (a, b))
+    out = opt.step(x for x in (np.ones(3), np.ones(2)))
+    assert out[0] is a
+    assert out[1] is b
+
+
+def test_named_tuples_and_ordered_dicts():
+    pytest.importorskip("optree", reason="optree is not installed")
+    opt = Adadelta(Pair(np.ones(2), OrderedDict(z=np.ones(1), a=np.ones(3))))
+    out = opt.step(Pair(np.ones(2), OrderedDict(z=np.ones(1), a=None)))
+    assert isinstance(out, Pair)
+    assert list(out.b) == ["z", "a"]
+    assert out.b["a"][0] == 1
+    assert out.b["z"][0] < 1
+    assert set(opt.state.b["z"]) == {"square_avg", "acc_delta"}
+
+
+def test_a_dicts_gradients_may_come_in_any_order():
+    opt = Adadelta({"a": np.ones(2), "b": np.ones(3)})
+    out = opt.step({"b": np.ones(3), "a": np.zeros(2)})
+    assert list(out) == ["a", "b"]
+    assert out["a"][0] == 1
+    assert out["b"][0] < 1
+
+
+ONE, TWO = np.ones(1), np.ones(2)
+#: Parameters, gradients of another structure, and what the message says.
+WRONG = [
+    ({"a": ONE, "b": TWO}, None, "expected a dict, as params is, got None"),
+    ({"a": ONE, "b": TWO}, ONE, "expected a dict, as params is, got a ndarray"),
+    ({"a": ONE, "b": TWO}, [ONE, TWO], "expected a dict, as params is, got a list"),
+    ({"a": ONE, "b": TWO}, {"a": ONE}, r".*missing \['b'\], unexpected \[\]"),
+    ({"a": ONE, "b": TWO}, {"a": ONE, "b": TWO, "c": ONE}, r".*missing \[\], unexpected \['c'\]"),
+    ({"a": ONE, "b": TWO}, {"a": ONE, "c": TWO}, r".*missing \['b'\], unexpected \['c'\]"),
+    ({"a": ONE, "b": TWO}, {}, r".*missing \['a', 'b'\]"),
+    ({"a": ONE, "b": TWO}, {"a": None, "b": None}, "expected at least one gradient, got None for every parameter"),
+    ([ONE, TWO], [ONE], "expected 2 entries, one for each of params, got 1"),
+    ([ONE, TWO], {"a": 1}, "expected a list or tuple, as params is, got a dict"),
+    (ONE, [ONE], "expected one array, as params is, got a list"),
+    ([{"params": ONE}, {"params": [TWO]}], ONE, "expected a list with one entry for each of 2 groups, got a ndarray"),
+    ([{"params": ONE}, {"params": [TWO]}], [ONE], "expected a list with one entry for each of 2 groups, got 1 entries"),
+    ({"x": [ONE, TWO]}, {"x": [ONE]}, r"expected the structure .*missing \[\"grads\['x'\]\[1\]\"\]"),
+    ({"x": [ONE, TWO]}, {"x": (ONE, TWO)}, "expected the structure"),
+]
+
+
+@pytest.mark.parametrize(("params", "grads", "message"), WRONG, ids=[message for _, _, message in WRONG])
+def test_gradients_of_another_structure(params, grads, message):
+    opt = Adadelta(params, engine="eager")
+    with refused(opt, ValueError, f"^grads: {message}"):
+        opt.step(grads)
