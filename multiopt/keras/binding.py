@@ -37,6 +37,7 @@ class VariableBinding:
     ) -> None:
         self.rule, self.columns, self._engine = rule, [list(column) for column in columns], engine
         self.names = [variable.name for variable in columns[0]] if names is None else list(names)
+        self._grad_names = [f"gradient of {name!r}" for name in self.names]
         self._binding: Binding | None = None
 
     @property
@@ -71,8 +72,7 @@ class VariableBinding:
     ) -> Plan:
         """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
         shards = [None if g is None else local(g) for g in grads]
-        names = [f"gradient of {name!r}" for name in self.names]
-        return self.bound().plan(update, shards, values, clip_norm=clip_norm, names=names)
+        return self.bound().plan(update, shards, values, clip_norm=clip_norm, names=self._grad_names)
 
     def put_back(self) -> None:
         """Put new arrays of an immutable library into the variables."""
@@ -100,14 +100,8 @@ def stateless(rule: Rule, x: Array, g: Array, **options: Any) -> Array:
 class AdadeltaStep:
     """A step of Adadelta: weight decay, clipping and the rule in one pass over memory.
 
-    Parameters
-    ----------
-    columns : three sequences of Variable
-        The variables, of one array library, and for each of them the accumulated gradient and the accumulated delta.
-    decayed : sequence of bool or None
-        Which variables weight decay applies to; None: all.
-    engine : str
-        See `multiopt.Optimizer`.
+    `columns` are the variables, of one array library, and for each of them the accumulated gradient and the
+    accumulated delta; `decayed` says which of them weight decay applies to, by default all.
     """
 
     def __init__(
@@ -161,20 +155,8 @@ class AdadeltaStep:
     ) -> None:
         """Take a step. Everything is checked before anything is written.
 
-        Parameters
-        ----------
-        grads : sequence of arrays or None
-            One for each variable; None leaves its variable and state as they are.
-        values : callable
-            The numbers for a variable: ``lr``, ``rho``, ``eps``, and optionally ``scale`` (1), ``clip_value`` (None)
-            and ``weight_decay`` (0). Called once for each device and dtype.
-        clip_norm, clip_global_norm : float or None
-            Thresholds for each gradient's norm, and for the norm of all gradients together.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If a gradient does not agree with its variable.
+        `values` returns the numbers for a variable, and is called once for each device and dtype: ``lr``, ``rho``,
+        ``eps``, and optionally ``scale`` (1), ``clip_value`` (None) and ``weight_decay`` (0).
         """
         planned = self.plan(grads, values, clip_norm, clip_global_norm)
         reduce = reducer([[v.value for v in group.variables] for group, _ in planned])

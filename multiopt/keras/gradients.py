@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .. import backends
@@ -10,10 +10,10 @@ from ..backends.generic import FLOATING, Array
 from ..binding import Reduce
 from ..clipping import clip
 from .distribute.mesh import local, mesh_of
-from .variables.slices import IndexedSlices
-from .variables.variable import Variable, detached, is_traced
+from .variables.slices import IndexedSlices, as_gradient
+from .variables.variable import Boxes, Variable, detached, is_traced
 
-__all__ = ["Pairs", "check_gradients", "clipped", "pairs"]
+__all__ = ["Pairs", "checked", "clipped", "pairs"]
 
 Pairs = list[tuple[Any, Variable]]
 
@@ -31,19 +31,26 @@ def pairs(grads_and_vars: Any) -> list[tuple[Any, Any]]:
     return given
 
 
-def check_gradients(given: Pairs) -> None:
-    """Check that each gradient agrees with its variable.
+def checked(grads_and_vars: Iterable[tuple[Any, Any]], boxes: Boxes) -> tuple[Pairs, list[str]]:
+    """Pairs of gradients, dense or `IndexedSlices` or None, and Variables, and the names of those without a gradient.
 
     Raises
     ------
     TypeError
-        If a gradient's library or dtype is not its variable's, or a variable's dtype is not floating or complex.
+        If something is not a variable, a gradient's library or dtype is not its variable's, or a variable's dtype is
+        not floating or complex.
     ValueError
-        If a gradient's shape or device is not its variable's.
+        If no variable has a gradient, or a gradient's shape or device is not its variable's.
     """
-    if not _agree_at_a_glance(given):
-        for gradient, variable in given:
+    given = [(as_gradient(g), boxes.of(v, f"variables[{i}]")) for i, (g, v) in enumerate(grads_and_vars)]
+    missing = [v.name for g, v in given if g is None]
+    if given and len(missing) == len(given):
+        raise ValueError(f"grads: expected a gradient for at least one of {', '.join(missing)}, got none")
+    live = [(g, v) for g, v in given if g is not None] if missing else given
+    if live and not _agree_at_a_glance(live):
+        for gradient, variable in live:
             _check(gradient, variable)
+    return given, missing
 
 
 def _agree_at_a_glance(given: Pairs) -> bool:

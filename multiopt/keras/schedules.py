@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .. import schedules as core
 from .configuration import restore, store
@@ -46,13 +46,16 @@ class LearningRateSchedule(ABC):
 
 
 class _Core(LearningRateSchedule):
-    """A schedule that the core computes; a subclass's fields are the arguments that TensorFlow's class has."""
+    """A schedule that the core computes. The fields are the arguments of TensorFlow's class."""
+
+    #: The core's class: its arguments are the fields in their order, without the name.
+    _core: ClassVar[type[core.Schedule]]
 
     def __post_init__(self) -> None:
-        self._schedule = self._made()
+        self._schedule = self._made([value for name, value in self.get_config().items() if name != "name"])
 
-    def _made(self) -> core.Schedule:
-        raise NotImplementedError
+    def _made(self, arguments: list[Any]) -> core.Schedule:
+        return self._core(*arguments)
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of the 0-based `step`: a float for a number, an array for an array."""
@@ -67,28 +70,24 @@ class _Core(LearningRateSchedule):
 class ExponentialDecay(_Core):
     """``initial_learning_rate * decay_rate ** (step / decay_steps)``; with `staircase` the exponent is rounded down."""
 
+    _core = core.Exponential
     initial_learning_rate: float
     decay_steps: float
     decay_rate: float
     staircase: bool = False
     name: str | None = "ExponentialDecay"
 
-    def _made(self) -> core.Schedule:
-        return core.Exponential(self.initial_learning_rate, self.decay_steps, self.decay_rate, self.staircase)
-
 
 @dataclass(eq=False)
 class InverseTimeDecay(_Core):
     """``initial_learning_rate / (1 + decay_rate * step / decay_steps)``; `staircase` rounds the quotient down."""
 
+    _core = core.InverseTime
     initial_learning_rate: float
     decay_steps: float
     decay_rate: float
     staircase: bool = False
     name: str | None = "InverseTimeDecay"
-
-    def _made(self) -> core.Schedule:
-        return core.InverseTime(self.initial_learning_rate, self.decay_steps, self.decay_rate, self.staircase)
 
 
 @dataclass(eq=False)
@@ -98,6 +97,7 @@ class PolynomialDecay(_Core):
     With `cycle`, the decay is stretched to a multiple of `decay_steps` each time that it has come to its end.
     """
 
+    _core = core.Polynomial
     initial_learning_rate: float
     decay_steps: float
     end_learning_rate: float = 0.0001
@@ -105,22 +105,19 @@ class PolynomialDecay(_Core):
     cycle: bool = False
     name: str | None = "PolynomialDecay"
 
-    def _made(self) -> core.Schedule:
-        end = self.end_learning_rate
-        return core.Polynomial(self.initial_learning_rate, self.decay_steps, end, self.power, self.cycle)
-
 
 @dataclass(eq=False)
 class PiecewiseConstantDecay(_Core):
     """``values[i]`` up to and including step ``boundaries[i]``, and the last value after that."""
 
+    _core = core.Piecewise
     boundaries: Sequence[float]
     values: Sequence[float]
     name: str | None = "PiecewiseConstant"
 
-    def _made(self) -> core.Schedule:
+    def __post_init__(self) -> None:
         self.boundaries, self.values = list(self.boundaries), list(self.values)
-        return core.Piecewise(self.boundaries, self.values)
+        super().__post_init__()
 
 
 @dataclass(eq=False)
@@ -131,6 +128,7 @@ class CosineDecay(_Core):
     in `warmup_steps`.
     """
 
+    _core = core.Cosine
     initial_learning_rate: float
     decay_steps: float
     alpha: float = 0.0
@@ -138,28 +136,24 @@ class CosineDecay(_Core):
     warmup_target: float | None = None
     warmup_steps: float = 0
 
-    def _made(self) -> core.Schedule:
-        if self.warmup_target is None:
-            return core.Cosine(self.initial_learning_rate, self.decay_steps, self.alpha)
-        top = core.Cosine(self.warmup_target, self.decay_steps, self.alpha)
-        return core.WarmUp(top, steps=self.warmup_steps, initial=self.initial_learning_rate)
+    def _made(self, arguments: list[Any]) -> core.Schedule:
+        initial, steps, alpha, top, warmup_steps = arguments
+        if top is None:
+            return core.Cosine(initial, steps, alpha)
+        return core.WarmUp(core.Cosine(top, steps, alpha), steps=warmup_steps, initial=initial)
 
 
 @dataclass(eq=False)
 class CosineDecayRestarts(_Core):
     """Half cosine waves one after another, each `t_mul` times as long and `m_mul` times as high as the one before."""
 
+    _core = core.CosineRestarts
     initial_learning_rate: float
     first_decay_steps: float
     t_mul: float = 2.0
     m_mul: float = 1.0
     alpha: float = 0.0
     name: str | None = "SGDRDecay"
-
-    def _made(self) -> core.Schedule:
-        return core.CosineRestarts(
-            self.initial_learning_rate, self.first_decay_steps, self.t_mul, self.m_mul, self.alpha
-        )
 
 
 _BUILT_IN: dict[str, type[LearningRateSchedule]] = {kind.__name__: kind for kind in _Core.__subclasses__()}
@@ -173,26 +167,15 @@ def named(schedule: core.Schedule) -> LearningRateSchedule:
     TypeError
         If TensorFlow has none.
     """
-    s: Any = schedule
-    if isinstance(s, core.WarmUp) and isinstance(s.schedule, core.Cosine):
-        top = s.schedule
-        steps = int(s.steps) if s.steps == int(s.steps) else s.steps
-        return CosineDecay(s.initial, top.decay_steps, top.alpha, warmup_target=top.initial, warmup_steps=steps)
-    match s:
-        case core.Constant():
-            return PiecewiseConstantDecay([], [s.value])
-        case core.Exponential():
-            return ExponentialDecay(s.initial, s.decay_steps, s.rate, s.staircase)
-        case core.InverseTime():
-            return InverseTimeDecay(s.initial, s.decay_steps, s.rate, s.staircase)
-        case core.Polynomial():
-            return PolynomialDecay(s.initial, s.decay_steps, s.final, s.power, s.cycle)
-        case core.Piecewise():
-            return PiecewiseConstantDecay(s.boundaries, s.values)
-        case core.Cosine():
-            return CosineDecay(s.initial, s.decay_steps, s.alpha)
-        case core.CosineRestarts():
-            return CosineDecayRestarts(s.initial, s.decay_steps, s.t_mul, s.m_mul, s.alpha)
+    if isinstance(schedule, core.Constant):
+        return PiecewiseConstantDecay([], [schedule.value])
+    if isinstance(schedule, core.WarmUp) and isinstance(schedule.schedule, core.Cosine):
+        top, steps = schedule.schedule, schedule.steps
+        steps = int(steps) if steps == int(steps) else steps
+        return CosineDecay(schedule.initial, top.decay_steps, top.alpha, warmup_target=top.initial, warmup_steps=steps)
+    for kind in _Core.__subclasses__():
+        if type(schedule) is kind._core:
+            return kind(*[getattr(schedule, field.name) for field in fields(schedule)])
     raise TypeError(f"schedule: expected one that TensorFlow has too, got {schedule!r}")
 
 

@@ -83,15 +83,10 @@ class Adadelta(torch.optim.Optimizer):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
         options: dict[str, Any] = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}
-        titles = {
-            "lr": "learning rate",
-            "rho": "rho value",
-            "eps": "epsilon value",
-            "weight_decay": "weight_decay value",
-        }
-        for name, title in titles.items():
-            if not 0.0 <= options[name] <= (1.0 if name == "rho" else float("inf")):
-                raise ValueError(f"Invalid {title}: {options[name]}")
+        titles = "learning rate", "rho value", "epsilon value", "weight_decay value"
+        for title, (name, value) in zip(titles, options.items(), strict=True):
+            if not 0.0 <= value <= (1.0 if name == "rho" else float("inf")):
+                raise ValueError(f"Invalid {title}: {value}")
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         self._groups, self._states = {}, []
         super().__init__(params, {**options, "differentiable": differentiable})

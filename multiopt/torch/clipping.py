@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..backends.torch import is_sharded, is_whole, local, sum_over_shards, with_layout_of
 from ..clipping import clip
-from .shards import is_sharded, is_whole, local, sum_over_shards, with_layout_of
 from .tensors import is_readable
 
 __all__ = ["clip_grad_norm_"]
@@ -55,16 +54,16 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
     for p in owners:
         if is_sharded(p) and is_sharded(p.grad):
             p.grad = with_layout_of(p, p.grad)
-    grads = [local(p.grad) if is_sharded(p.grad) else p.grad for p in owners]
+    grads = [local(p.grad) for p in owners]
     for name, p, g in zip(names, owners, grads, strict=True):
-        if g is None or not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
+        if not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
             raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(p.grad)}")
 
     def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
-        whole = sum_over_shards(torch.as_tensor(table), [owners[i].grad for _, i in rows])
+        whole = sum_over_shards(xp, table, [owners[i].grad for _, i in rows])
         if error_if_nonfinite and bool((whole[:, -2:] != 0).any()):
             raise RuntimeError("the norm of the gradients is not finite, so they cannot be clipped")
-        return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
+        return whole
 
     _, norm = clip(grads, names, global_norm=max_norm, reduce=reduce, in_place=True)
     return torch.as_tensor(norm)[0].clone()

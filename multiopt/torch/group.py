@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
+from ..backends.torch import is_sharded, is_whole, local
 from ..binding import Plan
 from ..update import FusedUpdate
 from .operations import update_by_operations
-from .shards import is_sharded, is_whole, local
 from .tensors import BACKEND, TensorBinding, is_readable
 
 __all__ = ["GroupCache", "counter_dtype", "same"]
@@ -60,7 +60,7 @@ class GroupCache:
     ) -> None:
         if group["foreach"] and group["differentiable"]:
             raise AssertionError("_foreach ops don't support autograd")
-        if any(g is not None and g.layout in SPARSE for g in grads):
+        if _any_sparse(grads):
             raise RuntimeError("Adadelta does not support sparse gradients")
         self.group_params, self.options = list(group["params"]), _options(group, by_operations)
         self.indices = [i for i, p in enumerate(self.group_params) if grads[i] is not None or states.get(p)]
@@ -90,8 +90,9 @@ class GroupCache:
             # Tensors that share memory are updated one after another.
             alone = _overlap([self.params[j] for j in places])
             for own in [[j] for j in places] if alone else [places]:
-                its_names, params, own_states = ([a[j] for j in own] for a in (names, self.params, self.states))
-                self.bindings.append((TensorBinding(its_names, params, own_states, grad_dtype, sharded), own))
+                params, own_states = [self.params[j] for j in own], [self.states[j] for j in own]
+                binding = TensorBinding([names[j] for j in own], params, own_states, grad_dtype, sharded)
+                self.bindings.append((binding, own))
 
     def is_current(self, group: Mapping[str, Any], by_operations: bool) -> bool:
         """Whether options, parameters and state are what they were, and where they were."""
@@ -105,7 +106,7 @@ class GroupCache:
 
     def local_grads(self, grads: Grads) -> list[Grads] | None:
         """The gradients for each binding; None if others have come than it was made for."""
-        if any(grads[i] is not None for i in self.idle):
+        if any(grads[i] is not None for i in self.idle) or (self.by_operations and _any_sparse(grads)):
             return None
         own, found = self._own(grads), []
         for binding, places in self.bindings:
@@ -153,6 +154,10 @@ class GroupCache:
         return [grads[i] for i in self.indices] if self.idle else grads
 
 
+def _any_sparse(grads: Grads) -> bool:
+    return any(g is not None and g.layout in SPARSE for g in grads)
+
+
 def _options(group: Mapping[str, Any], by_operations: bool) -> tuple[Any, ...]:
     return group["capturable"], group["foreach"], group["differentiable"], by_operations
 
@@ -170,7 +175,7 @@ def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.device, torch.dtype]
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:
-    extents = sorted(BACKEND.extent(local(t) if is_sharded(t) else t) for t in tensors)
+    extents = sorted(BACKEND.extent(local(tensor)) for tensor in tensors)
     return any(one[1] > two[0] for one, two in pairwise(extent for extent in extents if extent[0] < extent[1]))
 
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends import get
-from ..backends.torch import TorchBackend
+from ..backends.torch import TorchBackend, local, with_layout_of
 from ..binding import Binding
-from .shards import local, with_layout_of
 
 __all__ = ["BACKEND", "PLAIN", "TensorBinding", "is_readable"]
 
@@ -79,7 +78,7 @@ class TensorBinding(Binding):
 
     def _arrays(self) -> list[list[Tensor]]:
         """The local parameters, and those of each slot, as they are now."""
-        columns = [self.tensors, *(list(map(itemgetter(slot), self.states)) for slot in ADADELTA.slots)]
+        columns: list[Any] = [self.tensors, *(list(map(itemgetter(slot), self.states)) for slot in ADADELTA.slots)]
         return [[local(tensor) for tensor in column] for column in columns] if self.sharded else columns
 
     def _memory_fingerprints(self) -> list[Any]:

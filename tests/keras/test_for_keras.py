@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from keras_arrays import run_example
 from processes import run_python
 
 PROGRAM = """
@@ -160,12 +161,10 @@ def test_without_keras(monkeypatch):
         for_keras()
 
 
-def test_the_example(tmp_path):
+def test_the_example():
     if find_spec("keras") is None:
         pytest.skip("keras is not installed")
-    from test_examples import run
-
-    lines = run("keras_three_backends.py", tmp_path).splitlines()
+    lines = run_example("keras_three_backends.py").splitlines()
     assert [line.split()[0] for line in lines] == list(BACKENDS)
     for line in lines:
         if "not installed" not in line:

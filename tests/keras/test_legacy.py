@@ -4,14 +4,11 @@ import copy
 import json
 import math
 import pickle
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from keras_arrays import after, made, single
+from keras_arrays import after, made, run_example, single
 
 from multiopt.keras import IndexedSlices, Variable, schedules
 from multiopt.keras.legacy import Adadelta, Operation, Optimizer
@@ -413,7 +410,7 @@ def test_wrong_libraries_and_dtypes_are_refused(torch):
         Adadelta().apply_gradients([(torch.ones(2), Variable(np.ones(2, np.float32)))])
     with pytest.raises(TypeError, match="counts: expected one of the dtypes float16"):
         Adadelta().apply_gradients([(np.ones(2, np.int32), Variable([1, 2], name="counts"))])
-    with pytest.raises(TypeError, match=r"grads_and_vars\[0\]\[1\]: expected a Variable or an array"):
+    with pytest.raises(TypeError, match=r"variables\[0\]: expected a Variable or an array"):
         Adadelta().apply_gradients([(np.ones(2), "v")])
 
 
@@ -678,18 +675,9 @@ def test_the_base_class_alone_does_nothing():
 
 @pytest.mark.feature("E:custom-dense", "E:custom-sparse", "E:custom-slots", "E:custom-config")
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_the_example_runs(library, tmp_path):
+def test_the_example_runs(library):
     pytest.importorskip(library)
-    example = Path(__file__).parent.parent.parent / "examples" / "keras_custom_optimizer.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(example), library],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    lines = run_example("keras_custom_optimizer.py", library).splitlines()
     losses = [float(line.rsplit(maxsplit=1)[1]) for line in lines if line.startswith("step")]
     assert len(losses) == 5
     assert losses[0] > 1

@@ -222,6 +222,10 @@ def test_real_keras_loads_ours(real):
     assert (theirs.rho, theirs.clipnorm) == (0.9, 1.0)
     again = keras.deserialize(real.optimizers.serialize(theirs))
     assert again.get_config()["learning_rate"] == ours.get_config()["learning_rate"]
+    config = real.optimizers.Adadelta(0.5, weight_decay=0.1, gradient_accumulation_steps=3).get_config()
+    taken = keras.Adadelta.from_config(config).get_config()
+    assert taken.pop("jit_compile")
+    assert taken == config == real.optimizers.Adadelta.from_config(taken).get_config()
 
 
 def test_a_configuration_for_tf_keras():

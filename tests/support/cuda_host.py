@@ -20,9 +20,7 @@ import array_api_compat.numpy
 import numpy as np
 import pytest
 from multiopt.backends.engines.cuda.driver import Driver
-from multiopt.backends.engines.cuda.engine import CudaEngine
 from multiopt.backends.numpy import NumpyBackend
-from multiopt.backends.protocol import Bucket
 
 HEADER = Path(__file__).with_name("cuda_host.h")
 GXX = shutil.which("g++")
@@ -132,8 +130,18 @@ class HostDriver(Driver):
         return counts[0], counts[1]
 
 
-class FakeBackend(NumpyBackend):
-    """NumPy arrays that say they are CuPy's, on a CUDA device."""
+class CudaArray(np.ndarray):
+    """An array that is taken for one on a CUDA device."""
+
+
+class HostBackend(NumpyBackend):
+    """NumPy's backend, for arrays on the CUDA device that is the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("cupy", array_api_compat.numpy)
+
+    def rejects(self, array: Any) -> None:
+        return None
 
     def host_memory(self, device: str) -> None:
         return None
@@ -144,15 +152,11 @@ class FakeBackend(NumpyBackend):
     def device(self, array: Any) -> str:
         return "cuda:0"
 
-    def layout(self, array: Any) -> Any:
-        flags = array.flags
-        return "C" if flags.c_contiguous else "F" if flags.f_contiguous else None
+    def full_like(self, array: Any, value: float, dtype: str) -> Any:
+        return super().full_like(array, value, dtype).view(CudaArray)
 
-    def addresses(self, arrays: Sequence[Any], layouts: Sequence[Any], out: np.ndarray) -> int:
-        for i, (array, layout) in enumerate(zip(arrays, layouts, strict=True)):
-            right = array.flags.c_contiguous if layout == "C" else layout == "F" and array.flags.f_contiguous
-            out[i] = array.ctypes.data if right else -1
-        return int((out < 0).sum())
+    def from_host(self, array: np.ndarray, dtype: str, like: Any = None) -> Any:
+        return super().from_host(array, dtype, like).view(CudaArray)
 
     def ordinal(self, device: str) -> int:
         return 0
@@ -165,13 +169,3 @@ class FakeBackend(NumpyBackend):
 
     def stream(self, device: str) -> int:
         return 0
-
-
-def bucket(params: list[Any], state: dict[str, list[Any]], grad_dtype: str | None = None) -> Bucket:
-    """A bucket of NumPy arrays for the CUDA engine on the CPU."""
-    backend = FakeBackend("cupy", array_api_compat.numpy)
-    dtype = backend.dtype(params[0])
-    held = backend.dtype(next(iter(state.values()))[0]) if state else dtype
-    names = [f"params[{i}]" for i in range(len(params))]
-    engine: Any = CudaEngine(HostDriver())
-    return Bucket(backend, engine, "cuda:0", dtype, grad_dtype or dtype, held, names, params, state)

@@ -1,8 +1,13 @@
-"""What the tests of `multiopt.keras` share: variables of each library, and Adadelta written out."""
+"""What the tests of `multiopt.keras` share: variables of each library, Adadelta written out, and the examples."""
+
+from pathlib import Path
 
 import numpy as np
+from processes import run_python
 
 from multiopt.keras import Variable
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 
 
 def made(lib, values, dtype=np.float32, **options):
@@ -24,3 +29,11 @@ def after(gradients, lr=0.001, rho=0.95, eps=1e-7, x=0.0, state=None):
         u = rho * u + (1 - rho) * d * d
         x = x - single(lr[i] if isinstance(lr, list) else lr) * d
     return x, v, u
+
+
+def run_example(name, *arguments):
+    """What an example prints."""
+    path = str(EXAMPLES / name)
+    return run_python(
+        f"import runpy, sys; sys.argv = {[path, *arguments]}; runpy.run_path({path!r}, run_name='__main__')"
+    )

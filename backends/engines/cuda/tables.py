@@ -174,9 +174,8 @@ class Tables:
 
 
 def _on_device(value: Any) -> bool:
-    """Whether a number is an array on a device, and not Python's or NumPy's or in the host's memory."""
-    at_hand = isinstance(value, (int, float, np.generic, np.ndarray))
-    return not at_hand and "cpu" not in str(getattr(value, "device", "cpu"))
+    """Whether a number is an array on a device, and not Python's or in this machine's memory."""
+    return "cpu" not in str(getattr(value, "device", "cpu"))
 
 
 def _plain(value: Any) -> Any:

@@ -24,13 +24,13 @@ __all__ = ["Description", "Exchange"]
 FUNCTION = 40
 #: A ``DLTensor`` in 8-byte words: data, device, ndim and dtype, shape, strides, byte offset.
 WORDS = 6
-#: Words of a description that come before the shape (device, ndim and dtype) or the strides (the address).
+#: Words of a description that come before the shape (device, ndim and dtype) or the strides (object, address).
 HEAD = 2
 #: The ``DLDevice`` and the ``DLDataType`` of what `Exchange.increment` writes to.
 CPU, FLOAT32, FLOAT64 = 1, 2 | 32 << 8 | 1 << 16, 2 | 64 << 8 | 1 << 16
 float_pointer, double_pointer = STORAGE["float32"][1], STORAGE["float64"][1]
-_list_item = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
-_forget_error = types.ExternalFunction("PyErr_Clear", types.void())
+_list_item: Any = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
+_forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Description:
     signature : bytes
         The device, dtype and shape of each.
     memory : bytes
-        The address and the strides of each.
+        Which object it is, its address and its strides, of each.
     addresses : NumPy array of int64
     contiguous : bool
         Whether all lie in C order.
@@ -81,18 +81,18 @@ class Exchange:
             raise ImportError(f"{kind.__name__}'s DLPack exchange API has version {major.value}, expected 1")
         describe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address.value)
         self._describe, self._increment = _describe_kernel(describe), _increment_kernel(describe)
-        self._room = np.zeros((2, 1024), np.int64)
+        self._words = 1024
 
     def describe(self, arrays: list[Any]) -> Description | None:
         """Describe arrays; None if one of them cannot be described."""
-        addresses = np.empty(len(arrays), np.int64)
-        used, contiguous = self._describe(id(arrays), addresses, self._room)
-        if used > self._room.shape[1]:
-            self._room = np.zeros((2, 2 * used), np.int64)
-            used, contiguous = self._describe(id(arrays), addresses, self._room)
+        addresses, room = np.empty(len(arrays), np.int64), np.empty((2, self._words), np.int64)
+        used, contiguous = self._describe(id(arrays), addresses, room)
+        if used > room.shape[1]:
+            self._words = 2 * used
+            return self.describe(arrays)
         if used < 0:
             return None
-        return Description(*(row[:used].tobytes() for row in self._room), addresses, contiguous)
+        return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous)
 
     def increment(self, arrays: list[Any]) -> bool:
         """Add 1 to arrays of one element. If not all are float32 or float64 on the CPU, nothing is written: False."""
@@ -124,7 +124,7 @@ def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
             start, used = used, used + HEAD + ndim
             if used <= out.shape[1]:
                 out[0, start], out[0, start + 1] = tensor[1], tensor[2]
-                out[1, start], out[1, start + 1] = addresses[i], 0
+                out[1, start], out[1, start + 1] = array, addresses[i]
                 for k in range(ndim):
                     out[0, start + HEAD + k], out[1, start + HEAD + k] = shape[k], strides[k]
         return used, contiguous

@@ -47,9 +47,9 @@ def local(array: Array) -> Array:
     """A DTensor's shard in this process, which shares its memory; any other array itself."""
     if not is_dtensor(array):
         return array
-    from ...torch import shards
+    from ...backends import torch
 
-    return shards.local(array)
+    return torch.local(array)
 
 
 def with_local(array: Array, shard: Array) -> Array:
@@ -105,15 +105,9 @@ def reducer(plans: Sequence[Sequence[Array]]) -> Callable[..., Any] | None:
     """A `multiopt.binding.Reduce` for plans that update these arrays; None if none of them is a DTensor."""
     if not any(is_dtensor(array) for arrays in plans for array in arrays):
         return None
-    import torch
+    from ...backends.torch import sum_over_shards
 
-    from ...torch.shards import sum_over_shards
-
-    def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
-        whole = sum_over_shards(torch.as_tensor(table), [plans[k][i] for k, i in rows])
-        return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
-
-    return reduce
+    return lambda xp, table, rows: sum_over_shards(xp, table, [plans[k][i] for k, i in rows])
 
 
 def replicated(array: np.ndarray, mesh: Any) -> Array:

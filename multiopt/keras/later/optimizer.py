@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...backends.generic import Array
-from ...options import LOSS_SCALE, WEIGHT_DECAY, check_switch, check_threshold
+from ...options import THRESHOLD, WEIGHT_DECAY, check_switch, check_threshold
 from ...update import AVERAGE
 from .. import schedules
 from ..distribute import mesh as meshes
-from ..gradients import check_gradients, pairs
+from ..gradients import checked, pairs
 from ..variables.differentiate import gradients
-from ..variables.slices import IndexedSlices, as_gradient, dense
+from ..variables.slices import IndexedSlices, dense
 from ..variables.variable import Variable, holding, is_traced
 from .rate import Rate
 from .step import Stepper, without_autograd
@@ -115,7 +115,7 @@ class Optimizer(Stepper):
         self.ema_overwrite_frequency = _count("ema_overwrite_frequency", ema_overwrite_frequency, 1)
         self.jit_compile = check_switch("jit_compile", jit_compile)
         self.loss_scale_factor = (
-            None if loss_scale_factor is None else LOSS_SCALE.check("loss_scale_factor", loss_scale_factor)
+            None if loss_scale_factor is None else THRESHOLD.check("loss_scale_factor", loss_scale_factor)
         )
         steps = gradient_accumulation_steps or None
         self.gradient_accumulation_steps = _count("gradient_accumulation_steps", steps, 2)
@@ -230,39 +230,32 @@ class Optimizer(Stepper):
         if len(grads) != len(variables):
             raise ValueError(f"grads: expected one for each of {len(variables)} variables, got {len(grads)}")
         if not self.built:
-            if all(g is None for g in grads):
-                raise ValueError("grads: expected at least one gradient, got None for every variable")
-            self.build([self._boxes.of(given, f"variable {i}") for i, given in enumerate(variables)])
+            checked(zip(grads, variables, strict=True), self._boxes)
+            self.build(variables)
         count = int(self._iterations.value)
         self._apply(self._ordered(grads, variables), self._rate.at(count), count)
         self._iterations.assign_add(1)
 
     def _ordered(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
         """A checked gradient for each variable of the optimizer, dense, and laid out as the variable is."""
+        given, missing = checked(zip(grads, variables, strict=True), self._boxes)
         found: list[Any] = [None] * len(self._trainable_variables)
-        places: list[int] = []
-        given = []
-        for i, (g, variable) in enumerate(zip(grads, variables, strict=True)):
-            box = self._boxes.of(variable, f"variable {i}")
+        places: dict[int, Any] = {}
+        for g, box in given:
             place = self._index_dict.get(self._var_key(box))
             if place is None:
                 raise KeyError(
                     f"{box.name}: expected one of the {len(found)} variables that the optimizer was built with; "
                     "call build() with all that will be updated"
                 )
-            places.append(place)
-            given.append((as_gradient(g), box))
-        if len(set(places)) < len(places):
-            twice = next(box.name for i, (_, box) in enumerate(given) if places[i] in places[:i])
-            raise ValueError(f"{twice}: expected each variable once, got it twice")
-        missing = [box.name for g, box in given if g is None]
-        if len(missing) == len(grads):
-            raise ValueError(f"grads: expected at least one gradient, got None for every variable: {missing}")
-        check_gradients([(g, box) for g, box in given if g is not None])
+            if place in places:
+                raise ValueError(f"{box.name}: expected each variable once, got it twice")
+            places[place] = g
         if missing:
             warnings.warn(f"no gradient for the variables {missing}; they are left as they are", stacklevel=4)
-        for place, (g, box) in zip(places, given, strict=True):
+        for place, g in places.items():
             if g is not None:
+                box = self._trainable_variables[place]
                 g = dense(g, box) if isinstance(g, IndexedSlices) else g
                 found[place] = meshes.aligned(g, box.value, f"gradient of {box.name!r}")
         return found

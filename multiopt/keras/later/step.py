@@ -131,18 +131,9 @@ class Stepper(OptimizerVariables, ABC):
     # --- the step ---
 
     def _step(self, grads: Sequence[Array | None], rate: Any, count: Any, traced: bool = False) -> None:
-        """Do one step.
+        """Do one step, the `count`-th from 0, with gradients that are checked and laid out as the variables are.
 
-        Parameters
-        ----------
-        grads : sequence of arrays or None
-            One for each variable, checked, and laid out as the variable is.
-        rate : float or 0-d array
-            The learning rate.
-        count : int or 0-d array
-            The number of steps before this one.
-        traced : bool
-            Whether JAX traces any of these, or what the variables hold.
+        `traced` says whether JAX traces anything of it.
         """
         every = self.gradient_accumulation_steps or 1
         if every == 1:

@@ -14,9 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from ..distribute.replicas import get_replica_context
-from ..gradients import Pairs, check_gradients, clipped, pairs
+from ..gradients import Pairs, checked, clipped, pairs
 from ..variables.differentiate import GradientTape, flat, gradients
-from ..variables.slices import IndexedSlices, as_gradient, put, summed, take
+from ..variables.slices import IndexedSlices, put, summed, take
 from ..variables.variable import Variable
 from .hyperparameters import CLIPS, Hyperparameters, check_not_negative, restored
 from .weights import Weights
@@ -139,7 +139,8 @@ class Optimizer(Hyperparameters, Weights, ABC):
             Name of the operation; the optimizer's by default.
         tape : GradientTape or None
         grad_fn : callable or None
-            ``grad_fn(*arrays)`` returns the gradients: for NumPy and CuPy, which have no automatic differentiation.
+            ``grad_fn(*arrays)`` returns a gradient, or None, for each variable's array: for NumPy and CuPy, which have
+            no automatic differentiation.
 
         Raises
         ------
@@ -196,17 +197,10 @@ class Optimizer(Hyperparameters, Weights, ABC):
 
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """The pairs that have a gradient, each of which agrees with its variable."""
-        boxes = [
-            (as_gradient(g), self._boxes.of(v, f"grads_and_vars[{i}][1]"))
-            for i, (g, v) in enumerate(pairs(grads_and_vars))
-        ]
-        missing = [v.name for g, v in boxes if g is None]
-        if boxes and len(missing) == len(boxes):
-            raise ValueError(f"grads_and_vars: expected a gradient for at least one of {', '.join(missing)}, got none")
+        given, missing = checked(pairs(grads_and_vars), self._boxes)
         if missing:
             _LOG.warning("Gradients do not exist for variables %s; they are left as they are", ", ".join(missing))
-        found = [(g, v) for g, v in boxes if g is not None]
-        check_gradients(found)
+        found = [(g, v) for g, v in given if g is not None]
         for gradient, variable in found:
             if isinstance(gradient, IndexedSlices) and variable.constraint is not None:
                 raise RuntimeError(

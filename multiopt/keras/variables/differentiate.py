@@ -104,26 +104,9 @@ def gradients(
 ) -> list[tuple[Any, Variable]]:
     """The gradient of a loss for each variable; None for one on which the loss does not depend.
 
-    Parameters
-    ----------
-    loss : callable without arguments, or tensor
-        A PyTorch tensor needs the tape under which it was computed. A callable reads the variables; with JAX, they
-        hold traced values while it is differentiated.
-    variables : Variable or array, container of them, or callable that returns it
-        A callable is called after the loss, which may create the variables.
-    grad_loss : array or None
-        The gradient of the loss itself; ones by default.
-    tape : GradientTape or None
-    grad_fn : callable or None
-        ``grad_fn(*arrays)`` returns a gradient, or None, for each variable's array: for NumPy and CuPy, which have no
-        automatic differentiation. The loss is then not called.
-    boxes : Boxes or None
-        The optimizer's, for plain arrays.
-
-    Raises
-    ------
-    ValueError
-        If gradients cannot be computed, if something is not a variable, or if a tensor is given without its tape.
+    See `multiopt.keras.legacy.Optimizer.minimize` for the arguments. A callable loss reads the variables; with JAX,
+    they hold traced values while it is differentiated. With `grad_fn`, the loss is not called. `boxes` are the
+    optimizer's.
     """
     boxes = Boxes() if boxes is None else boxes
     if callable(variables) and not isinstance(variables, Variable):

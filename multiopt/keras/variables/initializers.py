@@ -18,18 +18,7 @@ _NAMED = {"zeros": 0.0, "ones": 1.0}
 def like(variable: Variable, initializer: Any = "zeros", shape: Any = None) -> Array:
     """An array of the variable's library, dtype and device, and of its shape unless `shape` is given.
 
-    Parameters
-    ----------
-    variable : Variable
-    initializer : {"zeros", "ones"}, callable, array or number
-        A callable is called with ``shape`` and ``dtype`` (its name) and returns a value. A value may be a NumPy array
-        for every library.
-    shape : sequence of int or None
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown, or the value has another shape.
+    An initializer is "zeros", "ones", a number, an array, or a callable of ``shape`` and ``dtype`` that returns one.
     """
     shape = variable.shape if shape is None else tuple(int(n) for n in shape)
     if shape == variable.shape:

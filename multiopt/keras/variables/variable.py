@@ -189,26 +189,17 @@ class Variable:
     def __int__(self) -> int:
         return int(self.numpy())
 
-    def __index__(self) -> int:
-        return operator.index(self.numpy()[()])
-
     def __bool__(self) -> bool:
         return bool(self.numpy())
+
+    def __index__(self) -> int:
+        return operator.index(self.numpy()[()])
 
     def __len__(self) -> int:
         return len(self._value)
 
     def __getitem__(self, key: Any) -> Array:
         return self._value[key]
-
-    def __neg__(self) -> Array:
-        return -self._value
-
-    def __pos__(self) -> Array:
-        return +self._value
-
-    def __abs__(self) -> Array:
-        return abs(self._value)
 
     def __repr__(self) -> str:
         return f"<Variable {self.name!r} shape={self.shape} dtype={self.dtype} value={self._value!r}>"
@@ -223,18 +214,15 @@ class Variable:
 def _operators() -> None:
     """Give Variable the operators of its array, except ``==``: variables are compared and hashed by identity."""
 
-    def forward(function: Callable[[Any, Any], Any]) -> Callable[[Variable, Any], Any]:
-        return lambda self, other: function(self._value, unboxed(other))
-
-    def backward(function: Callable[[Any, Any], Any]) -> Callable[[Variable, Any], Any]:
-        return lambda self, other: function(unboxed(other), self._value)
+    def add(name: str, function: Callable[..., Any]) -> None:
+        setattr(Variable, f"__{name}__", lambda self, *other: function(self._value, *map(unboxed, other)))
 
     for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"):
         function = getattr(operator, name)
-        setattr(Variable, f"__{name}__", forward(function))
-        setattr(Variable, f"__r{name}__", backward(function))
-    for name in ("lt", "le", "gt", "ge"):
-        setattr(Variable, f"__{name}__", forward(getattr(operator, name)))
+        add(name, function)
+        add(f"r{name}", lambda mine, other, function=function: function(other, mine))
+    for name in ("lt", "le", "gt", "ge", "neg", "pos", "abs"):
+        add(name, getattr(operator, name))
 
 
 _operators()

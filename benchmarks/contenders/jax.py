@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from .contender import Running, wall
-from .host_rows import HYPERS
-from .workload import Workload
+from multiopt import functional
 
-__all__ = ["multiopt_jit", "optax_adadelta"]
+from ..harness.contender import Running
+from ..harness.workload import Workload
+from .numpy import HYPERS
+
+__all__ = ["jitted", "multiopt_jax", "optax_adadelta"]
 
 
-def running(workload: Workload, init: Callable[[Any], Any], update: Callable[..., Any]) -> Running:
+def jitted(workload: Workload, init: Callable[[Any], Any], update: Callable[..., Any]) -> Running:
     """Jit ``update(params, grads, state)``, with parameters and state donated, and run it."""
     import jax
 
@@ -28,11 +30,10 @@ def running(workload: Workload, init: Callable[[Any], Any], update: Callable[...
     def step() -> None:
         now[:] = step_function(now[0], grads, now[1])
 
-    sample = wall(step, lambda: jax.block_until_ready(now))
-    return Running(sample, step, lambda: [np.asarray(x) for x in now[0]], began)
+    return Running(step, lambda: [np.asarray(x) for x in now[0]], began, lambda: jax.block_until_ready(now))
 
 
-def optax_adadelta(workload: Workload, options: dict[str, Any]) -> Running:
+def optax_adadelta(workload: Workload) -> Running:
     """`optax.adadelta`."""
     import optax
 
@@ -42,14 +43,9 @@ def optax_adadelta(workload: Workload, options: dict[str, Any]) -> Running:
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    return running(workload, optimizer.init, update)
+    return jitted(workload, optimizer.init, update)
 
 
-def multiopt_jit(workload: Workload, options: dict[str, Any]) -> Running:
+def multiopt_jax(workload: Workload) -> Running:
     """`multiopt.functional.update`."""
-    from multiopt import functional
-
-    def update(params: Any, grads: Any, state: Any) -> Any:
-        return functional.update(params, grads, state, **HYPERS)
-
-    return running(workload, functional.init, update)
+    return jitted(workload, functional.init, lambda p, g, state: functional.update(p, g, state, **HYPERS))

@@ -1,4 +1,4 @@
-"""The command line: ``multiopt demo | info | bench | check | record``.
+"""The command ``multiopt``: chooses one of its commands, and turns an error into one line.
 
 A command's module is imported only when it is chosen. It offers ``add_arguments(parser)`` and
 ``main(args) -> int``.
@@ -12,32 +12,22 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-__all__ = ["main"]
+from ..backends import libraries
+
+__all__ = ["COMMANDS", "main"]
 
 #: Command: its module, the extra that it needs, and what it does.
 COMMANDS = {
-    "demo": (
-        ".demo",
-        "demo",
-        "train a digit classifier with Adadelta, on one array library or on all of them",
-    ),
-    "info": (".info", "cli", "show the array libraries that are installed, and which engine each one gets"),
-    "bench": (".benchmarks", "bench", "time a step against other optimizers and the floor of memory traffic"),
-    "check": (".conformance.check", "conformance", "check optimizers against recorded traces and laws"),
-    "record": (".conformance.recording.record", "record", "record traces of the frameworks' own optimizers"),
-}
-#: Module of an array library: what to install for it.
-LIBRARIES = {
-    "torch": "multiopt[torch]",
-    "jax": "multiopt[jax]",
-    "dask": "multiopt[dask]",
-    "cupy": "multiopt[cupy]",
-    "array_api_strict": "array-api-strict",
+    "demo": ("cli.demo", "demo", "train a digit classifier with Adadelta, on one array library or on all of them"),
+    "info": ("cli.info", "cli", "show the installed array libraries and the engine that each one gets"),
+    "bench": ("benchmarks", "bench", "time a step against other optimizers and the floor of memory traffic"),
+    "check": ("conformance.check", "conformance", "check optimizers against recorded traces and laws"),
+    "record": ("conformance.recording.record", "record", "record traces of the frameworks' own optimizers"),
 }
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Tells defaults, where there is something to tell."""
+    """Shows the defaults of those options that have one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         empty = action.default is None or action.default is False or action.default == ""
@@ -67,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         + "\nmultiopt COMMAND --help shows a command's options.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="show the version and end")
-    parser.add_argument("--traceback", action="store_true", help="show where in the program an error arose")
+    parser.add_argument("--version", action="store_true", help="show the version and exit")
+    parser.add_argument("--traceback", action="store_true", help="show the traceback of an error")
     parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -81,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     if args.command not in COMMANDS:
-        parser.error(f"there is no command {args.command!r}; there are {', '.join(COMMANDS)}")
+        parser.error(f"there is no command {args.command!r}; choose from {', '.join(COMMANDS)}")
     try:
         status = _run(args.command, args.rest)
         sys.stdout.flush()  # here, where a reader that has gone is handled
@@ -101,12 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(name: str, rest: Sequence[str]) -> int:
     module_name, _, text = COMMANDS[name]
-    module = import_module(module_name, __package__)
-    parser = argparse.ArgumentParser(
-        prog=f"multiopt {name}",
-        description=text[0].upper() + text[1:] + ".",
-        formatter_class=_Formatter,
-    )
+    module = import_module(f"multiopt.{module_name}")
+    description = text[0].upper() + text[1:] + "."
+    parser = argparse.ArgumentParser(prog=f"multiopt {name}", description=description, formatter_class=_Formatter)
     module.add_arguments(parser)
     return module.main(parser.parse_args(rest))
 
@@ -115,7 +102,7 @@ def _one_line(command: str, error: BaseException) -> str:
     missing = (getattr(error, "name", None) or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or missing in ("", "multiopt"):
         return " ".join(str(error).split()) or type(error).__name__
-    install = f"multiopt[{COMMANDS[command][1]}]"
+    requirement = f'"multiopt[{COMMANDS[command][1]}]"'
     if command != "record":  # which pins its libraries
-        install = LIBRARIES.get(missing, install)
-    return f'{missing} is not installed: pip install "{install}"'
+        requirement = next((lib.requirement for lib in libraries() if lib.name == missing), requirement)
+    return f"{missing} is not installed: pip install {requirement}"

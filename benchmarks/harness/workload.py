@@ -5,26 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-__all__ = ["Workload", "gpt2", "resnet50"]
+__all__ = ["Shapes", "Workload", "gpt2", "resnet50"]
 
 Shapes = Sequence[tuple[int, ...]]
-#: The update reads the parameter, its gradient and two state arrays, and writes all of them but the gradient.
-READS, WRITES = 4, 3
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Tensors to be updated.
-
-    Parameters
-    ----------
-    shapes : sequence of tuples of int
-    dtype : str
-        ``"float32"`` or ``"float64"``.
-    """
+    """Tensors to be updated, of float32 or float64."""
 
     shapes: Shapes
     dtype: str = "float32"
@@ -41,8 +33,12 @@ class Workload:
 
     @property
     def moved(self) -> int:
-        """Bytes that the update must read and write: 28 a parameter in float32."""
-        return (READS + WRITES) * self.array_bytes
+        """Bytes that the update must move: it reads parameter, gradient and two states, and writes three of them."""
+        return 7 * self.array_bytes
+
+    def facts(self) -> dict[str, Any]:
+        """What a `Point` tells of it."""
+        return {"elements": self.elements, "tensors": len(self.shapes), "moved": self.moved, "dtype": self.dtype}
 
     def params(self) -> list[np.ndarray]:
         """Parameters to start from, in memory of their own; the same at every call."""
@@ -58,7 +54,7 @@ class Workload:
 
 
 def gpt2() -> Shapes:
-    """List the 148 tensors of GPT-2 small, 124 M parameters: embeddings, 12 blocks, a normalisation."""
+    """List the 148 tensors of GPT-2 small, 124 M parameters: embeddings, 12 blocks, a normalization."""
     width = 768
     block = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
     block += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
@@ -66,7 +62,7 @@ def gpt2() -> Shapes:
 
 
 def resnet50() -> Shapes:
-    """List the 161 tensors of ResNet-50, 25.6 M parameters: normalised convolutions and the last layer."""
+    """List the 161 tensors of ResNet-50, 25.6 M parameters: normalized convolutions and the last layer."""
     shapes: list[tuple[int, ...]] = []
 
     def convolution(channels_out: int, channels_in: int, size: int) -> None:
