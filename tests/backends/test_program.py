@@ -114,6 +114,7 @@ EXACT = {
         xp.where(np.asarray(lr) > 0.5 if isinstance(lr, float) else lr > 0.5, x, g),
         xp.where(np.asarray(rho) < 0.5 if isinstance(rho, float) else rho < 0.5, x, a),
     ),
+    "zeros": lambda xp, x, g, a, *, lr, rho: (x * 0.0 + -0.0, a * -0.0),
     "second power": lambda xp, x, g, a, *, lr, rho: (x**2, a**1),
 }
 
@@ -148,15 +149,6 @@ def test_powers_exp_and_log_are_close(name, dtype):
     error = np.abs(expected[good] - found[good])
     assert (error <= 4 * info.eps * np.abs(expected[good]) + info.tiny).all()
     assert (np.isnan(expected) == np.isnan(found)).all()
-
-
-@needs_gxx
-def test_constants_keep_the_sign_of_zero():
-    function = lambda xp, x, g, a, *, lr, rho: (x * 0.0 + -0.0, a * -0.0)  # noqa: E731
-    expected, found = both(function, "float32", {"lr": 1.0, "rho": 0.0})
-    for e, c in zip(expected, found, strict=True):
-        numbers = ~np.isnan(e)
-        assert (np.signbit(e) == np.signbit(c))[numbers].all()
 
 
 def deeper(xp, g):
