@@ -131,21 +131,21 @@ class CupyBackend(Backend):
     def touched(self, arrays: Sequence[Array]) -> None:
         """CuPy keeps no account of writing."""
 
+    def ordinal(self, device: str) -> int:
+        """The number of a device such as ``cuda:1``."""
+        return int(device.partition(":")[2])
+
     def on(self, device: str) -> Any:
         """A context manager that makes a device the current one."""
-        return cupy.cuda.Device(_ordinal(device))
+        return cupy.cuda.Device(self.ordinal(device))
 
     def is_current(self, device: str) -> bool:
         """Whether CuPy, left to itself, works on this device."""
-        return cupy.cuda.runtime.getDevice() == _ordinal(device)
+        return cupy.cuda.runtime.getDevice() == self.ordinal(device)
 
     def stream(self, device: str) -> int:
         """The handle of the current stream on a device."""
-        return cupy.cuda.get_current_stream(_ordinal(device)).ptr
-
-
-def _ordinal(device: str) -> int:
-    return int(device.partition(":")[2])
+        return cupy.cuda.get_current_stream(self.ordinal(device)).ptr
 
 
 def _strides(array: Array) -> tuple[float, ...]:

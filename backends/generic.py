@@ -57,6 +57,9 @@ class HostMemory(Protocol):
 class CudaMemory(HostMemory, Protocol):
     """The same on CUDA devices."""
 
+    def ordinal(self, device: Any) -> int:
+        """The device's number, as the CUDA driver counts."""
+
     def on(self, device: Any) -> AbstractContextManager[Any]:
         """A context manager that makes a device the current one."""
 
@@ -123,6 +126,10 @@ class Backend:
     def fingerprint(self, arrays: Sequence[Array]) -> Any:
         """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
         return self.signature(arrays)
+
+    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        """The arrays of one step, with what the library can say of all of them at once, so that it is asked once."""
+        return arrays
 
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""

@@ -1,7 +1,12 @@
-"""PyTorch tensors, on any device."""
+"""PyTorch tensors, on any device; and DTensors: a rank's own shard of a tensor, and sums over the shards.
+
+A shard is updated where it lies; the rule is elementwise, so no rank needs another's. `torch.distributed` is not
+imported before a DTensor is seen.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, ClassVar
@@ -12,7 +17,13 @@ import torch
 from .generic import Array, Backend, strides_overlap
 from .registry import get
 
-__all__ = ["TorchBackend"]
+__all__ = ["TorchBackend", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of"]
+
+
+class Described(list[Any]):
+    """Tensors with what was found out about all of them in one call; it holds for the step in which it was asked."""
+
+    description: Any
 
 
 class TorchBackend(Backend):
@@ -41,16 +52,29 @@ class TorchBackend(Backend):
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape, a.device, a.layout) for a in arrays]
 
+    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
+        if isinstance(arrays, Described) or (exchange := _exchange()) is None:
+            return arrays
+        made = Described(arrays)
+        made.description = exchange.describe(made)
+        return arrays if made.description is None else made
+
     def fingerprint(self, arrays: Sequence[Array]) -> Any:
-        exchange = _exchange()
-        found = exchange.fingerprint(arrays) if exchange is not None else None
-        return self.signature(arrays) if found is None else found
+        known = self.described(arrays)
+        return known.description.signature if isinstance(known, Described) else self.signature(arrays)
 
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
-        """Their fingerprint, addresses and strides, as one value: what differs if one was swapped or has moved."""
+        """Their fingerprint, identities, addresses and strides: what differs if one was swapped or has moved."""
+        known = self.described(arrays)
+        if isinstance(known, Described):
+            return known.description.signature, known.description.memory
+        return [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+
+    def increment(self, counters: list[Array]) -> None:
+        """Add 1 to tensors of one element, which take no part in autograd."""
         exchange = _exchange()
-        found = exchange.fingerprint(arrays, where=True) if exchange is not None else None
-        return [(a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays] if found is None else found
+        if exchange is None or not exchange.increment(counters):
+            torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
         if array.numel() == 0:
@@ -140,9 +164,10 @@ class TorchBackend(Backend):
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
         """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
-        exchange = _exchange() if layouts.count("C") == len(arrays) else None
-        strange: set[int] = set()
-        if exchange is None or not exchange.locate(arrays, out):
+        known, strange = self.described(arrays), set[int]()
+        if isinstance(known, Described) and known.description.contiguous and layouts.count("C") == len(arrays):
+            out[:] = known.description.addresses
+        else:
             out[:] = np.fromiter(map(torch.Tensor.data_ptr, arrays), np.int64, len(arrays))
             pairs = enumerate(zip(arrays, layouts, strict=True))
             strange = {i for i, (a, to) in pairs if not (a.is_contiguous() if to == "C" else a.stride() == to)}
@@ -161,6 +186,10 @@ class TorchBackend(Backend):
     def touched(self, arrays: Sequence[Array]) -> None:
         """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
+
+    def ordinal(self, device: str) -> int:
+        """The number of a device such as ``cuda:1``."""
+        return int(device.partition(":")[2])
 
     def on(self, device: str) -> Any:
         """A context manager that makes a device the current one."""
@@ -192,3 +221,72 @@ def _bytes(tensor: Array) -> np.ndarray:
     storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
     strides = [stride * size for stride in tensor.stride()]
     return np.ndarray(tensor.shape, f"V{size}", storage, tensor.storage_offset() * size, strides)
+
+
+# --- DTensors ---
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether it is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def is_whole(tensor: Any) -> bool:
+    """Whether a DTensor's shards are values, and not terms of a sum that is still to be taken."""
+    return not any(placement.is_partial() for placement in tensor.placements)
+
+
+def local(tensor: Any) -> torch.Tensor:
+    """The shard of this rank of a DTensor, for reading and writing past autograd; any other tensor itself."""
+    if not is_sharded(tensor):
+        return tensor
+    shard = tensor._local_tensor
+    # The result of a collective that may still be under way.
+    return shard.wait() if hasattr(shard, "wait") else shard
+
+
+def with_layout_of(param: Any, tensor: Any) -> Any:
+    """A DTensor with the mesh and the placements of `param`; itself if it has them.
+
+    Raises
+    ------
+    RuntimeError
+        If it is not a DTensor.
+    """
+    if not is_sharded(tensor):
+        raise RuntimeError(f"expected a DTensor, as its parameter is, got a {type(tensor).__name__}")
+    if tensor.placements == param.placements and tensor.device_mesh == param.device_mesh:
+        return tensor
+    return tensor.redistribute(param.device_mesh, param.placements)
+
+
+def sum_over_shards(xp: Any, table: Array, tensors: Sequence[Any]) -> Array:
+    """Add up the rows of tensors that are sharded, over the dimensions of the mesh that shard them.
+
+    Parameters
+    ----------
+    xp : module
+        The table's namespace.
+    table : array
+        Of integers, a row for each tensor; it may be written to.
+    tensors : sequence of Tensor
+
+    Returns
+    -------
+    array
+        The sums, in the same namespace.
+    """
+    whole = torch.as_tensor(table)
+    groups: dict[Any, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if is_sharded(tensor):
+            for dim, placement in enumerate(tensor.placements):
+                if not placement.is_replicate():
+                    groups.setdefault((tensor.device_mesh, dim), []).append(i)
+    for (mesh, dim), which in groups.items():
+        if mesh.get_coordinate() is not None:
+            part = whole[which].to(mesh.device_type)
+            torch.distributed.all_reduce(part, group=mesh.get_group(dim))
+            whole[which] = part.to(whole.device)
+    return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)

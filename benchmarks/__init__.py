@@ -1,4 +1,4 @@
-"""Side-by-side timings: multiopt, its peers and the floor, in one run (``multiopt bench``).
+"""Side-by-side timings: multiopt, other optimizers and the floor, in one run (``multiopt bench``).
 
 Every contender runs in a process of its own: none disturbs another's threads or allocator, and the time until it
 is ready is that of a fresh program. Rounds go A B C A B C, and figures are medians. The *floor* moves the bytes of

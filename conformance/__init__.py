@@ -3,21 +3,14 @@
 For tests of one's own: `assert_same_trajectory`, `assert_same_bits`, `assert_published_rule`, `record_trajectory`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .parity.parity import TrajectoryError, assert_published_rule, assert_same_bits, assert_same_trajectory
-    from .parity.trajectory import Trajectory, record_trajectory
+    from .data.trajectory import Trajectory
+    from .parity.assertions import TrajectoryError, assert_published_rule, assert_same_bits, assert_same_trajectory
+    from .parity.sides import record_trajectory
 
-#: Where each name is: modules are imported when one of theirs is used.
-_HOMES = {
-    "TrajectoryError": "parity",
-    "assert_published_rule": "parity",
-    "assert_same_bits": "parity",
-    "assert_same_trajectory": "parity",
-    "Trajectory": "trajectory",
-    "record_trajectory": "trajectory",
-}
 __all__ = [
     "Trajectory",
     "TrajectoryError",
@@ -26,12 +19,12 @@ __all__ = [
     "assert_same_trajectory",
     "record_trajectory",
 ]
+#: Where names are that are not in `parity.assertions`. Modules are imported when one of theirs is used.
+_ELSEWHERE = {"Trajectory": ".data.trajectory", "record_trajectory": ".parity.sides"}
 
 
 def __getattr__(name: str) -> Any:
     """Return an exported function or class."""
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    return getattr(import_module(_ELSEWHERE.get(name, ".parity.assertions"), __name__), name)

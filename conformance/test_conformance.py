@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from multiopt.conformance.check import select
 from multiopt.conformance.checks.run import Part, Selection, checks
-from multiopt.conformance.checks.verdict import Verdict
-from multiopt.conformance.data.tracefile import FOLDER
-from multiopt.conformance.targets.namespaces import check_id, read_xfails
+from multiopt.conformance.checks.verdict import expect, read_xfails
+from multiopt.conformance.data.traces import FOLDER
 
 _OPTIONS = ("backend", "namespace", "against", "scenario", "quick")
 
@@ -36,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         selection = _selection(metafunc.config)
         found = {
             f"{name}-{key}": (part, name == metafunc.config.getoption("namespace", None))
-            for name in selection.backends
+            for name in selection.targets
             for key, part in checks(selection, name).items()
         }
         metafunc.parametrize(("part", "foreign"), list(found.values()), ids=list(found))
@@ -44,18 +43,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def test_check(part: Part, foreign: bool, request: pytest.FixtureRequest) -> None:
     """One scenario, run or law: nothing fails but what is expected to."""
-    expected = _xfails(request.config.getoption("xfails", None)) if foreign else {}
-    verdicts = part()
-    if all(verdict.outcome == "inexpressible" for verdict in verdicts):
+    xfails = _xfails(request.config.getoption("xfails", None)) if foreign else {}
+    verdicts = expect(part(), xfails, complete=False)
+    if all(verdict.outcome == "unsupported" for verdict in verdicts):
         pytest.skip("; ".join(dict.fromkeys(verdict.reason for verdict in verdicts)) or "nothing to judge")
-    bad = [str(v) for v in verdicts if v.failed and check_id(v) not in expected]
-    passing = _passing(verdicts) & expected.keys()
-    bad += [f"{key}: expected to fail, but it passes: take it off the list" for key in sorted(passing)]
+    bad = [str(verdict) for verdict in verdicts if verdict.failed]
     assert not bad, "\n" + "\n".join(bad)
-    reasons: Any = {expected[check_id(v)] or check_id(v) for v in verdicts if v.failed}
+    reasons: Any = {verdict.reason for verdict in verdicts if verdict.outcome == "expected failure"}
     if reasons:
         pytest.xfail("; ".join(sorted(reasons)))
-
-
-def _passing(verdicts: list[Verdict]) -> set[str]:
-    return {check_id(v) for v in verdicts} - {check_id(v) for v in verdicts if v.failed}

@@ -17,7 +17,7 @@ SIZES = [2, 128, 128, 1]
 
 
 def spirals(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points of two spirals, with some noise, and 0 or 1 for the spiral of each."""
+    """Noisy points of two spirals, and the label of each point: 0 or 1."""
     label = rng.integers(0, 2, (n, 1))
     angle = rng.uniform(0.5, 2 * np.pi, (n, 1))
     points = np.concatenate([np.cos(angle + np.pi * label), np.sin(angle + np.pi * label)], axis=1) * angle / 4
@@ -25,7 +25,7 @@ def spirals(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def layers(xp: Any, params: list[Any], x: Any) -> list[Any]:
-    """What each layer gives out, from the input to the probability of the second spiral."""
+    """The output of each layer, from the input to the probability of the second spiral."""
     outputs = [x]
     for weights, bias in zip(params[::2], params[1::2], strict=True):
         outputs.append(xp.tanh(outputs[-1] @ weights + bias))
@@ -46,7 +46,7 @@ def gradients(xp: Any, params: list[Any], x: Any, y: Any) -> list[Any]:
 
 
 def train(xp: Any, steps: int = 600, batch: int = 256) -> None:
-    """Train on the library's own device, and tell how it went."""
+    """Train on the library's default device, and print the accuracy and the time of a step."""
     rng = np.random.default_rng(0)
     x, y = map(xp.asarray, spirals(6000, rng))
     params = []

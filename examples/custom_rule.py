@@ -1,7 +1,7 @@
 """Optimizers of your own: RMSprop, SGD with momentum and Adagrad, in about ten lines each.
 
 A rule is a name, a function of arrays, its state and its hyperparameters. It then runs on every array library and
-every engine, with groups, schedules, weight decay, clipping and checkpoints, and needs no further code.
+every engine, with groups, schedules, weight decay, clipping and checkpoints, without further code.
 Run it with ``python examples/custom_rule.py``; it fits a line with each rule on two array libraries.
 """
 
@@ -46,7 +46,7 @@ def adagrad(xp, x, g, square_sum, *, lr, eps):
 ADAGRAD = Rule(
     "adagrad",
     adagrad,
-    slots={"square_sum": 0.1},  # 0.1 is what it is filled with at first
+    slots={"square_sum": 0.1},  # 0.1 is its initial value
     hypers={"lr": Hyper(0.5, low=0), "eps": Hyper(1e-10, low=0, open_low=True)},
 )
 

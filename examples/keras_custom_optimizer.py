@@ -8,9 +8,8 @@ import sys
 
 import numpy as np
 
-from multiopt.keras import IndexedSlices, Variable, schedules
+from multiopt.keras import IndexedSlices, Variable, schedules, take
 from multiopt.keras.legacy import Optimizer
-from multiopt.keras.sparse import take
 
 
 class Momentum(Optimizer):

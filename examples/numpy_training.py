@@ -9,7 +9,7 @@ import multiopt
 
 
 def two_moons(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points of two half circles, with some noise, and the number of the half circle of each."""
+    """Noisy points of two half circles, and the label of each point: 0 or 1."""
     label = rng.integers(0, 2, n)
     angle = rng.uniform(0, np.pi, n) + np.pi * label
     points = np.stack([np.cos(angle) + label, np.sin(angle) + 0.5 * label], axis=1)
@@ -39,7 +39,7 @@ def main() -> None:
         "W2": rng.normal(0, 0.2, 32).astype("float32"),
         "b2": np.zeros(1, "float32"),
     }
-    # A learning rate that goes down along a cosine to a tenth; the rest are the paper's values.
+    # A learning rate that decays along a cosine to a tenth; the other values are the paper's.
     optimizer = multiopt.Adadelta.paper(params, lr=multiopt.schedules.Cosine(1.0, decay_steps=1000, alpha=0.1))
     for step in range(1000):
         rows = rng.integers(0, 1500, 64)  # the last 500 points are kept to test with

@@ -2,9 +2,9 @@
 
 One line differs from a program that uses PyTorch's optimizer: the import. ``--optimizer torch`` runs PyTorch's. In
 float64 (``--double``) the losses are the same to all digits shown, from the first batch to the last; in float32 they
-part after some batches, since training at this rate magnifies the last bit of a number. The images are scikit-learn's
-1,797 digits, enlarged to 28 x 28: nothing is downloaded. Run it with ``python examples/torch_mnist.py``
-(``pip install "multiopt[torch,numba]" scikit-learn``).
+diverge after some batches, because training at this rate amplifies differences in the last bit. The images are
+scikit-learn's 1,797 digits, enlarged to 28 x 28: nothing is downloaded. Run it with
+``python examples/torch_mnist.py`` (``pip install "multiopt[torch,numba]" scikit-learn``).
 """
 
 import argparse
@@ -85,9 +85,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="size of a training batch (default: 64)")
     parser.add_argument("--epochs", type=int, default=3, help="epochs to train (default: 3)")
     parser.add_argument("--lr", type=float, default=1.0, help="learning rate (default: 1.0)")
-    parser.add_argument("--gamma", type=float, default=0.7, help="its factor after each epoch (default: 0.7)")
-    parser.add_argument("--seed", type=int, default=1, help="seed of everything random (default: 1)")
-    parser.add_argument("--log-interval", type=int, default=10, help="batches between two lines (default: 10)")
+    parser.add_argument("--gamma", type=float, default=0.7, help="decay of the rate after each epoch (default: 0.7)")
+    parser.add_argument("--seed", type=int, default=1, help="random seed (default: 1)")
+    parser.add_argument("--log-interval", type=int, default=10, help="batches between lines of output (default: 10)")
     parser.add_argument("--optimizer", choices=["multiopt", "torch"], default="multiopt", help="whose Adadelta")
     parser.add_argument("--images", type=int, default=1500, help="images to train with (default: 1500)")
     parser.add_argument("--double", action="store_true", help="train in float64")

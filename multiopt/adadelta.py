@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from .optimizer import Optimizer, Schedule
-from .options import GroupOption
+from .options import Attribute
 from .rule import Hyper, Rule
 
 __all__ = ["ADADELTA", "Adadelta", "adadelta"]
@@ -68,8 +68,8 @@ class Adadelta(Optimizer):
 
     __slots__ = ()
 
-    rho = GroupOption[float | Schedule]()
-    eps = GroupOption[float | Schedule]()
+    rho = Attribute[float | Schedule]()
+    eps = Attribute[float | Schedule]()
 
     def __init__(
         self,

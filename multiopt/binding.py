@@ -198,7 +198,8 @@ class Binding:
         for bucket in self.buckets:
             if update not in bucket.prepared:
                 _prepare(bucket, update)
-            if self.backend.swappable and self.backend.fingerprint(bucket.params) != bucket.fingerprint:
+            watch = self.backend.swappable and not bucket.watched
+            if watch and self.backend.fingerprint(bucket.params) != bucket.fingerprint:
                 now = self.backend.signature(bucket.params)
                 for name, old, new in zip(bucket.names, bucket.signatures, now, strict=True):
                     if old != new:
@@ -236,7 +237,7 @@ class Binding:
         self.check(update)
         jobs = []
         for bucket, places in zip(self.buckets, self.places, strict=True):
-            own = grads if len(places) == len(grads) else [grads[i] for i in places]
+            own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
             jobs.append(Job(bucket, places, update, own, values, clip_norm))
         return Plan(jobs)

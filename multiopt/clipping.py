@@ -56,8 +56,8 @@ def clip(
     """
     made = list(arrays)
     if not in_place:
-        for i, (array, name) in enumerate(zip(arrays, names, strict=True)):
-            backend = backends.of(array, name)
+        for i, array in enumerate(arrays):
+            backend = backends.of(array)
             made[i] = backend.full_like(array, 0.0, backend.dtype(array))
     binding = Binding(REPLACE, made, names)
     update = FusedUpdate(REPLACE, clipped=value is not None, normed=norm is not None or global_norm is not None)

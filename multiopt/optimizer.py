@@ -11,10 +11,10 @@ from .accumulation import Accumulator, Average
 from .backends import Backend
 from .binding import Binding, Plan, run
 from .memory import Memory
-from .options import OPTIONS, FixedOption, Group, GroupOption, StepOption
+from .options import OPTIONS, Attribute, Group
 from .rule import Rule
 from .tree import Structure
-from .update import FusedUpdate
+from .update import FusedUpdate, compose
 
 __all__ = ["Optimizer", "Schedule"]
 
@@ -99,23 +99,23 @@ class Optimizer:
     """
 
     __slots__ = (
-        "__weakref__", "_compiled", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
+        "__weakref__", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
         "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
     )  # fmt: skip
 
-    lr = GroupOption[float | Schedule]()
-    weight_decay = GroupOption[float | Schedule]()
-    decoupled = GroupOption[bool]()
-    maximize = GroupOption[bool]()
-    clip_value = GroupOption[float | None]()
-    clip_norm = GroupOption[float | None]()
-    clip_global_norm = StepOption[float | None]()
-    loss_scale = StepOption[float]()
-    nonfinite = StepOption[str]()
-    rule = FixedOption[Rule]()
-    accumulate = FixedOption[int]()
-    state_dtype = FixedOption[str | None]()
-    engine = FixedOption[str]()
+    lr = Attribute[float | Schedule]()
+    weight_decay = Attribute[float | Schedule]()
+    decoupled = Attribute[bool]()
+    maximize = Attribute[bool]()
+    clip_value = Attribute[float | None]()
+    clip_norm = Attribute[float | None]()
+    clip_global_norm = Attribute[float | None]()
+    loss_scale = Attribute[float]()
+    nonfinite = Attribute[str]()
+    rule = Attribute[Rule]()
+    accumulate = Attribute[int]()
+    state_dtype = Attribute[str | None]()
+    engine = Attribute[str]()
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
         if "lr" not in rule.hypers:
@@ -133,7 +133,6 @@ class Optimizer:
         self.accumulators: list[Accumulator] = []
         self.averages: list[Average] = []
         self._memory: Memory | None = Memory()
-        self._compiled: dict[int, tuple[Any, FusedUpdate, dict[str, Any]]] = {}
         params = list(params) if hasattr(params, "__next__") else params
         self.grouped = _is_groups(params)
         for i, group in enumerate(params if self.grouped else [{"params": params}]):
@@ -171,7 +170,7 @@ class Optimizer:
             memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
         )
-        binding.check(self._update(made)[0])
+        binding.check(self._composed(made)[0])
         accumulator = Accumulator(binding, dtype) if self.accumulate > 1 else None
         average = Average(binding, dtype) if self.ema is not None else None
         made.holder, self._memory = binding, binding.memory
@@ -188,47 +187,28 @@ class Optimizer:
                 self._memory = self._memory.plus(binding.backend, binding.params, binding.names)
         return self._memory
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out addresses and what goes by identity."""
-        kept = {name: getattr(self, name) for name in Optimizer.__slots__ if name != "__weakref__"}
-        return {**getattr(self, "__dict__", {}), **kept, "_memory": None, "_compiled": {}}
+    def __getstate__(self) -> tuple[Any, dict[str, Any]]:
+        """Leave out addresses."""
+        slots = {name: getattr(self, name) for name in Optimizer.__slots__ if name != "__weakref__"}
+        return getattr(self, "__dict__", None), slots | {"_memory": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            setattr(self, name, value)
+    def _composed(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
+        """What a group's options ask for, and its numbers; composed anew when an option has changed."""
+        key = group.version, self.settings
+        if group.composed is None or group.composed[0] != key:
+            group.composed = key, compose(self.rule, group.options(), self.settings)
+        return group.composed[1]
 
     def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
-        """What a group's options ask for, and the numbers that do not depend on the step; made when options change."""
-        key = group.version, self.settings
-        known = self._compiled.get(id(group))
-        if known is not None and known[0] == key:
-            return known[1:]
-        decay = callable(group["weight_decay"]) or group["weight_decay"] != 0
-        update = FusedUpdate(
-            self.rule,
-            scaled=group["maximize"] or self.loss_scale != 1.0 or self.accumulate > 1,
-            clipped=group["clip_value"] is not None,
-            normed=group["clip_norm"] is not None or self.clip_global_norm is not None,
-            coupled=decay and not group["decoupled"],
-            decoupled=decay and group["decoupled"],
-        )
-        numbers = {name: group[name] for name in (*self.rule.hypers, "weight_decay", "clip_value")}
-        numbers["scale"] = (-1.0 if group["maximize"] else 1.0) / (self.loss_scale * self.accumulate)
-        self._compiled[id(group)] = key, update, numbers
-        return update, numbers
+        """The same with the numbers of this step."""
+        update, fixed = self._composed(group)
+        changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
+        return update, {**fixed, **changing, "step": self.steps}
 
     # --- options ---
 
     def __getitem__(self, name: str) -> Any:
-        """The value of an option that all groups have: ``opt["beta1"]``.
-
-        Raises
-        ------
-        KeyError
-            If it is no option of a group.
-        ValueError
-            If the groups differ in it.
-        """
+        """The value of an option in all groups; `ValueError` if they differ in it."""
         values = [group[name] for group in self.groups]
         if any(value != values[0] for value in values[1:]):
             raise ValueError(f"{name} differs between groups ({values}); see groups[i][{name!r}]")
@@ -278,7 +258,7 @@ class Optimizer:
         flat = self._flatten(grads, "grads")
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        updates = [self._numbered(group) for group in self.groups]
+        updates = [self._update(group) for group in self.groups]
         if self.accumulators:
             for binding, (update, _) in zip(self.bindings, updates, strict=True):
                 binding.check(update)
@@ -307,12 +287,6 @@ class Optimizer:
             accumulator.clear()
         self.steps += 1
         return self.params
-
-    def _numbered(self, group: Group) -> tuple[FusedUpdate, Mapping[str, Any]]:
-        """A group's update, and its numbers at this step."""
-        update, fixed = self._update(group)
-        changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
-        return update, {**fixed, **changing, "step": self.steps}
 
     def _plans(
         self, updates: Sequence[tuple[FusedUpdate, Mapping[str, Any]]], grads: Sequence[Sequence[Any]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
@@ -13,16 +13,13 @@ from .rule import Hyper, Rule
 from .tree import Structure
 
 __all__ = [
-    "LOSS_SCALE",
     "MOMENTUM",
     "OPTIONS",
     "THRESHOLD",
     "WEIGHT_DECAY",
-    "FixedOption",
+    "Attribute",
     "Group",
-    "GroupOption",
     "Option",
-    "StepOption",
     "check_number",
     "check_state_dtype",
     "check_switch",
@@ -32,10 +29,10 @@ __all__ = [
 ]
 
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
-THRESHOLD = LOSS_SCALE = Hyper(1.0, low=0.0, open_low=True)
+THRESHOLD = Hyper(1.0, low=0.0, open_low=True)
 MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
 NONFINITE = ("propagate", "skip", "raise")
-STATE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+STATE_DTYPES = (None, "float16", "bfloat16", "float32", "float64")
 Value = TypeVar("Value")
 
 
@@ -44,9 +41,9 @@ def check_number(name: str, value: Any, hyper: Hyper) -> Any:
     return value if callable(value) else hyper.check(name, value)
 
 
-def check_threshold(name: str, value: Any) -> float | None:
-    """A positive number, or None for off."""
-    return None if value is None else THRESHOLD.check(name, value)
+def check_optional(name: str, value: Any, hyper: Hyper) -> float | None:
+    """A number, or None for off."""
+    return None if value is None else hyper.check(name, value)
 
 
 def check_switch(name: str, value: Any) -> bool:
@@ -56,17 +53,10 @@ def check_switch(name: str, value: Any) -> bool:
     return value
 
 
-def check_state_dtype(name: str, value: Any) -> str | None:
-    """The name of a real floating dtype, or None for the parameter's own."""
-    if value is not None and value not in STATE_DTYPES:
-        raise ValueError(f"{name}: expected None or a real floating dtype's name, got {value!r}")
-    return value
-
-
-def check_nonfinite(name: str, value: Any) -> str:
-    """One of the words."""
-    if value not in NONFINITE:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, NONFINITE))}, got {value!r}")
+def check_word(name: str, value: Any, words: Sequence[str | None]) -> Any:
+    """One of some words."""
+    if not any(value is word or (isinstance(value, str) and value == word) for word in words):
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, words))}, got {value!r}")
     return value
 
 
@@ -77,16 +67,8 @@ def check_count(name: str, value: Any) -> int:
     return value
 
 
-def check_engine(name: str, value: Any) -> str:
-    """A name; whether that engine serves the arrays is for them to say."""
-    if value != "auto" and value not in ENGINES:
-        raise ValueError(f"{name}: expected one of auto, {', '.join(ENGINES)}, got {value!r}")
-    return value
-
-
-def check_momentum(name: str, value: Any) -> float | None:
-    """A momentum, or None for off."""
-    return None if value is None else MOMENTUM.check(name, value)
+check_threshold = partial(check_optional, hyper=THRESHOLD)
+check_state_dtype = partial(check_word, words=STATE_DTYPES)
 
 
 @dataclass(frozen=True)
@@ -105,7 +87,7 @@ class Option:
         Whether each group has its own, or it is the whole step's; what is fixed cannot be assigned later, because
         memory and engines were chosen by it.
     meaning : str
-        One sentence.
+        In a few words.
     """
 
     name: str
@@ -116,52 +98,35 @@ class Option:
     meaning: str
 
 
+def _scheduled(hyper: Hyper) -> tuple[str, Callable[[str, Any], Any]]:
+    return f"a number in {hyper}, or a function of the step", partial(check_number, hyper=hyper)
+
+
+def _optional(hyper: Hyper) -> tuple[str, Callable[[str, Any], Any]]:
+    return f"a number in {hyper}, or None", partial(check_optional, hyper=hyper)
+
+
+def _words(words: Sequence[str | None]) -> tuple[str, Callable[[str, Any], Any]]:
+    return ", ".join(map(repr, words)), partial(check_word, words=words)
+
+
+_SWITCH = "True or False", check_switch
 #: The options that every rule has, in the order of documents and messages. A rule's hyperparameters come before them.
 OPTIONS = {
     option.name: option
     for option in (
-        Option(
-            "weight_decay",
-            0.0,
-            f"a number in {WEIGHT_DECAY}, or a function of the step",
-            partial(check_number, hyper=WEIGHT_DECAY),
-            "group",
-            "Added to the gradient, times the parameter.",
-        ),
-        Option("decoupled", False, "True or False", check_switch, "group", "Weight decay apart from the gradient."),
-        Option("maximize", False, "True or False", check_switch, "group", "Maximize the objective."),
-        Option("clip_value", None, f"a number in {THRESHOLD} or None", check_threshold, "group", "Bound of elements."),
-        Option(
-            "clip_norm",
-            None,
-            f"a number in {THRESHOLD} or None",
-            check_threshold,
-            "group",
-            "Bound of an array's norm.",
-        ),
-        Option(
-            "clip_global_norm",
-            None,
-            f"a number in {THRESHOLD} or None",
-            check_threshold,
-            "step",
-            "Bound of the norm of all gradients together.",
-        ),
-        Option("loss_scale", 1.0, f"a number in {LOSS_SCALE}", LOSS_SCALE.check, "step", "Divides gradients."),
-        Option(
-            "nonfinite",
-            "propagate",
-            "'propagate', 'skip' or 'raise'",
-            check_nonfinite,
-            "step",
-            "What to do with infinite or NaN gradients.",
-        ),
-        Option("ema", None, f"a number in {MOMENTUM} or None", check_momentum, "step", "Momentum of the average."),
-        Option("accumulate", 1, "an integer from 1", check_count, "fixed", "Micro-batches averaged per update."),
-        Option(
-            "state_dtype", None, "a floating dtype's name or None", check_state_dtype, "fixed", "Dtype of the state."
-        ),
-        Option("engine", "auto", "'auto' or an engine's name", check_engine, "fixed", "What computes."),
+        Option("weight_decay", 0.0, *_scheduled(WEIGHT_DECAY), "group", "added to the gradient, times the parameter"),
+        Option("decoupled", False, *_SWITCH, "group", "weight decay apart from the gradient"),
+        Option("maximize", False, *_SWITCH, "group", "maximize the objective"),
+        Option("clip_value", None, *_optional(THRESHOLD), "group", "bound of each element of a gradient"),
+        Option("clip_norm", None, *_optional(THRESHOLD), "group", "bound of each gradient's norm"),
+        Option("clip_global_norm", None, *_optional(THRESHOLD), "step", "bound of the norm of all gradients together"),
+        Option("loss_scale", 1.0, f"a number in {THRESHOLD}", THRESHOLD.check, "step", "gradients are divided by it"),
+        Option("nonfinite", "propagate", *_words(NONFINITE), "step", "what to do with infinite or NaN gradients"),
+        Option("ema", None, *_optional(MOMENTUM), "step", "momentum of an average of the parameters"),
+        Option("accumulate", 1, "an integer from 1", check_count, "fixed", "micro-batches averaged per update"),
+        Option("state_dtype", None, *_words(STATE_DTYPES), "fixed", "dtype of the state; None: the parameter's"),
+        Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what computes"),
     )
 }
 
@@ -170,14 +135,7 @@ OPTIONS = {
 def options_of(rule: Rule) -> Mapping[str, Option]:
     """The options of a group of parameters for a rule: its hyperparameters, then those that every rule has."""
     hypers = {
-        name: Option(
-            name,
-            hyper.default,
-            f"a number in {hyper}, or a function of the step",
-            partial(check_number, hyper=hyper),
-            "group",
-            "A hyperparameter of the rule.",
-        )
+        name: Option(name, hyper.default, *_scheduled(hyper), "group", "a hyperparameter of the rule")
         for name, hyper in rule.hypers.items()
     }
     return MappingProxyType(hypers | {name: option for name, option in OPTIONS.items() if option.scope == "group"})
@@ -228,6 +186,8 @@ class Group(MutableMapping[str, Any]):
         self.holder: Holder = self
         #: Rises when an option is set.
         self.version = 0
+        #: What an optimizer has made of the options, with the version it made it of.
+        self.composed: Any = None
         self._options: dict[str, Any] = {}
         for name, value in {**{name: option.default for name, option in options_of(rule).items()}, **options}.items():
             self[name] = value
@@ -283,53 +243,34 @@ def _short(value: Any) -> str:
 # --- options as attributes of an optimizer ---
 
 
-class _Attribute(Generic[Value]):
-    """An option as an attribute; the class it stands in is an optimizer with `groups` and `settings`."""
+class Attribute(Generic[Value]):
+    """An option as an attribute of an optimizer.
+
+    One that each group has stands for ``opt[name]``; the others are in ``opt.settings``.
+    """
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
+        self.scope = OPTIONS[name].scope if name in OPTIONS else "fixed" if name == "rule" else "group"
 
     @overload
-    def __get__(self, opt: None, owner: type) -> _Attribute[Value]: ...
+    def __get__(self, opt: None, owner: type) -> Attribute[Value]: ...
     @overload
     def __get__(self, opt: Any, owner: type) -> Value: ...
     def __get__(self, opt: Any, owner: type) -> Any:
-        return self if opt is None else self.read(opt)
-
-    def read(self, opt: Any) -> Any:
-        """Its value in an optimizer."""
-        return opt.settings[self.name]
-
-
-class GroupOption(_Attribute[Value]):
-    """An option that each group has: as ``opt[name]``."""
-
-    def read(self, opt: Any) -> Any:
-        """The value that all groups have.
-
-        Raises
-        ------
-        AttributeError
-            If they differ.
-        """
+        if opt is None:
+            return self
+        if self.scope != "group":
+            return opt.settings[self.name]
         try:
             return opt[self.name]
-        except ValueError as error:
+        except ValueError as error:  # an attribute that cannot be read is an AttributeError
             raise AttributeError(str(error)) from None
 
     def __set__(self, opt: Any, value: Value) -> None:
-        opt[self.name] = value
-
-
-class StepOption(_Attribute[Value]):
-    """An option of the whole step."""
-
-    def __set__(self, opt: Any, value: Value) -> None:
-        opt.settings = {**opt.settings, self.name: OPTIONS[self.name].check(self.name, value)}
-
-
-class FixedOption(_Attribute[Value]):
-    """An option that cannot be set later."""
-
-    def __set__(self, opt: Any, value: Value) -> None:
-        raise AttributeError(f"{self.name}: fixed when the optimizer was made; make another")
+        if self.scope == "fixed":
+            raise AttributeError(f"{self.name}: fixed when the optimizer was made; make another")
+        if self.scope == "group":
+            opt[self.name] = value
+        else:
+            opt.settings = {**opt.settings, self.name: OPTIONS[self.name].check(self.name, value)}

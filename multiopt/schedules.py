@@ -20,6 +20,7 @@ from numbers import Integral, Real
 from types import SimpleNamespace
 from typing import Any
 
+from . import backends
 from .rule import Hyper
 
 __all__ = [
@@ -88,9 +89,7 @@ class Schedule(ABC):
             If the value is too large for a double.
         """
         if not isinstance(step, Real):
-            from .backends import of
-
-            xp = of(step).xp
+            xp = backends.of(step).xp
             return self._at(xp, xp.astype(step, xp.__array_namespace_info__().default_dtypes()["real floating"]))
         number = int(step) if isinstance(step, Integral) else float(step)
         if not number >= 0:

@@ -15,14 +15,14 @@ def _is_container(value: Any) -> bool:
 
 
 class Structure:
-    """The shape of a container of arrays, learnt from one example.
+    """The structure of a container of arrays, taken from one example.
 
     Parameters
     ----------
     tree : object
         An array, a list, tuple or dict of arrays, an iterator of arrays, or containers nested in any way.
     what : str
-        How to call it in messages.
+        Its name in messages.
 
     Attributes
     ----------

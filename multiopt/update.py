@@ -15,7 +15,7 @@ from typing import Any
 from .backends.engines.program import Program
 from .rule import Hyper, Rule
 
-__all__ = ["AVERAGE", "REPLACE", "SUM", "FusedUpdate"]
+__all__ = ["AVERAGE", "REPLACE", "SUM", "FusedUpdate", "compose"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,25 @@ class FusedUpdate:
         if self.clipped:
             g = xp.clip(g, -s["clip_value"], s["clip_value"])
         return g
+
+
+def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[FusedUpdate, dict[str, Any]]:
+    """What the options of a group and of the step ask for, and the numbers that it reads.
+
+    Numbers may be callables of the step; ``step`` itself is left out.
+    """
+    decay = callable(options["weight_decay"]) or options["weight_decay"] != 0
+    update = FusedUpdate(
+        rule,
+        scaled=options["maximize"] or settings["loss_scale"] != 1.0 or settings["accumulate"] > 1,
+        clipped=options["clip_value"] is not None,
+        normed=options["clip_norm"] is not None or settings["clip_global_norm"] is not None,
+        coupled=decay and not options["decoupled"],
+        decoupled=decay and options["decoupled"],
+    )
+    numbers = {name: options[name] for name in (*rule.hypers, "weight_decay", "clip_value")}
+    numbers["scale"] = (-1.0 if options["maximize"] else 1.0) / (settings["loss_scale"] * settings["accumulate"])
+    return update, numbers
 
 
 @lru_cache(maxsize=1024)

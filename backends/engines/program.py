@@ -11,7 +11,7 @@ import operator
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import copysign
 from typing import Any, NoReturn
 
@@ -276,54 +276,46 @@ def power(base: Any, exponent: Any) -> Any:
     return apply("div", 1.0, result) if exponent < 0 else result
 
 
-def binary(op: str, truth: bool = False) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    return (lambda a, b: apply(op, a, b, truth=truth)), (lambda a, b: apply(op, b, a, truth=truth))
-
-
-for _name, _op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div"}.items():
-    for _kind in (Symbol, Scalar):
-        _forward, _reflected = binary(_op)
-        setattr(_kind, f"__{_name}__", _forward)
-        setattr(_kind, f"__r{_name}__", _reflected)
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Symbol, f"__{_name}__", binary(_name, truth=True)[0])
-    setattr(Scalar, f"__{_name}__", binary(_name, truth=True)[0])
-LOGICAL: dict[str, Callable[..., Any]] = {
-    "and": binary("and", truth=True)[0],
-    "or": binary("or", truth=True)[0],
-    "invert": lambda a: apply("not", a, truth=True),
-}
-OTHERS: dict[str, Callable[..., Any]] = {
-    "neg": lambda a: apply("neg", a),
-    "pos": lambda a: a,
-    "abs": lambda a: apply("abs", a),
+#: Each operation: the operator that means it, and the function of the array API.
+BINARY = {
+    "add": ("add", "add"), "sub": ("sub", "subtract"), "mul": ("mul", "multiply"), "div": ("truediv", "divide"),
+    "min": (None, "minimum"), "max": (None, "maximum"), "lt": ("lt", "less"), "le": ("le", "less_equal"),
+    "gt": ("gt", "greater"), "ge": ("ge", "greater_equal"), "eq": ("eq", "equal"), "ne": ("ne", "not_equal"),
+    "and": ("and", "logical_and"), "or": ("or", "logical_or"),
+}  # fmt: skip
+UNARY = {
+    "neg": ("neg", "negative"), "abs": ("abs", "abs"), "not": ("invert", "logical_not"), "sqrt": (None, "sqrt"),
+    "sign": (None, "sign"), "exp": (None, "exp"), "log": (None, "log"),
+}  # fmt: skip
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "pow": power,
-    "rpow": lambda a, b: power(b, a),
+    "square": lambda a: apply("mul", a, a),
+    "isnan": lambda a: apply("ne", a, a, truth=True),
 }
-for _name, _method in LOGICAL.items():
-    setattr(Symbol, f"__{_name}__", _method)
-for _name, _method in OTHERS.items():
-    for _kind in (Symbol, Scalar):
-        setattr(_kind, f"__{_name}__", _method)
+
+
+def _define() -> None:
+    """Give symbols and scalars their operators, and a rule its functions."""
+    for op, (sign, function) in {**BINARY, **UNARY}.items():
+        FUNCTIONS[function] = partial(apply, op, truth=op in LOGIC)
+        # Hyperparameters have no logic: their comparisons are questions, for `where` alone.
+        for kind in (Symbol,) if op in LOGIC[-3:] else (Symbol, Scalar):
+            if sign is not None:
+                setattr(kind, f"__{sign}__", lambda *values, op=op: apply(op, *values, truth=op in LOGIC))
+            if sign is not None and op in BINARY and op not in LOGIC:
+                setattr(kind, f"__r{sign}__", lambda a, b, op=op: apply(op, b, a))
+    for kind in (Symbol, Scalar):
+        kind.__pow__, kind.__rpow__, kind.__pos__ = power, lambda a, b: power(b, a), lambda a: a  # type: ignore[attr-defined]
+
+
+_define()
 
 
 class Namespace:
     """What a rule sees as ``xp`` while it is traced: the functions a rule may use."""
 
     def __init__(self) -> None:
-        for name in ("sqrt", "abs", "sign", "exp", "log"):
-            setattr(self, name, lambda a, op=name: apply(op, a))
-        for name, op in {"add": "add", "subtract": "sub", "multiply": "mul", "divide": "div"}.items():
-            setattr(self, name, binary(op)[0])
-        for name, op in {"minimum": "min", "maximum": "max"}.items():
-            setattr(self, name, binary(op)[0])
-        for name in ("less", "less_equal", "greater", "greater_equal", "equal", "not_equal"):
-            op = {"less": "lt", "less_equal": "le", "greater": "gt", "greater_equal": "ge"}.get(name, name[:2])
-            setattr(self, name, binary("ne" if name == "not_equal" else op, truth=True)[0])
-        self.negative = lambda a: apply("neg", a)
-        self.square = lambda a: apply("mul", a, a)
-        self.pow = power
-        self.isnan = lambda a: apply("ne", a, a, truth=True)
+        self.__dict__.update(FUNCTIONS)
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if isinstance(condition, Question):

@@ -1,202 +1,221 @@
-"""Verdicts on players: against recorded frameworks, and against the published rule.
+"""Verdicts on targets: against the published rule, against recorded frameworks, against NumPy's bits.
 
-Where a framework leaves the rule by a habit that is a matter of options, ours is given the options that it acted on,
-and must meet its trace. Where the habit is arithmetic of its own, ours must meet the published rule, theirs the rule
-with the habit, and the distance between the two is told.
+Where a framework's deviation is a matter of options, ours is given the options that it acted on, and must meet its
+trace. Where the deviation is arithmetic of its own, ours must meet the published rule, theirs the rule with the
+deviation, and the distance between the two is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ..data.case import Case
+from ..data.deviations import DEVIATIONS, NOT_FOLLOWED, deviations_in, followed
+from ..data.floats import ulps
 from ..data.rates import rates_of
-from ..data.tracefile import Trace, TraceFile
-from ..reference.accuracy import Accuracy, Distance, accuracy_of, distances
-from ..reference.compare import Difference, differences
-from ..reference.floats import ulps
-from ..reference.oracle import NOT_FOLLOWED
-from ..reference.quirks import QUIRKS
-from ..reference.tolerances import RATE, RUN, TRACE, Tolerance, against_oracle
-from ..targets.players import Player
-from ..targets.replay import SCHEDULE, SCHEDULE_ABOUT, Question, bits, first, followed, habits, play
-from ..targets.stages import inexpressible, refusal
-from .verdict import Place, Verdict, judged
+from ..data.traces import TraceFile
+from ..data.trajectory import Trajectory
+from ..reference.accuracy import Accuracy, accuracy_of, distances
+from ..reference.compare import Distance, differences
+from ..reference.tolerances import BITS, COMPILED, RATE, RUN, TRACE, against_oracle
+from ..targets.arguments import learning_rate
+from ..targets.build import rejection, unsupported
+from ..targets.run import run_target
+from ..targets.target import Target, find
+from .same_bits import REFERENCE, differing, values
+from .verdict import ONE_STEP, WHOLE_RUN, Verdict
 
-#: So many steps at most of a player that is slow.
+#: So many steps at most of a target that is slow.
 BRIEF = 40
-ABOUT = {**{quirk.name: quirk.about for quirk in QUIRKS}, SCHEDULE: SCHEDULE_ABOUT}
 
 
 class Judge:
-    """Asks each question once of each player, and keeps the answers; equal bits are judged once.
+    """Asks each case once of each target, and keeps the answers; equal bits are judged once.
 
     Parameters
     ----------
     brief : bool
-        Let every player take long questions no further than `BRIEF` steps, not only slow ones.
+        Let every target take long cases no further than `BRIEF` steps, not only slow ones.
     """
 
     def __init__(self, *, brief: bool = False) -> None:
         self.brief = brief
-        self._answers: dict[tuple[str, str], Trace | str] = {}
-        self._distances: dict[tuple[str, bool], dict[str, Distance]] = {}
-        self._differences: dict[tuple[str, str], dict[str, Difference]] = {}
-        self._accuracies: dict[str, Accuracy] = {}
+        self._kept: dict[Hashable, Any] = {}
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
 
     # --- answers ---
 
-    def shortened(self, player: Player, question: Question) -> Question:
-        """Return the part of a question that `player` gets."""
-        if not (player.slow or self.brief) or question.steps <= BRIEF:
-            return question
-        return question.first(BRIEF)
+    def shortened(self, target: Target, case: Case) -> Case:
+        """Return the part of a case that `target` gets."""
+        return case.first(BRIEF) if (target.slow or self.brief) and case.steps > BRIEF else case
 
-    def answer(self, player: Player, question: Question) -> Trace | str:
-        """Return what `player` did, or the name and message of the exception that it raised."""
-        key = player.name, question.key
-        if key not in self._answers:
+    def answer(self, target: Target, case: Case) -> Trajectory | str:
+        """Return what `target` did, or the name and message of the exception that it raised."""
+
+        def run() -> Trajectory | str:
             try:
-                self._answers[key] = play(player, question)
+                return run_target(target, case)
             except Exception as error:
-                # Whatever goes wrong is a finding about the player, not the end of the check.
-                self._answers[key] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return self._answers[key]
+                # Whatever goes wrong is a finding about the target, not the end of the check.
+                return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-    def _unanswered(self, what: str, player: Player, system: str, question: Question) -> Verdict | Trace:
+        found: Trajectory | str = self._once(("answer", target.name, case.key), run)
+        return found
+
+    def _answer_or_verdict(self, blank: Verdict, target: Target, case: Case) -> Trajectory | Verdict:
         """Return the answer, or the verdict that stands in its place."""
-        blank = Verdict(what, player.name, system, question.scenario, "", "inexpressible")
-        if reason := inexpressible(player, question):
-            return replace(blank, reason=reason)
-        answer, refused = self.answer(player, question), refusal(player, question)
-        if refused is not None:
-            if isinstance(answer, str) and answer.startswith("ValueError"):
-                return replace(blank, reason=f"refused by design: {refused}")
-            what_came = "an answer" if isinstance(answer, Trace) else answer
-            return replace(blank, outcome="failed", reason=f"expected a ValueError ({refused}), got {what_came}")
-        return answer if isinstance(answer, Trace) else replace(blank, outcome="failed", reason=answer)
+        if reason := unsupported(target, case):
+            return replace(blank, outcome="unsupported", reason=reason)
+        answer, rejected = self.answer(target, case), rejection(target, case)
+        if rejected is None:
+            return answer if isinstance(answer, Trajectory) else replace(blank, outcome="failed", reason=answer)
+        if isinstance(answer, str) and answer.startswith("ValueError"):
+            return replace(blank, outcome="unsupported", reason=f"rejected by design: {rejected}")
+        came = "an answer" if isinstance(answer, Trajectory) else answer
+        return replace(blank, outcome="failed", reason=f"expected a ValueError ({rejected}), got {came}")
 
     # --- against the rule ---
 
-    def from_oracle(self, answer: Trace, *, stepwise: bool) -> Mapping[str, Distance]:
+    def from_oracle(self, answer: Trajectory, *, stepwise: bool) -> Mapping[str, Distance]:
         """Return how far an answer of ours is from the published rule."""
-        key = bits(answer), stepwise
-        if key not in self._distances:
-            # In 16 bits ours computes in float32: its hyperparameters are not rounded to the parameters' dtype.
-            as_held = answer.dtype not in ("float16", "bfloat16")
-            self._distances[key] = distances(answer, stepwise=stepwise, as_held=as_held)
-        return self._distances[key]
+        # In 16 bits ours computes in float32: its hyperparameters are not rounded to the parameters' dtype.
+        as_held = answer.dtype not in ("float16", "bfloat16")
+        found: Mapping[str, Distance] = self._once(
+            ("distances", answer.bits(), stepwise), lambda: distances(answer, stepwise=stepwise, as_held=as_held)
+        )
+        return found
 
-    def against_oracle(self, player: Player, question: Question) -> list[Verdict]:
-        """Judge a player by the published rule, one step at a time and over the whole run."""
-        question = self.shortened(player, question)
-        answer = self._unanswered("oracle", player, "", question)
+    def against_oracle(self, target: Target, case: Case) -> list[Verdict]:
+        """Judge a target by the published rule, one step at a time and over the whole run."""
+        case = self.shortened(target, case)
+        blank = Verdict("oracle", target.name, "", case.scenario, "", "passed")
+        answer = self._answer_or_verdict(blank, target, case)
         if isinstance(answer, Verdict):
             return [answer]
         return [
-            _by_distance(
-                Verdict("oracle", player.name, "", question.scenario, kind, "passed"),
-                found,
-                against_oracle(kind, question.dtype, stepwise=stepwise),
-                "one step" if stepwise else "the whole run",
+            replace(blank, kind=kind, over=over).judged(
+                found, against_oracle(kind, case.dtype, stepwise=over == ONE_STEP)
             )
-            for stepwise in (True, False)
-            for kind, found in self.from_oracle(answer, stepwise=stepwise).items()
+            for over in (ONE_STEP, WHOLE_RUN)
+            for kind, found in self.from_oracle(answer, stepwise=over == ONE_STEP).items()
         ]
 
-    def rates(self, question: Question) -> Verdict:
+    def rates(self, case: Case) -> Verdict:
         """Judge our schedules by the suite's own formulas."""
-        rate = question.learning_rate()
-        theirs = [1.0 if r is None else r for r in rates_of(question.config, question.steps)]
-        updates = theirs[:: question.config.accumulate]
+        rate = learning_rate(case)
+        updates = [1.0 if r is None else r for r in rates_of(case.config, case.steps)][:: case.config.accumulate]
         ours = [rate(step) if callable(rate) else rate for step in range(len(updates))]
         apart = ulps(np.array(ours), np.array(updates), "float64")
         worst = int(np.argmax(apart))
-        outcome = judged(float(apart[worst]), RATE.limit)
-        place = Place(worst, "lr", 0, ours[worst], updates[worst])
-        return Verdict("rate", "schedules", "", question.scenario, "lr", outcome, float(apart[worst]), RATE.unit,
-                       RATE.limit, RATE.reason, place)  # fmt: skip
+        found = Distance("lr", float(apart[worst]), worst, "lr", 0, ours[worst], updates[worst])
+        return Verdict("rate", "schedules", "", case.scenario, "lr", "passed").judged(found, RATE)
 
     # --- against frameworks ---
 
-    def accuracy(self, trace: Trace) -> Accuracy:
+    def accuracy(self, trace: Trajectory) -> Accuracy:
         """Return how far a framework's trace is from the rule."""
-        key = bits(trace)
-        if key not in self._accuracies:
-            self._accuracies[key] = accuracy_of(trace)
-        return self._accuracies[key]
+        found: Accuracy = self._once(("accuracy", trace.bits()), lambda: accuracy_of(trace))
+        return found
 
-    def explained(self, trace: Trace) -> list[Verdict]:
-        """Judge a framework's trace: whether the rule, with the habits that are named, explains it."""
-        blank = Verdict("explained", "", trace.system, trace.scenario, "", "habit")
+    def explained(self, trace: Trajectory) -> list[Verdict]:
+        """Judge a framework's trace: whether the rule, with the deviations that are named, explains it."""
+        blank = Verdict("explained", "", trace.name, trace.scenario, "", "deviation")
         if trace.refusal is not None:
-            return [replace(blank, reason=f"it refuses with {trace.refusal}: there is nothing to compare")]
-        unknown = NOT_FOLLOWED & set(trace.quirks)
+            return [replace(blank, reason=f"it raises {trace.refusal}: there is nothing to compare")]
+        unknown = NOT_FOLLOWED & set(trace.deviations)
         if unknown:
-            return [replace(blank, reason="; ".join(ABOUT[name] for name in sorted(unknown)))]
+            return [replace(blank, reason="; ".join(DEVIATIONS[name].about for name in sorted(unknown)))]
+        accuracy = self.accuracy(trace)
         return [
-            _by_distance(replace(blank, kind=kind), found, RUN[kind], "the whole run, with its habits")
-            for kind, found in self.accuracy(trace).followed.items()
+            replace(blank, kind=kind, over=WHOLE_RUN).judged(found, RUN[kind])
+            for kind, found in accuracy.followed.items()
         ] + [
-            Verdict("published", "", trace.system, trace.scenario, kind, "passed", found.units, TRACE[kind].unit)
-            for kind, found in self.accuracy(trace).published.items()
+            replace(blank, what="published", kind=kind, outcome="passed", observed=found.units, unit=TRACE[kind].unit)
+            for kind, found in accuracy.published.items()
         ]
 
-    def against_trace(self, player: Player, trace: Trace) -> list[Verdict]:
-        """Judge a player by a framework's trace; one that holds a refusal gives nothing."""
+    def against_trace(self, target: Target, trace: Trajectory) -> list[Verdict]:
+        """Judge a target by a framework's trace; one in which the framework raised gives nothing."""
         if trace.refusal is not None:
             return []
-        question, left = followed(trace)
-        question = self.shortened(player, question)
-        answer = self._unanswered("trace", player, trace.system, question)
+        case, left = followed(trace)
+        case = self.shortened(target, case)
+        blank = Verdict("trace", target.name, trace.name, trace.scenario, "", "passed")
+        answer = self._answer_or_verdict(blank, target, case)
         if isinstance(answer, Verdict):
             return [answer]
-        cut = first(trace, question.steps)
-        key = bits(trace), bits(answer)
+        cut = trace.first(case.steps)
         try:
-            if key not in self._differences:
-                self._differences[key] = differences(answer, cut)
-        except ValueError as error:
-            return [Verdict("trace", player.name, trace.system, trace.scenario, "", "failed", reason=str(error))]
-        left = (*left, *(quirk for quirk in player.quirks if quirk not in trace.quirks and _flushed(trace)))
-        notes = [] if cut is trace else [f"the first {question.steps} of {trace.steps} steps"]
-        if habits(trace):
-            notes.append(self._both(player, trace))
-        return [
-            _by_difference(
-                Verdict("trace", player.name, trace.system, trace.scenario, kind, "passed", note="; ".join(notes)),
-                found,
-                TRACE[kind],
-                left,
+            found: Mapping[str, Distance] = self._once(
+                ("differences", trace.bits(), answer.bits()), lambda: differences(answer, cut)
             )
-            for kind, found in self._differences[key].items()
-        ]
+        except ValueError as error:
+            return [replace(blank, outcome="failed", reason=str(error))]
+        left = (*left, *(name for name in target.deviations if name not in trace.deviations and _subnormal(trace)))
+        notes = [] if cut is trace else [f"the first {case.steps} of {trace.steps} steps"]
+        if deviations_in(trace):
+            notes.append(self._both(target, trace))
+        reason = "; ".join(f"{name}: {DEVIATIONS[name].about}" for name in left)
+        verdicts = []
+        for kind, difference in found.items():
+            verdict = replace(blank, kind=kind, note="; ".join(notes)).judged(difference, TRACE[kind])
+            if left:
+                verdict = replace(verdict, outcome="deviation", tolerance=None, reason=reason)
+            verdicts.append(verdict)
+        return verdicts
 
-    def _both(self, player: Player, trace: Trace) -> str:
-        """Tell both distances from the published rule: theirs, by their habits, and ours."""
+    def _both(self, target: Target, trace: Trajectory) -> str:
+        """Tell both distances from the published rule: theirs, by their deviations, and ours."""
         theirs = self.accuracy(trace).published
-        told = f"habits: {', '.join(habits(trace))}; from the published rule: they {_worst(theirs)}"
-        published = self.shortened(player, Question.of_trace(trace))
-        if inexpressible(player, published) or refusal(player, published):
-            return told + ", which ours refuses or has no words for"
-        answer = self.answer(player, published)
+        told = f"deviations: {', '.join(deviations_in(trace))}; from the published rule: they {_worst(theirs)}"
+        published = self.shortened(target, trace.case.published())
+        if unsupported(target, published) or rejection(target, published):
+            return told + "; ours rejects or does not support it"
+        answer = self.answer(target, published)
         return told if isinstance(answer, str) else told + f", we {_worst(self.from_oracle(answer, stepwise=False))}"
 
+    # --- against NumPy's bits ---
 
-def questions_of(files: Mapping[str, TraceFile], systems: Sequence[str], scenarios: Sequence[str]) -> list[Question]:
-    """Return every different question that was asked of the systems, by the published rule."""
-    found: dict[str, Question] = {}
+    def against_bits(self, target: Target, case: Case) -> list[Verdict]:
+        """Compare a target with NumPy operation by operation: to the bit, or in units where a compiler contracts."""
+        blank = Verdict("bits", target.name, "", case.scenario, "all states", "passed")
+        ours = self._answer_or_verdict(blank, target, case)
+        if isinstance(ours, Verdict):
+            return [ours]
+        theirs = self.answer(find(REFERENCE), case)
+        if isinstance(theirs, str):
+            return [replace(blank, outcome="failed", reason=theirs)]
+        note = f"{case.steps} steps, {values(ours)} values"
+        if target.bits:
+            first, worst = differing(ours, theirs)
+            note += f"; {worst:.3g} ulp apart at worst" if worst else ""
+            return [replace(blank, note=note).judged(first, BITS)]
+        return [
+            replace(blank, kind=kind, note=note).judged(found, COMPILED[kind])
+            for kind, found in differences(ours, theirs).items()
+        ]
+
+
+def cases_of(files: Mapping[str, TraceFile], systems: Sequence[str], scenarios: Iterable[str]) -> list[Case]:
+    """Return every different case that the systems were recorded in, by the published rule."""
+    found: dict[str, Case] = {}
     for system in systems:
         for name, trace in files[system].traces.items():
             if name in scenarios and trace.refusal is None:
-                question = Question.of_trace(trace)
-                found.setdefault(question.key, question)
+                case = trace.case.published()
+                found.setdefault(case.key, case)
     return list(found.values())
 
 
-def _flushed(trace: Trace) -> bool:
+def _subnormal(trace: Trajectory) -> bool:
     """Whether subnormal numbers decide a trace."""
     return trace.scenario.startswith(("magnitudes-float32", "subnormals"))
 
@@ -205,20 +224,3 @@ def _worst(found: Mapping[str, Distance]) -> str:
     state = [found[kind].units for kind in ("square_avg", "acc_delta") if kind in found]
     moved = [found[kind].units for kind in ("x", "average") if kind in found]
     return f"{max(state):.3g} ulp and {max(moved):.3g} motion"
-
-
-def _by_distance(verdict: Verdict, found: Distance, allowed: Tolerance, note: str) -> Verdict:
-    place = Place(found.step, found.tensor, found.element, found.recorded, found.exact)
-    return replace(
-        verdict, outcome=judged(found.units, allowed.limit), observed=found.units, unit=allowed.unit,
-        tolerance=allowed.limit, reason=allowed.reason, place=place, note=note,
-    )  # fmt: skip
-
-
-def _by_difference(verdict: Verdict, found: Difference, allowed: Tolerance, left: Sequence[str]) -> Verdict:
-    place = None if found.same_bits else Place(found.step, found.tensor, found.element, found.first, found.second)
-    verdict = replace(verdict, observed=found.units, unit=allowed.unit, place=place)
-    if left:
-        reason = "; ".join(f"{name}: {ABOUT[name]}" for name in left)
-        return replace(verdict, outcome="habit", reason=reason)
-    return replace(verdict, outcome=judged(found.units, allowed.limit), tolerance=allowed.limit, reason=allowed.reason)

@@ -1,87 +1,76 @@
-"""Laws: what must hold between an optimizer's answers to related questions, whatever the numbers are.
+"""Laws: what must hold between an optimizer's answers to related cases, whatever the numbers are.
 
-Each law asks a player two questions, one made of the other, and compares every state after every step. Where the
-player is promised NumPy's bits, the law holds to the bit; where its compiler may contract to multiply-add, within the
+Each law runs a target on two cases, one made of the other, and compares every state after every step. Where the
+target is promised NumPy's bits, the law holds to the bit; where its compiler may contract to multiply-add, within the
 tolerance for that. Laws about the optimizer as an object (what it leaves alone, what it keeps) are in `promises`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from ..data.inputs import Gradient
+from ..data.case import Array, Case, Gradient
+from ..data.floats import REAL, parts, rounded, ulps
 from ..data.specification import Config
-from ..data.tracefile import STATES, Trace
-from ..reference.compare import differences, same_bits
-from ..reference.floats import REAL, parts, rounded, ulps
+from ..data.trajectory import STATES, Trajectory
+from ..reference.compare import Distance, differences, same_bits
 from ..reference.tolerances import COMPILED
-from ..targets.players import Array, Player
-from ..targets.replay import Question, play, question_of
-from .cases import OPTIONS, Case
+from ..targets.run import run_target
+from ..targets.target import Target
+from .examples import OPTIONS
 from .law import BrokenError, Law
 from .promises import PROMISES
-from .verdict import Place, Verdict
+
+Series = Sequence[Array]
+Rng = np.random.Generator
+_MOVING = ("x", "average")
 
 # --- asking and comparing ---
 
-Series = list[Array]
 
-
-def agree(player: Player, one: Trace, other: Trace, what: str) -> None:
-    """Raise unless two answers to the same question have the same states (zeros of either sign agree)."""
+def agree(target: Target, one: Trajectory, other: Trajectory, what: str) -> None:
+    """Raise unless two answers to the same case have the same states (zeros of either sign agree)."""
     for kind, found in differences(one, other).items():
-        allowed = 0.0 if player.bits else COMPILED[kind].limit
+        allowed = 0.0 if target.bits else COMPILED[kind].limit
         if not found.units <= allowed:
-            place = Place(found.step, found.tensor, found.element, found.first, found.second)
-            raise BrokenError(f"{kind} is another one {what}", place)
+            raise BrokenError(f"{kind} is another one {what}", found)
 
 
-def back(one: Trace, other: Trace, change: Callable[[str, Series], Series]) -> Trace:
-    """Return what `other` would be as an answer to the question of `one`: its states, changed back."""
-    arrays = {key: values for key, values in one.arrays.items() if key.split("/")[0] not in STATES}
-    for kind in STATES:
-        if other.has(kind):
-            for name, values in zip(one.names, change(kind, other.series(kind)), strict=True):
-                arrays[f"{kind}/{name}"] = values
-    return replace(one, arrays=arrays)
+def back(one: Trajectory, other: Trajectory, change: Callable[[str, Series], Series]) -> Trajectory:
+    """Return what `other` would be as an answer to the case of `one`: its states, changed back."""
+    return replace(one, states={kind: change(kind, other.states[kind]) for kind in STATES if other.has(kind)})
 
 
-def every(question: Question, change: Callable[[Array], Array], *, start: bool = True) -> Question:
-    """Return the question with every gradient, and every parameter, changed in the same way."""
+def asked(case: Case, start: Series, gradients: Sequence[Sequence[Gradient]], **options: object) -> Case:
+    """Return the case with other parameters, gradients and options."""
+    return replace(case, start=start, gradients=gradients).with_options(**options)
+
+
+def every(case: Case, change: Callable[[Array], Array], *, start: bool = True) -> Case:
+    """Return the case with every gradient, and every parameter, changed in the same way."""
     return asked(
-        question,
-        [change(values) if start else values for values in question.start],
-        [[None if g is None else change(np.asarray(g)) for g in row] for row in question.gradients],
+        case,
+        [change(values) if start else values for values in case.start],
+        [[None if g is None else change(np.asarray(g)) for g in row] for row in case.gradients],
     )
-
-
-def asked(
-    question: Question, start: Sequence[Array], gradients: Sequence[Sequence[Gradient]], **options: object
-) -> Question:
-    """Return the question with other parameters, gradients and options."""
-    config = replace(question.config, **options)  # type: ignore[arg-type]
-    return question_of(question.scenario, question.dtype, config, start, gradients)
 
 
 # --- the laws ---
 
 
-def sign_symmetry(player: Player, case: Case) -> None:
+def sign_symmetry(target: Target, case: Case, rng: Rng) -> None:
     """Negate parameters and gradients."""
-    one = play(player, case.question)
-    other = play(player, every(case.question, np.negative))
-    moved = ("x", "average")
-    agree(player, one, back(one, other, lambda kind, s: [-a for a in s] if kind in moved else s), "mirrored")
+    one, other = run_target(target, case), run_target(target, every(case, np.negative))
+    agree(target, one, back(one, other, lambda kind, s: [-a for a in s] if kind in _MOVING else s), "mirrored")
 
 
-def permutation(player: Player, case: Case) -> None:
+def permutation(target: Target, case: Case, rng: Rng) -> None:
     """Put the tensors, and the elements of each, into another order."""
-    q, rng = case.question, case.rng
-    tensors = rng.permutation(len(q.shapes))
-    orders = [rng.permutation(int(np.prod(shape))) for shape in q.shapes]
+    tensors = rng.permutation(len(case.shapes))
+    orders = [rng.permutation(int(np.prod(shape))) for shape in case.shapes]
 
     def shuffled(row: Sequence[Gradient]) -> list[Array]:
         return [np.asarray(row[i]).ravel()[orders[i]] for i in tensors]
@@ -89,55 +78,52 @@ def permutation(player: Player, case: Case) -> None:
     def sorted_(kind: str, series: Series) -> Series:
         found: dict[int, Array] = {}
         for i, values in zip(tensors, series, strict=True):
-            found[int(i)] = values[:, np.argsort(orders[i])].reshape(len(values), *q.shapes[i])
-        return [found[i] for i in range(len(q.shapes))]
+            found[int(i)] = values[:, np.argsort(orders[i])].reshape(len(values), *case.shapes[i])
+        return [found[i] for i in range(len(case.shapes))]
 
-    one = play(player, q)
-    other = play(player, asked(q, shuffled(q.start), [shuffled(row) for row in q.gradients]))
-    agree(player, one, back(one, other, sorted_), "in another order")
+    one = run_target(target, case)
+    other = run_target(target, asked(case, shuffled(case.start), [shuffled(row) for row in case.gradients]))
+    agree(target, one, back(one, other, sorted_), "in another order")
 
 
-def reshape(player: Player, case: Case) -> None:
+def reshape(target: Target, case: Case, rng: Rng) -> None:
     """Make a vector of each tensor, and a column of that."""
-    q = case.question
-    one = play(player, q)
+    one = run_target(target, case)
 
     def restored(kind: str, series: Series) -> Series:
-        return [a.reshape(len(a), *shape) for a, shape in zip(series, q.shapes, strict=True)]
+        return [a.reshape(len(a), *shape) for a, shape in zip(series, case.shapes, strict=True)]
 
-    vectors = play(player, every(q, lambda a: a.ravel()))
-    agree(player, one, back(one, vectors, restored), "as vectors")
-    columns = play(player, every(q, lambda a: a.reshape(-1, 1)))
-    agree(player, one, back(one, columns, restored), "as columns")
+    vectors = run_target(target, every(case, np.ravel))
+    agree(target, one, back(one, vectors, restored), "as vectors")
+    columns = run_target(target, every(case, lambda a: a.reshape(-1, 1)))
+    agree(target, one, back(one, columns, restored), "as columns")
 
 
-def split(player: Player, case: Case) -> None:
+def split(target: Target, case: Case, rng: Rng) -> None:
     """Put all tensors into one."""
-    q = case.question
-    sizes = [int(np.prod(shape)) for shape in q.shapes]
+    sizes = [int(np.prod(shape)) for shape in case.shapes]
 
     def joined(row: Sequence[Gradient]) -> list[Array]:
         return [np.concatenate([np.asarray(a).ravel() for a in row])]
 
     def apart(kind: str, series: Series) -> Series:
         pieces = np.split(series[0], np.cumsum(sizes)[:-1], axis=1)
-        return [a.reshape(len(a), *shape) for a, shape in zip(pieces, q.shapes, strict=True)]
+        return [a.reshape(len(a), *shape) for a, shape in zip(pieces, case.shapes, strict=True)]
 
-    one = play(player, q)
-    other = play(player, asked(q, joined(q.start), [joined(row) for row in q.gradients]))
-    agree(player, one, back(one, other, apart), "as one tensor")
+    one = run_target(target, case)
+    other = run_target(target, asked(case, joined(case.start), [joined(row) for row in case.gradients]))
+    agree(target, one, back(one, other, apart), "as one tensor")
 
 
-def zero_gradient(player: Player, case: Case) -> None:
+def zero_gradient(target: Target, case: Case, rng: Rng) -> None:
     """Add a step with gradients of 0."""
-    q = case.question
-    zeros = [np.zeros_like(values) for values in q.start]
-    trace = play(player, asked(q, q.start, [*q.gradients, zeros]))
-    real = REAL.get(q.dtype, q.dtype)
+    zeros = [np.zeros_like(values) for values in case.start]
+    found = run_target(target, asked(case, case.start, [*case.gradients, zeros]))
+    real = REAL.get(case.dtype, case.dtype)
     for kind in ("x", "square_avg", "acc_delta"):
-        for name, values in zip(trace.names, trace.series(kind), strict=True):
+        for name, values in zip(found.names, found.states[kind], strict=True):
             before, after = parts(values[-2]), parts(values[-1])
-            expected = before if kind == "x" else rounded(q.config.rho * before, real)
+            expected = before if kind == "x" else rounded(case.config.rho * before, real)
             # The rule has rho rounded to the data type, then a product: half a unit each. x does not round.
             limit = 0.0 if kind == "x" else 2.0
             far = ulps(expected.astype(after.dtype), after, real)
@@ -145,91 +131,74 @@ def zero_gradient(player: Player, case: Case) -> None:
                 at = int(np.argmax(far))
                 pair = float(after.ravel()[at]), float(expected.ravel()[at])
                 wanted = "x stays" if kind == "x" else f"{kind} becomes rho times what it was"
-                raise BrokenError(f"{wanted} when the gradient is 0", Place(q.steps + 1, name, at, *pair))
+                place = Distance(kind, float(far.flat[at]), found.steps, name, at, *pair)
+                raise BrokenError(f"{wanted} when the gradient is 0", place)
 
 
-def learning_rate(player: Player, case: Case) -> None:
+def learning_rate(target: Target, case: Case, rng: Rng) -> None:
     """Start at 0 and take a learning rate four times as large: powers of two scale without rounding."""
-    q = case.question
-    zeros = [np.zeros_like(values) for values in q.start]
-    one = play(player, asked(q, zeros, q.gradients, lr=0.25))
-    other = play(player, asked(q, zeros, q.gradients, lr=1.0))
-    quarter = back(one, other, lambda kind, s: [a / 4 for a in s] if kind in ("x", "average") else s)
-    agree(player, one, quarter, "at four times the learning rate")
+    zeros = [np.zeros_like(values) for values in case.start]
+    one = run_target(target, asked(case, zeros, case.gradients, lr=0.25))
+    other = run_target(target, asked(case, zeros, case.gradients, lr=1.0))
+    quarter = back(one, other, lambda kind, s: [a / 4 for a in s] if kind in _MOVING else s)
+    agree(target, one, quarter, "at four times the learning rate")
 
 
-def missing(player: Player, case: Case) -> None:
+def missing(target: Target, case: Case, rng: Rng) -> None:
     """Leave out one tensor's gradient at one step."""
-    q, rng = case.question, case.rng
-    other = np.ones_like(q.start[0])
-    start = [*q.start, other]
-    rows = [[*row, other] for row in q.gradients]
+    other = np.ones_like(case.start[0])
+    start = [*case.start, other]
+    rows = [[*row, other] for row in case.gradients]
     step, i = int(rng.integers(len(rows))), int(rng.integers(len(start) - 1))
     left_out = [[None if (t, k) == (step, i) else g for k, g in enumerate(row)] for t, row in enumerate(rows)]
-    found = play(player, asked(q, start, left_out))
+    found = run_target(target, asked(case, start, left_out))
     for kind in ("x", "square_avg", "acc_delta"):
-        values = found.arrays[f"{kind}/p{i}"]
+        values = found.states[kind][i]
         if not same_bits(values[step], values[step + 1]):
             at = int(np.argmax(parts(values[step] != values[step + 1])))
             pair = float(parts(values[step]).flat[at]), float(parts(values[step + 1]).flat[at])
-            raise BrokenError(f"{kind} stays when the gradient is None", Place(step + 1, f"p{i}", at, *pair))
-    full = play(player, asked(q, start, rows))
-    others = back(full, found, lambda kind, s: [*s[:i], full.arrays[f"{kind}/p{i}"], *s[i + 1 :]])
-    agree(player, full, others, "for the tensors beside the one without gradient")
+            place = Distance(kind, np.inf, step + 1, f"p{i}", at, *pair)
+            raise BrokenError(f"{kind} stays when the gradient is None", place)
+    full = run_target(target, asked(case, start, rows))
+    others = back(full, found, lambda kind, s: [*s[:i], full.states[kind][i], *s[i + 1 :]])
+    agree(target, full, others, "for the tensors beside the one without gradient")
 
 
-def maximize(player: Player, case: Case) -> None:
-    """Climb, and descend with negated gradients."""
-    q = case.question
-    one = play(player, asked(q, q.start, q.gradients, maximize=True))
-    other = play(player, every(q, np.negative, start=False))
-    agree(player, one, back(one, other, lambda _, s: s), "with negated gradients")
+def maximize(target: Target, case: Case, rng: Rng) -> None:
+    """Maximize, and minimize with negated gradients."""
+    one = run_target(target, case.with_options(maximize=True))
+    other = run_target(target, every(case, np.negative, start=False))
+    agree(target, one, back(one, other, lambda _, s: s), "with negated gradients")
 
 
-def accumulation(player: Player, case: Case) -> None:
+def accumulation(target: Target, case: Case, rng: Rng) -> None:
     """Give each gradient twice and take the mean."""
-    q = case.question
-    one = play(player, q)
-    twice = [row for row in q.gradients for _ in range(2)]
-    other = play(player, asked(q, q.start, twice, accumulate=2))
-    agree(player, one, back(one, other, lambda _, s: [a[::2] for a in s]), "as the mean of two equal gradients")
+    one = run_target(target, case)
+    twice = [row for row in case.gradients for _ in range(2)]
+    other = run_target(target, asked(case, case.start, twice, accumulate=2))
+    agree(target, one, back(one, other, lambda _, s: [a[::2] for a in s]), "as the mean of two equal gradients")
 
 
 _WIDE = ("float32", "float64", "complex64", "complex128")
 _PLAIN = ("plain", "paper", "coupled", "decoupled", "clipvalue")
-_ALL = tuple(OPTIONS)
 LAWS: Mapping[str, Law] = {
     law.name: law
     for law in (
         Law("sign symmetry", "negated parameters and gradients give negated parameters and the same state",
-            sign_symmetry, _ALL),
-        Law("permutation", "the order of tensors and elements does not matter", permutation, _ALL),
-        Law("reshape", "the shape does not matter", reshape, _ALL),
+            sign_symmetry),
+        Law("permutation", "the order of tensors and elements does not matter", permutation),
+        Law("reshape", "the shape does not matter", reshape),
         Law("split", "the split into tensors does not matter, to the global norm neither", split,
-            tuple(label for label in _ALL if label != "clipnorm")),
+            tuple(label for label in OPTIONS if label != "clipnorm")),
         Law("zero gradient", "a gradient of 0 leaves x and lets the state decay", zero_gradient,
             ("plain", "paper", "clipvalue", "global-clipnorm")),
         Law("learning rate", "the learning rate scales the motion and never the state", learning_rate,
             ("plain", "paper", "clipvalue", "clipnorm", "ema"), _WIDE),
         Law("missing gradient", "a gradient of None freezes its tensor and nothing else", missing,
             (*_PLAIN, "clipnorm")),
-        Law("maximize", "ascent is descent with negated gradients", maximize, _ALL,
-            needs=Config(maximize=True)),
+        Law("maximize", "maximizing is minimizing with negated gradients", maximize, needs=Config(maximize=True)),
         Law("accumulation", "the mean of two equal gradients is that gradient", accumulation,
             (*_PLAIN, "clipnorm", "global-clipnorm"), needs=Config(accumulate=2)),
         *PROMISES,
     )
 }  # fmt: skip
-
-
-def verdicts(player: Player, laws: Sequence[str] | None = None, *, examples: int | None = None) -> Iterator[Verdict]:
-    """Judge a player by every law that concerns it, or by those named.
-
-    Raises
-    ------
-    KeyError
-        If there is no law of a name.
-    """
-    for name in LAWS if laws is None else laws:
-        if LAWS[name].concerns(player):
-            yield LAWS[name].verdict(player, examples)

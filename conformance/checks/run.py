@@ -1,30 +1,32 @@
-"""The whole check, in units that may run side by side in processes of their own."""
+"""The whole check, divided so that its parts may run side by side in processes of their own."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import queue
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+
+from multiopt import backends
 
 from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
-from ..data.tracefile import FOLDER, Trace, TraceFile, load_all
-from ..targets.namespaces import find
-from ..targets.players import PLAYERS, Player
-from .across import OPTIONS, WIDE, Across
-from .judge import Judge, questions_of
+from ..data.traces import FOLDER, TraceFile, load_all
+from ..data.trajectory import Trajectory
+from ..targets.target import all_targets, find
+from .judge import Judge, cases_of
 from .law import Law
 from .laws import LAWS
+from .same_bits import runs
 from .verdict import Verdict
 
-#: Tells that a part of a unit is done: the unit's title, parts done, parts in all.
-Tell = Callable[[str, int, int], None]
+#: A small part of the work.
+Part = Callable[[], list[Verdict]]
+#: The part of the work that is no target's: the frameworks themselves.
+FRAMEWORKS = ""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Selection:
     ``quick`` takes no run further than 40 steps and leaves out the frameworks' own accuracy.
     """
 
-    backends: tuple[str, ...] = tuple(PLAYERS)
+    targets: tuple[str, ...] = field(default_factory=lambda: tuple(all_targets()))
     systems: tuple[str, ...] = tuple(SYSTEMS)
     scenarios: tuple[str, ...] = tuple(SCENARIOS)
     quick: bool = False
@@ -45,142 +47,97 @@ class Selection:
         """Whether no system and no scenario is left out."""
         return set(self.systems) == set(SYSTEMS) and set(self.scenarios) == set(SCENARIOS)
 
-
-#: A small part of the work.
-Part = Callable[[], list[Verdict]]
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A large part of the work: its title, and a function of a module's top level that divides it into small ones.
-
-    ``function(selection, *arguments)`` is called in the process that does the work.
-    """
-
-    title: str
-    function: Callable[..., list[Part]]
-    arguments: tuple[Any, ...] = ()
+    def chosen(self, files: Mapping[str, TraceFile]) -> Iterator[Trajectory]:
+        """Yield the traces of these systems and scenarios."""
+        for system in self.systems:
+            yield from (trace for name, trace in files[system].traces.items() if name in self.scenarios)
 
 
-@cache
-def _files(folder: Path) -> dict[str, TraceFile]:
-    return load_all(folder)
+# Once in each process.
+_files = cache(load_all)
 
 
 @cache
 def _judge(quick: bool) -> Judge:
-    # One a process: what is equal to the bit is judged once.
+    # What is equal to the bit is judged once.
     return Judge(brief=quick)
 
 
-def frameworks(selection: Selection) -> list[Part]:
-    """Judge the traces themselves, and our schedules, by the published rule."""
-    files, judge = _files(selection.traces), _judge(selection.quick)
-    questions = questions_of(files, selection.systems, selection.scenarios)
-    rates: Part = lambda: [judge.rates(question) for question in questions]  # noqa: E731
-    return [rates, *(partial(judge.explained, trace) for trace in _traces(files, selection))]
-
-
-def player(selection: Selection, name: str) -> list[Part]:
-    """Judge one of ours by the rule, by every framework's traces, by NumPy's bits and by the laws."""
-    return list(checks(selection, name).values())
-
-
 def checks(selection: Selection, name: str) -> dict[str, Part]:
-    """Return what `player` does, part by part, each with an id such as ``trace/torch-forloop/paper``."""
-    files, judge, one = _files(selection.traces), _judge(selection.quick), find(name)
+    """Return what there is to check of a target, part by part, each with an id such as ``trace/torch-forloop/paper``.
+
+    For `FRAMEWORKS`: the traces themselves, and our schedules, are judged by the published rule.
+    """
+    files, judge = _files(selection.traces), _judge(selection.quick)
+    traces = list(selection.chosen(files))
+    cases = cases_of(files, selection.systems, selection.scenarios)
+    if name == FRAMEWORKS:
+        rates: dict[str, Part] = {"rates": lambda: [judge.rates(case) for case in cases]}
+        return rates | {f"explained/{t.name}/{t.scenario}": partial(judge.explained, t) for t in traces}
+    target = find(name)
     parts: dict[str, Part] = {}
-    for question in questions_of(files, selection.systems, selection.scenarios):
-        key = f"oracle/{question.scenario}"
+    for case in cases:
+        key = f"oracle/{case.scenario}"
         # Frameworks were asked different things under one name where that is `defaults`.
         same = [found for found in parts if found.partition("#")[0] == key]
-        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, one, question)
-    for trace in _traces(files, selection):
-        parts[f"trace/{trace.system}/{trace.scenario}"] = partial(judge.against_trace, one, trace)
+        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, target, case)
+    for trace in traces:
+        parts[f"trace/{trace.name}/{trace.scenario}"] = partial(judge.against_trace, target, trace)
     if selection.whole:
-        across = Across(judge, brief=selection.quick)
-        for dtype in WIDE:
-            for options in OPTIONS:
-                parts[f"bits/{dtype}, {options}"] = partial(across.verdicts, one, dtype, options)
+        for run_name, case in runs(target, brief=selection.quick).items():
+            parts[f"bits/{run_name}"] = partial(judge.against_bits, target, case)
         for law in LAWS.values():
-            if law.concerns(one):
-                parts[f"law/{law.name}"] = partial(_by_law, law, one)
+            if law.concerns(target):
+                parts[f"law/{law.name}"] = partial(_by_law, law, name)
     return parts
 
 
-def _by_law(law: Law, one: Player) -> list[Verdict]:
-    return [law.verdict(one)]
+def _by_law(law: Law, name: str) -> list[Verdict]:
+    return [law.verdict(find(name))]
 
 
-def _traces(files: dict[str, TraceFile], selection: Selection) -> list[Trace]:
-    return [
-        trace
-        for system in selection.systems
-        for name, trace in files[system].traces.items()
-        if name in selection.scenarios
-    ]
-
-
-def units(selection: Selection) -> list[Unit]:
-    """Return what is to be done, the longest first."""
-    slow = sorted(selection.backends, key=lambda name: (not find(name).slow, find(name).bits))
-    made = [Unit(name, player, (name,)) for name in slow]
-    return made if selection.quick else [*made, Unit("frameworks", frameworks)]
-
-
-def run(selection: Selection, tell: Tell, *, processes: int | None = None) -> list[Verdict]:
+def run(selection: Selection, tell: Callable[[str], None], *, processes: int | None = None) -> list[Verdict]:
     """Do all of a selection.
 
     Parameters
     ----------
     selection : Selection
     tell : callable
-        Is told of progress.
+        Is told the name of each target whose checks are done, and `FRAMEWORKS` after the frameworks'.
     processes : int, optional
         How many work side by side; by default two, or one where there is one processor or little to do.
 
     Returns
     -------
     list of Verdict
-        In the order of `units`.
+        By target, in an order that does not depend on `processes`.
     """
-    todo = units(selection)
+    # The longest first.
+    todo = sorted(selection.targets, key=lambda name: (not find(name).slow, find(name).bits))
+    todo += [] if selection.quick else [FRAMEWORKS]
     count = min(2, os.cpu_count() or 1, len(todo)) if processes is None else processes
+    found: dict[str, list[Verdict]] = {}
     if count == 1:
-        return [verdict for unit in todo for verdict in _do(unit, selection, tell)]
-    # Fresh processes: a forked one would share the threads and locks of array libraries.
-    context = multiprocessing.get_context("spawn")
-    news = context.Queue()
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(news,)) as pool:
-        futures = [pool.submit(_work, unit, selection) for unit in todo]
-        _listen(news, futures, tell)
-        return [verdict for future in futures for verdict in future.result()]
+        for name in todo:
+            found[name] = _do(selection, name)
+            tell(name)
+    else:
+        # Fresh processes: a forked one would share the threads and locks of array libraries.
+        context = multiprocessing.get_context("spawn")
+        known = (backends.libraries(),)
+        with ProcessPoolExecutor(count, mp_context=context, initializer=_register, initargs=known) as pool:
+            names = {pool.submit(_do, selection, name): name for name in todo}
+            for done in as_completed(names):
+                found[names[done]] = done.result()
+                tell(names[done])
+    return [verdict for name in todo for verdict in found[name]]
 
 
-def _do(unit: Unit, selection: Selection, tell: Tell) -> list[Verdict]:
-    found: list[Verdict] = []
-    parts = unit.function(selection, *unit.arguments)
-    for done, part in enumerate(parts, start=1):
-        found += part()
-        tell(unit.title, done, len(parts))
-    return found
+def _register(libraries: Sequence[backends.Library]) -> None:
+    """Make array libraries known to a process that were registered in another one."""
+    for library in libraries:
+        backends.register(library)
 
 
-_news: Any = None
-
-
-def _begin(news: Any) -> None:
-    global _news
-    _news = news
-
-
-def _work(unit: Unit, selection: Selection) -> list[Verdict]:
-    return _do(unit, selection, lambda *news: _news.put(news))
-
-
-def _listen(news: Any, futures: Sequence[Future[Any]], tell: Tell) -> None:
-    while not all(future.done() for future in futures):
-        try:
-            tell(*news.get(timeout=0.1))
-        except queue.Empty:
-            continue
+def _do(selection: Selection, name: str) -> list[Verdict]:
+    return [verdict for part in checks(selection, name).values() for verdict in part()]

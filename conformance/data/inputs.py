@@ -1,4 +1,4 @@
-"""Initial values and gradients of a scenario: the same numbers on every machine.
+"""The case of a scenario, with initial values and gradients: the same numbers on every machine.
 
 Only IEEE arithmetic on a PCG64 stream of uniform doubles; no library's logarithm or normal generator, whose last
 bits differ from one machine to another. The seed is the scenario's name.
@@ -7,32 +7,13 @@ bits differ from one machine to another. The seed is the scenario's name.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..reference.floats import rounded
+from .case import Case, Gradient, Sparse
+from .floats import rounded, without_nan_payload
 from .specification import HOLDERS, Draw, Scenario
-
-
-@dataclass(frozen=True)
-class Sparse:
-    """Rows of a gradient: ``values[i]`` belongs to row ``indices[i]``; a row may occur more than once."""
-
-    indices: NDArray[np.int64]
-    values: NDArray[np.generic]
-
-
-Gradient = NDArray[np.generic] | Sparse | None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Initial values, one per tensor, and the gradients: ``gradients[step][tensor]``."""
-
-    start: tuple[NDArray[np.generic], ...]
-    gradients: tuple[tuple[Gradient, ...], ...]
 
 
 def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_complex: bool) -> NDArray[np.generic]:
@@ -52,8 +33,8 @@ def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_c
     return flat.view(np.complex128) if is_complex else flat
 
 
-def inputs_of(scenario: Scenario) -> Inputs:
-    """Return the initial values and gradients of ``scenario``, rounded to its data type.
+def case_of(scenario: Scenario) -> Case:
+    """Return the case of ``scenario``, with initial values and gradients rounded to its data type.
 
     bfloat16 values come in float32 arrays, which hold them exactly.
     """
@@ -69,11 +50,11 @@ def inputs_of(scenario: Scenario) -> Inputs:
         offset += count
         with np.errstate(over="ignore", under="ignore"):
             held = values.astype(HOLDERS[scenario.dtype])
-        return rounded(held, scenario.dtype).reshape(shape)
+        return without_nan_payload(rounded(held, scenario.dtype)).reshape(shape)
 
     start = tuple(draw(scenario.start, shape) for shape in scenario.shapes)
     offset = 0
-    steps: list[tuple[Gradient, ...]] = []
+    steps: list[list[Gradient]] = []
     for step in range(scenario.steps):
         row: list[Gradient] = []
         for i, shape in enumerate(scenario.shapes):
@@ -84,5 +65,5 @@ def inputs_of(scenario: Scenario) -> Inputs:
                 row.append(Sparse(indices, draw(scenario.gradients, (len(indices), *shape[1:]))))
             else:
                 row.append(draw(scenario.gradients, shape))
-        steps.append(tuple(row))
-    return Inputs(start, tuple(steps))
+        steps.append(row)
+    return Case(scenario.name, scenario.dtype, scenario.config, start, steps, scenario.about)

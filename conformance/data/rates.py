@@ -29,16 +29,16 @@ def rate_at(schedule: Schedule, t: int) -> float:
     raise ValueError(f"Schedule.kind: unknown: {schedule.kind!r}")
 
 
+def update_rate(config: Config, update: int) -> float | None:
+    """Return the learning rate of an update, counted from 0; None where there is no learning rate."""
+    count = config.first_iteration + update
+    rate = config.lr if config.schedule is None else rate_at(config.schedule, count)
+    return rate / (1.0 + config.legacy_decay * count) if rate is not None and config.legacy_decay else rate
+
+
 def rates_of(config: Config, steps: int) -> list[float | None]:
     """Return the learning rate for each of ``steps`` gradients; None where there is no learning rate.
 
     Under accumulation the schedule counts updates, so that the gradients of one update share a rate.
     """
-    rates: list[float | None] = []
-    for t in range(steps):
-        count = config.first_iteration + t // config.accumulate
-        rate = config.lr if config.schedule is None else rate_at(config.schedule, count)
-        if rate is not None and config.legacy_decay:
-            rate /= 1.0 + config.legacy_decay * count
-        rates.append(rate)
-    return rates
+    return [update_rate(config, t // config.accumulate) for t in range(steps)]

@@ -142,11 +142,6 @@ class Scenario:
         return (step, tensor) in self.missing or (step, -1) in self.missing
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors."""
-        return tuple(f"p{i}" for i in range(len(self.shapes)))
-
-    @property
     def everyone(self) -> tuple[str, ...]:
         """Every system with a trace, be it of states or of a refusal."""
         return (*self.systems, *self.refusals)

@@ -39,53 +39,23 @@ SYSTEMS: Mapping[str, System] = {
     for system in (
         System("torch-forloop", "torch.optim.Adadelta(foreach=False)", "torch", ("torch",), _ANY),
         System("torch-foreach", "torch.optim.Adadelta(foreach=True)", "torch", ("torch",), _ANY),
-        System(
-            "tf-keras-legacy",
-            "tf_keras.optimizers.legacy.Adadelta",
-            "tf_keras",
-            ("tf_keras", "tensorflow"),
-            _TF,
-        ),
+        System("tf-keras-legacy", "tf_keras.optimizers.legacy.Adadelta", "tf_keras", ("tf_keras", "tensorflow"), _TF),
         System("tf-keras", "tf_keras.optimizers.Adadelta", "tf_keras", ("tf_keras", "tensorflow"), _TF),
-        System(
-            "tf-keras-dtensor",
-            "tf_keras.dtensor.experimental.optimizers.Adadelta on a 2 × 2 mesh of virtual CPU devices",
-            "dtensor",
-            ("tf_keras", "tensorflow"),
-            _TF,
-        ),
-        System(
-            "keras-tensorflow",
-            "keras.optimizers.Adadelta on TensorFlow",
-            "keras",
-            ("keras", "tensorflow"),
-            {**_TF, "KERAS_BACKEND": "tensorflow"},
-        ),
-        System(
-            "keras-jax",
-            "keras.optimizers.Adadelta on JAX",
-            "keras",
-            ("keras", "jax", "jaxlib"),
-            {**_JAX, "KERAS_BACKEND": "jax"},
-        ),
-        System(
-            "keras-torch",
-            "keras.optimizers.Adadelta on PyTorch",
-            "keras",
-            ("keras", "torch"),
-            {**_ANY, "KERAS_BACKEND": "torch"},
-        ),
+        System("tf-keras-dtensor",
+               "tf_keras.dtensor.experimental.optimizers.Adadelta on a 2 × 2 mesh of virtual CPU devices",
+               "dtensor", ("tf_keras", "tensorflow"), _TF),
+        System("keras-tensorflow", "keras.optimizers.Adadelta on TensorFlow", "keras", ("keras", "tensorflow"),
+               {**_TF, "KERAS_BACKEND": "tensorflow"}),
+        System("keras-jax", "keras.optimizers.Adadelta on JAX", "keras", ("keras", "jax", "jaxlib"),
+               {**_JAX, "KERAS_BACKEND": "jax"}),
+        System("keras-torch", "keras.optimizers.Adadelta on PyTorch", "keras", ("keras", "torch"),
+               {**_ANY, "KERAS_BACKEND": "torch"}),
         System("tf-v1", "tf.compat.v1.train.AdadeltaOptimizer", "tf_v1", ("tensorflow",), _TF),
-        System(
-            "tf-raw",
-            "tf.raw_ops.ResourceApplyAdadelta and ResourceSparseApplyAdadelta",
-            "tf_v1",
-            ("tensorflow",),
-            _TF,
-        ),
+        System("tf-raw", "tf.raw_ops.ResourceApplyAdadelta and ResourceSparseApplyAdadelta", "tf_v1",
+               ("tensorflow",), _TF),
         System("optax", "optax.adadelta", "optax", ("optax", "jax", "jaxlib"), _JAX),
     )
-}
+}  # fmt: skip
 
 TORCH = ("torch-forloop", "torch-foreach")
 LEGACY = ("tf-keras-legacy",)

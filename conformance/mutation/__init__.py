@@ -1,1 +1,1 @@
-"""."""
+"""Mutation testing: wrong optimizers, which the checks must reject."""

@@ -1,524 +1,310 @@
-"""Wrong optimizers: each is the `Machine` with one small mistake, most of them made somewhere before.
+"""Wrong optimizers, each with one small mistake, most of them made somewhere before.
 
-A suite that lets one of them pass is worth nothing (`hunt` proves that none passes); and who finds two optimizers
-apart wants to know which of these mistakes it looks like (`parity`).
+A suite that lets one of them pass is worth nothing (`testing` proves that none passes); and who finds two optimizers
+apart wants to know which of these mistakes it looks like (`parity`). All of them are multiopt's own optimizer on its
+own engines: with another formula (`formulas`), asked for something else than it should have been, given other
+gradients, or with its state changed after each step.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from ..reference.floats import parts
-from ..reference.machine import JUDGED_AS, Array, Given, Machine
-from ..targets.players import Player
+from multiopt import ADADELTA, Rule
+
+from ..data.case import Array, Case, Gradient
+from ..data.rates import rates_of
+from ..data.specification import Config
+from ..targets.build import core_optimizer
+from ..targets.optimizers import Core
+from ..targets.protocol import TargetOptimizer
+from ..targets.target import Target, find
+from .formulas import ELEMENTWISE, FORMULAS, rule_of
+
+Row = Sequence[Any]
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: a name, what it is in a few words, and the machine that makes it."""
+    """One mistake: a name, what it is in a few words, and ``build(case, engine)``, which returns who makes it."""
 
     name: str
     about: str
-    machine: type[Machine]
+    build: Callable[[Case, str], TargetOptimizer]
 
-    def player(self) -> Player:
-        """Return it as one who can be judged."""
-        return dataclasses.replace(JUDGED_AS, name=self.name, about=self.about, stage=self.machine)
+    def target(self, engine: str = "host") -> Target:
+        """Return it as a target: NumPy arrays, on the engine that most users have, or on another one."""
+        build = lambda case: self.build(case, engine)  # noqa: E731
+        return replace(find("numpy"), name=self.name, about=self.about, engine=engine, optimizer=build)
+
 
+def build(case: Case, engine: str, rule: Rule = ADADELTA) -> Core:
+    """Return multiopt's optimizer for a case, with this rule, on NumPy arrays."""
+    return core_optimizer(find("numpy").arrays, case, engine, rule)
 
-MUTANTS: dict[str, Mutant] = {}
 
+TRUE = Mutant("true", "the rule as it should be", build)
+
 
-def mutant(name: str) -> Callable[[type[Machine]], type[Machine]]:
-    """Enter a machine into the table; its docstring says what it does."""
+def _with_formula(case: Case, engine: str, *, name: str) -> Core:
+    return build(case, engine if name in ELEMENTWISE else "eager", rule_of(name))
 
-    def enter(machine: type[Machine]) -> type[Machine]:
-        MUTANTS[name] = Mutant(name, (machine.__doc__ or "").strip().rstrip(".").replace("\n    ", " "), machine)
-        return machine
 
-    return enter
+# --- asked for something else ---
 
 
-# --- where eps and the roots stand ---
+def _early(case: Case) -> tuple[float, ...]:
+    if case.rates is not None:
+        return (*case.rates[1:], case.rates[-1])
+    count = case.config.accumulate
+    return tuple(1.0 if rate is None else rate for rate in rates_of(case.config, case.steps + count)[count::count])
 
 
-@mutant("eps-outside-root")
-class _EpsOutside(Machine):
-    """ε is added outside the square roots."""
+def _each_norm(case: Case) -> Case:
+    limit = case.config.global_clipnorm
+    return case if limit is None else case.with_options(clipnorm=limit, global_clipnorm=None)
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return (np.sqrt(u) + eps) / (np.sqrt(v) + eps) * g
 
+def _swapped(case: Case) -> Case:
+    momentum = case.config.ema_momentum
+    return case if momentum is None else case.with_options(ema_momentum=1.0 - momentum)
 
-@mutant("eps-outside-lower-root")
-class _EpsOutsideLower(Machine):
-    """ε is added outside the lower square root."""
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return np.sqrt(u + eps) / (np.sqrt(v) + eps) * g
+_ASKED: Mapping[str, tuple[str, Callable[[Case], Case]]] = {
+    "coupled-for-decoupled": ("Decoupled weight decay is coupled: added to the gradient",
+        lambda case: case.with_options(decay_kind=case.config.decay_kind and "coupled")),
+    "decoupled-for-coupled": ("Coupled weight decay is decoupled: taken from the parameter first",
+        lambda case: case.with_options(decay_kind=case.config.decay_kind and "decoupled")),
+    "decay-ignored": ("Weight decay is ignored", lambda case: case.with_options(weight_decay=0.0, decay_kind=None)),
+    "maximize-ignored": ("``maximize`` is ignored", lambda case: case.with_options(maximize=False)),
+    "clip-ignored": ("Clipping is ignored",
+        lambda case: case.with_options(clipvalue=None, clipnorm=None, global_clipnorm=None)),
+    "norm-of-each-for-norm-of-all": ("Each tensor's norm is clipped in place of the norm of all", _each_norm),
+    "schedule-one-late": ("The schedule is asked for the step before",
+        lambda case: replace(case, rates=(case.update_rates()[0], *case.update_rates()[:-1]))),
+    "schedule-one-early": ("The schedule is asked for the next step: counting starts at 1",
+        lambda case: replace(case, rates=_early(case))),
+    "schedule-frozen": ("The schedule is asked once",
+        lambda case: replace(case, rates=(case.update_rates()[0],) * len(case.update_rates()))),
+    "average-momentum-swapped": ("The moving average's momentum and its complement are swapped", _swapped),
+}  # fmt: skip
 
 
-@mutant("eps-twice")
-class _EpsTwice(Machine):
-    """ε is added within the lower root and outside it again."""
+def _with_options(case: Case, engine: str, *, change: Callable[[Case], Case]) -> Core:
+    return build(change(case), engine)
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return np.sqrt(u + eps) / (np.sqrt(v + eps) + eps) * g
 
+# --- given other gradients ---
 
-@mutant("no-eps-above")
-class _NoEpsAbove(Machine):
-    """ε is missing in the upper root: nothing ever starts to move."""
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        return np.sqrt(u) / np.sqrt(v + self.number(self.eps)) * g
+class Wrapped:
+    """An optimizer with something wrong around it.
 
+    Parameters
+    ----------
+    case, engine
+        As for `build`.
+    given : callable, optional
+        ``given(config, number, gradients, parameters)`` returns the gradients that the optimizer gets instead.
+    without : sequence of str
+        Options that it does not get, because ``given`` does their work, wrongly.
+    after : callable, optional
+        ``after(array, is_state)`` returns what is held after each step, in place of each accumulator and parameter.
+    """
 
-@mutant("no-eps-below")
-class _NoEpsBelow(Machine):
-    """ε is missing in the lower root."""
+    def __init__(
+        self,
+        case: Case,
+        engine: str,
+        *,
+        given: Callable[[Config, int, Row, Row], Row] | None = None,
+        without: Sequence[str] = (),
+        after: Callable[[Array, bool], Array] | None = None,
+    ) -> None:
+        self.config, self.given, self.after = case.config, given, after
+        self.inner = build(case.with_options(**{name: getattr(Config(), name) for name in without}), engine)
+        self.opt = self.inner.opt
+        self.name, self.dtype = self.inner.name, self.inner.dtype
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        return np.where(g == 0, g, np.sqrt(u + self.number(self.eps)) / np.sqrt(v) * g)
+    def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
+        """See `TargetOptimizer`."""
+        if self.given is not None:
+            gradients = self.given(self.config, number, gradients, self.inner.states()["x"])
+        used = self.inner.step(number, gradients)
+        if self.after is not None:
+            for is_state, arrays in enumerate((self.opt.params, self.held())):
+                for array in arrays:
+                    array[...] = self.after(array, bool(is_state))
+        return used
 
+    def held(self) -> list[Array]:
+        """Return the accumulators."""
+        return [array for state in self.opt.state for array in state.values()]
 
-@mutant("root-missing")
-class _RootMissing(Machine):
-    """The square roots are missing."""
+    def states(self) -> Mapping[str, Sequence[Any]]:
+        """See `TargetOptimizer`."""
+        return self.inner.states()
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return (u + eps) / (v + eps) * g
 
+def _each(gradients: Row, change: Callable[..., Array], *others: Row) -> list[Any]:
+    """Change every gradient that is there; of complex ones, both parts."""
 
-@mutant("upper-root-missing")
-class _UpperRootMissing(Machine):
-    """The upper square root is missing."""
+    def changed(g: Array, *rest: Any) -> Array:
+        if g.dtype.kind != "c":
+            return change(g, *rest)
+        sides = [[getattr(a, part) if np.iscomplexobj(a) else a for a in (g, *rest)] for part in ("real", "imag")]
+        real, imag = (change(*side) for side in sides)
+        return (real + 1j * imag).astype(g.dtype)
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return (u + eps) / np.sqrt(v + eps) * g
+    return [None if row[0] is None else changed(*row) for row in zip(gradients, *others, strict=True)]
 
 
-# --- what the accumulators take in, and when ---
+def _clipped(gradients: Row, bound: float | None) -> Row:
+    return gradients if bound is None else _each(gradients, lambda g: np.clip(g, -bound, bound))
 
 
-@mutant("lr-inside-u")
-class _LrInside(Machine):
-    """The learning rate is within the update that u takes in."""
+def _scaled(gradients: Row, factors: Sequence[float]) -> Row:
+    return _each(gradients, lambda g, factor: g * g.dtype.type(factor), factors)
 
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
-        v = self.decaying(v, g)
-        d = self.delta(g, v, u) * lr
-        return x - d, v, self.decaying(u, d)
 
+def _by_norm(c: Config, gradients: Row, factor: Callable[[float, float], float]) -> Row:
+    """Clip each norm and the norm of all, with the factors that bring a norm to its limit."""
+    for limit, of_all in ((c.clipnorm, False), (c.global_clipnorm, True)):
+        if limit is not None:
+            norms = [0.0 if g is None else float(np.linalg.norm(np.ravel(g))) for g in gradients]
+            norms = [float(np.linalg.norm(norms))] * len(norms) if of_all else norms
+            gradients = _scaled(gradients, [factor(limit, norm) for norm in norms])
+    return gradients
 
-@mutant("u-updated-before-it-is-read")
-class _Early(Machine):
-    """u is updated before the step is made with it (TensorFlow's first version)."""
 
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
-        v = self.decaying(v, g)
-        u = self.decaying(u, self.delta(g, v, u))
-        return self.moved(x, self.delta(g, v, u), lr), v, u
+def _down(limit: float, norm: float) -> float:
+    return limit / norm if norm > limit else 1.0
 
 
-@mutant("v-read-before-it-is-updated")
-class _Late(Machine):
-    """The step is made with v as it was before."""
+def _decayed(c: Config, gradients: Row, params: Row, decay: float) -> Row:
+    if c.decay_kind != "coupled":
+        return gradients
+    return _each(gradients, lambda g, x: g + g.dtype.type(decay) * x, params)
 
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
-        d = self.delta(g, v, u)
-        return self.moved(x, d, lr), self.decaying(v, g), self.decaying(u, d)
 
+def _only_last(c: Config, number: int, gradients: Row, params: Row) -> Row:
+    return _scaled(gradients, [0.0 if (number + 1) % c.accumulate else float(c.accumulate)] * len(gradients))
 
-@mutant("u-of-gradients")
-class _UOfGradients(Machine):
-    """u takes in the gradient, not the update."""
 
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
-        v = self.decaying(v, g)
-        return self.moved(x, self.delta(g, v, u), lr), v, self.decaying(u, g)
+_COUPLED = ("weight_decay", "decay_kind")
+_NORMS = ("clipnorm", "global_clipnorm")
+_GIVEN: Mapping[str, tuple[str, Callable[[Config, int, Row, Row], Row], tuple[str, ...]]] = {
+    "decay-before-maximize": ("Weight decay is added before the sign is turned",
+        lambda c, n, g, x: _decayed(c, g, x, c.weight_decay), _COUPLED),
+    "clip-after-decay": ("Clipping by value comes after coupled weight decay",
+        lambda c, n, g, x: _decayed(c, g, x, -c.weight_decay if c.maximize else c.weight_decay), _COUPLED),
+    "norm-clipped-before-value": ("Norms are clipped before values",
+        lambda c, n, g, x: _by_norm(c, g, _down), _NORMS),
+    "small-norms-raised": ("Gradients are brought to the norm's bound even from below",
+        lambda c, n, g, x: _by_norm(c, _clipped(g, c.clipvalue), lambda limit, norm: limit / norm if norm else 1.0),
+        _NORMS),
+    "norm-plus-1e-6": ("1e-6 is added to the norm of all (torch.nn.utils.clip_grad_norm_)",
+        lambda c, n, g, x: _by_norm(c, _clipped(g, c.clipvalue), lambda limit, norm: _down(limit, norm + 1e-6)),
+        _NORMS),
+    "sum-for-mean": ("Accumulated gradients are summed, not averaged",
+        lambda c, n, g, x: _scaled(g, [float(c.accumulate)] * len(g)), ()),
+    "clip-before-accumulation": ("Each accumulated gradient is clipped, not their mean",
+        lambda c, n, g, x: _clipped(g, c.clipvalue), ()),
+    "last-gradient-only": ("Only the last accumulated gradient counts", _only_last, ()),
+    "missing-gradient-is-zero": ("A gradient that is missing counts as 0, so that the accumulators decay",
+        lambda c, n, g, x: [np.zeros_like(b) if a is None else a for a, b in zip(g, x, strict=True)], ()),
+}  # fmt: skip
 
 
-@mutant("one-minus-rho-dropped")
-class _Dropped(Machine):
-    """1 − ρ is dropped: squares are added whole."""
+# --- with its state changed ---
 
-    def one_minus_rho(self) -> float:
-        return 1.0
 
+def _state_through_float32(array: Array, is_state: bool) -> Array:
+    single = {"f": np.float32, "c": np.complex64} if is_state else {}
+    return array.astype(single.get(array.dtype.kind, array.dtype))
 
-@mutant("rho-swapped")
-class _Swapped(Machine):
-    """ρ and 1 − ρ are swapped."""
 
-    def decaying(self, average: Array, new: Array) -> Array:
-        return self.number(self.rest) * average + self.number(self.rho) * (new * new)
+def _flushed(array: Array, is_state: bool) -> Array:
+    if array.dtype.kind not in "fc":
+        return array
+    tiny = np.finfo(array.dtype).tiny
+    (changed,) = _each([array], lambda a: np.where(np.abs(a) < tiny, a * 0, a))
+    return np.asarray(changed)
 
 
-@mutant("one-minus-rho-in-float32")
-class _RestSingle(Machine):
-    """1 − ρ is formed in float32, of ρ already rounded."""
+class _StartAtEps(Wrapped):
+    def __init__(self, case: Case, engine: str) -> None:
+        super().__init__(case, engine)
+        for array in self.held():
+            array[...] = self.config.eps * (1 + 1j) if array.dtype.kind == "c" else self.config.eps
 
-    def one_minus_rho(self) -> float:
-        return float(np.float32(1.0) - np.float32(self.rho))
 
+class _DecayWithoutLr(Wrapped):
+    def __init__(self, case: Case, engine: str) -> None:
+        self.decoupled = case.config.decay_kind == "decoupled"
+        super().__init__(case, engine, without=_COUPLED if self.decoupled else ())
 
-@mutant("bias-corrected")
-class _BiasCorrected(Machine):
-    """v is divided by 1 − ρ^t when it is read, as in Adam."""
+    def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
+        if self.decoupled and (number + 1) % self.config.accumulate == 0:
+            for x, g in zip(self.opt.params, gradients, strict=True):
+                if g is not None:
+                    x -= x.dtype.type(self.config.weight_decay) * x
+        return super().step(number, gradients)
 
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        return super().delta(g, v / self.number(1.0 - self.rho ** (self.updates + 1)), u)
 
+class _AverageFirst(Wrapped):
+    def __init__(self, case: Case, engine: str) -> None:
+        super().__init__(case, engine)
+        self.seen = [self.inner.states().get("average")]
 
-@mutant("accumulators-start-at-eps")
-class _StartAtEps(Machine):
-    """Accumulators start at ε, not at 0."""
+    def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
+        used = super().step(number, gradients)
+        self.seen.append(self.inner.states().get("average"))
+        return used
 
-    def __init__(self, question: Any) -> None:
-        self.first_square_avg = self.first_acc_delta = question.config.eps
-        super().__init__(question)
+    def states(self) -> Mapping[str, Sequence[Any]]:
+        # The right average, of one update before.
+        earlier = self.seen[max(0, len(self.seen) - 1 - self.config.accumulate)]
+        return super().states() if earlier is None else {**super().states(), "average": earlier}
 
 
-@mutant("one-v-per-tensor")
-class _Shared(Machine):
-    """v takes in the mean of a tensor's squares."""
+class _Complex(Wrapped):
+    def __init__(self, case: Case, engine: str) -> None:
+        super().__init__(case, engine)
+        self.rates = case.update_rates()
 
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
-        v = self.decaying(v, np.sqrt(np.full_like(g, np.mean(g * g) if g.size else 0.0)))
-        d = self.delta(g, v, u)
-        return self.moved(x, d, lr), v, self.decaying(u, d)
-
-
-@mutant("v-of-magnitudes")
-class _Magnitudes(Machine):
-    """v takes in |g| and no square."""
-
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
-        v = self.number(self.rho) * v + self.number(self.rest) * np.abs(g)
-        d = self.delta(g, v, u)
-        return self.moved(x, d, lr), v, self.decaying(u, d)
-
-
-@mutant("ascends")
-class _Ascends(Machine):
-    """The update is added, not subtracted."""
-
-    def moved(self, x: Array, d: Array, lr: Any) -> Array:
-        return x + lr * d
-
-
-# --- rounding: right on paper, other bits ---
-
-
-@mutant("fused-multiply-add")
-class _Fused(Machine):
-    """ρ a + (1 − ρ) n² is one multiply-add, rounded once (emulated exactly)."""
-
-    def decaying(self, average: Array, new: Array) -> Array:
-        return fma(self.number(self.rho), average, self.number(self.rest) * (new * new))
-
-
-@mutant("reciprocal-root")
-class _Reciprocal(Machine):
-    """The lower root is inverted first, then multiplied with."""
-
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return np.sqrt(u + eps) * (self.number(1.0) / np.sqrt(v + eps)) * g
-
-
-@mutant("one-root-of-the-quotient")
-class _OneRoot(Machine):
-    """One root of the quotient, in place of a quotient of roots."""
-
-    def delta(self, g: Array, v: Array, u: Array) -> Array:
-        eps = self.number(self.eps)
-        return np.sqrt((u + eps) / (v + eps)) * g
-
-
-@mutant("squares-scaled-first")
-class _ScaledFirst(Machine):
-    """(1 − ρ) n is formed before it is multiplied by n."""
-
-    def decaying(self, average: Array, new: Array) -> Array:
-        return self.number(self.rho) * average + (self.number(self.rest) * new) * new
-
-
-@mutant("lr-through-float32")
-class _LrSingle(Machine):
-    """The learning rate passes through float32."""
-
-    def rate(self, update: int) -> float:
-        return float(np.float32(super().rate(update)))
-
-
-@mutant("hyperparameters-through-float32")
-class _AllSingle(Machine):
-    """ρ and ε pass through float32."""
-
-    def __init__(self, question: Any) -> None:
-        single = {name: float(np.float32(getattr(question.config, name))) for name in ("rho", "eps")}
-        super().__init__(dataclasses.replace(question, config=dataclasses.replace(question.config, **single)))
-
-
-@mutant("state-through-float32")
-class _StateSingle(Machine):
-    """Accumulators are kept in float32, whatever the parameters are."""
-
-    def tensor(self, i: int, g: Array | None, lr: float) -> None:
-        super().tensor(i, g, lr)
-        for column in (self.v, self.u):
-            with np.errstate(all="ignore"):
-                column[i] = self.keep(column[i].astype(np.float32))
-
-
-@mutant("subnormals-flushed")
-class _Flushed(Machine):
-    """Numbers below the smallest normal one become 0."""
-
-    def keep(self, values: Array) -> Array:
-        kept = super().keep(values)
-        return np.where(np.abs(kept) < np.finfo(kept.dtype).tiny, kept * 0, kept)
-
-
-@mutant("complex-squares")
-class _Complex(Machine):
-    """A complex gradient is squared as a complex number."""
-
-    def rule(self, x: Array, g: Array, v: Array, u: Array, lr: Any) -> tuple[Array, Array, Array]:
+    def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
         if not self.dtype.startswith("complex"):
-            return super().rule(x, g, v, u, lr)
-        x, g, v, u = (np.ascontiguousarray(a).view(self.dtype) for a in (x, g, v, u))
-        x, v, u = super().rule(x, g, v, u, lr)
-        return parts(x).ravel(), parts(v).ravel(), parts(u).ravel()
-
-
-# --- weight decay, sign, clipping ---
-
-
-@mutant("coupled-for-decoupled")
-class _Coupled(Machine):
-    """Decoupled weight decay is coupled: added to the gradient."""
-
-    def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
-        return x, g + self.number(self.decay) * x if self.c.decay_kind == "decoupled" else super().decayed(x, g, lr)[1]
-
-
-@mutant("decoupled-for-coupled")
-class _Decoupled(Machine):
-    """Coupled weight decay is decoupled: taken from the parameter first."""
-
-    def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
-        return (x - self.number(lr * self.decay) * x, g) if self.c.decay_kind else (x, g)
-
-
-@mutant("decay-without-lr")
-class _DecayWithoutLr(Machine):
-    """Decoupled weight decay is not multiplied by the learning rate."""
-
-    def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
-        return super().decayed(x, g, 1.0)
-
-
-@mutant("decay-ignored")
-class _NoDecay(Machine):
-    """Weight decay is ignored."""
-
-    def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
-        return x, g
-
-
-@mutant("decay-before-maximize")
-class _DecayFirst(Machine):
-    """Weight decay is added before the sign is turned."""
-
-    def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
-        sign = -1.0 if self.c.maximize else 1.0
-        return (x, g + self.number(sign * self.decay) * x) if self.c.decay_kind == "coupled" else (x, g)
-
-
-@mutant("maximize-ignored")
-class _NoMaximize(Machine):
-    """``maximize`` is ignored."""
-
-    def scale(self) -> float:
-        return 1.0 / self.c.accumulate
-
-
-@mutant("clip-after-decay")
-class _ClipAfter(Machine):
-    """Clipping by value comes after coupled weight decay."""
-
-    def decayed(self, x: Array, g: Array, lr: float) -> tuple[Array, Array]:
-        x, g = super().decayed(x, g, lr)
-        if self.c.clipvalue is None or self.c.decay_kind != "coupled":
-            return x, g
-        bound = self.number(self.c.clipvalue)
-        return x, np.clip(g, -bound, bound)
-
-    def clip_value(self, given: Given) -> Given:
-        return given if self.c.decay_kind == "coupled" else super().clip_value(given)
-
-
-@mutant("clip-ignored")
-class _NoClip(Machine):
-    """Clipping is ignored."""
-
-    def clipped(self, given: Given) -> Given:
-        return given
-
-
-@mutant("norm-clipped-before-value")
-class _NormFirst(Machine):
-    """Norms are clipped before values."""
-
-    def clipped(self, given: Given) -> Given:
-        value, self.c = self.c.clipvalue, dataclasses.replace(self.c, clipvalue=None)
-        given = super().clipped(given)
-        self.c = dataclasses.replace(self.c, clipvalue=value)
-        return given if value is None else self.clip_value(given)
-
-
-@mutant("norm-of-each-for-norm-of-all")
-class _EachNorm(Machine):
-    """Each tensor's norm is clipped in place of the norm of all."""
-
-    def clipped(self, given: Given) -> Given:
-        limit = self.c.global_clipnorm
-        if limit is None:
-            return super().clipped(given)
-        self.c = dataclasses.replace(self.c, clipnorm=limit, global_clipnorm=None)
-        given = super().clipped(given)
-        self.c = self.question.config
-        return given
-
-
-@mutant("small-norms-raised")
-class _Raised(Machine):
-    """Gradients are brought to the norm's bound even from below."""
-
-    def factor(self, limit: float, norm: float) -> float:
-        return limit / norm if norm > 0 else 1.0
-
-
-@mutant("norm-plus-1e-6")
-class _NormPlus(Machine):
-    """1e-6 is added to the norm of all (torch.nn.utils.clip_grad_norm_)."""
-
-    def factor(self, limit: float, norm: float) -> float:
-        return super().factor(limit, norm + 1e-6)
-
-
-# --- schedules, accumulation, averages, gradients that are missing ---
-
-
-@mutant("schedule-one-late")
-class _OneLate(Machine):
-    """The schedule is asked for the step before."""
-
-    def rate(self, update: int) -> float:
-        return super().rate(max(0, update - 1))
-
-
-@mutant("schedule-one-early")
-class _OneEarly(Machine):
-    """The schedule is asked for the next step: counting starts at 1."""
-
-    def rate(self, update: int) -> float:
-        rates = self.question.rates
-        return super().rate(update + 1 if rates is None or update + 1 < len(rates) else update)
-
-
-@mutant("schedule-frozen")
-class _Frozen(Machine):
-    """The schedule is asked once."""
-
-    def rate(self, update: int) -> float:
-        return super().rate(0)
-
-
-@mutant("sum-for-mean")
-class _Sum(Machine):
-    """Accumulated gradients are summed, not averaged."""
-
-    def scale(self) -> float:
-        return super().scale() * self.c.accumulate
-
-
-@mutant("clip-before-accumulation")
-class _ClipFirst(Machine):
-    """Each accumulated gradient is clipped, not their mean."""
-
-    def gathered(self, waiting: list[Given]) -> Given:
-        return super().gathered(waiting if len(waiting) == 1 else [self.clipped(given) for given in waiting])
-
-
-@mutant("last-gradient-only")
-class _Last(Machine):
-    """Only the last accumulated gradient counts."""
-
-    def gathered(self, waiting: list[Given]) -> Given:
-        return [None if g is None else g * self.number(self.c.accumulate) for g in waiting[-1]]
-
-
-@mutant("average-before-update")
-class _AverageFirst(Machine):
-    """The moving average takes in the parameters before they are updated."""
-
-    def update(self, given: Given) -> None:
-        self.follow()
-        averages, self.averages = self.averages, None
-        super().update(given)
-        self.averages = averages
-
-
-@mutant("average-momentum-swapped")
-class _MomentumSwapped(Machine):
-    """The moving average's momentum and its complement are swapped."""
-
-    def averaged(self, average: Array, x: Array) -> Array:
-        return super().averaged(x, average)
-
-
-@mutant("missing-gradient-is-zero")
-class _MissingIsZero(Machine):
-    """A gradient that is missing counts as 0, so that the accumulators decay."""
-
-    def update(self, given: Given) -> None:
-        super().update([np.zeros(x.shape, self.wide) if g is None else g for g, x in zip(given, self.x, strict=True)])
-
-
-def fma(a: Any, b: Array, c: Array) -> Array:
-    """``a * b + c``, rounded once: in exact fractions, element by element."""
-    with np.errstate(all="ignore"):
-        result = a * b + c
-    for i in np.flatnonzero(np.isfinite(result)):
-        exact = Fraction(float(a)) * Fraction(float(b[i])) + Fraction(float(c[i]))
-        if exact:
-            result[i] = _rounded(exact, result.dtype)
-    return result
-
-
-def _rounded(exact: Fraction, dtype: Any) -> Any:
-    nearest = float(exact)
-    if dtype == np.float64 or Fraction(nearest) == exact:
-        return dtype.type(nearest)
-    # Round to odd in float64 first: then rounding again cannot round twice.
-    if np.float64(nearest).view(np.int64) % 2 == 0:
-        nearest = float(np.nextafter(nearest, np.inf if exact > Fraction(nearest) else -np.inf))
-    return dtype.type(nearest)
-
-
-TRUE: Mapping[str, Mutant] = {"true": Mutant("true", "the rule as it should be", Machine)}
+            return super().step(number, gradients)
+        c = self.config
+        for x, g, state in zip(self.opt.params, gradients, self.opt.state, strict=True):
+            if g is not None:
+                lr = self.rates[number // c.accumulate]
+                new = ADADELTA.function(np, x, g, *state.values(), lr=lr, rho=c.rho, eps=c.eps)
+                for array, values in zip((x, *state.values()), new, strict=True):
+                    array[...] = values
+        return None
+
+
+MUTANTS: Mapping[str, Mutant] = {
+    mutant.name: mutant
+    for mutant in (
+        *(Mutant(name, about, partial(_with_formula, name=name)) for name, (about, _) in FORMULAS.items()),
+        *(Mutant(name, about, partial(_with_options, change=change)) for name, (about, change) in _ASKED.items()),
+        *(Mutant(n, about, partial(Wrapped, given=given, without=off)) for n, (about, given, off) in _GIVEN.items()),
+        Mutant("accumulators-start-at-eps", "Accumulators start at ε, not at 0", _StartAtEps),
+        Mutant("state-through-float32", "Accumulators are kept in float32, whatever the parameters are",
+               partial(Wrapped, after=_state_through_float32)),
+        Mutant("subnormals-flushed", "Numbers below the smallest normal one become 0",
+               partial(Wrapped, after=_flushed)),
+        Mutant("decay-without-lr", "Decoupled weight decay is not multiplied by the learning rate", _DecayWithoutLr),
+        Mutant("average-before-update", "The moving average takes in the parameters before they are updated",
+               _AverageFirst),
+        Mutant("complex-squares", "A complex gradient is squared as a complex number", _Complex),
+    )
+}  # fmt: skip

@@ -1,9 +1,9 @@
-"""Why two trajectories part: guesses are tried on the data until one gives every number that was seen.
+"""Why two trajectories differ: guesses are tried on the data until one gives every number that was seen.
 
 First each side by itself: is it the published rule, with some options? Options are those that it says it was asked
 for, those of frameworks' defaults, and those that its numbers give away. Where one side is the rule and the other is
-not, the other is compared with every mistake in `mutants`, made with the options of the first. A guess counts only if
-it gives all states after all steps within the tolerances for two frameworks, so that the answer is not an opinion.
+not, the other is compared with every mutant, made with the options of the first. A guess counts only if it gives all
+states after all steps within the tolerances for two frameworks, so that the answer is not an opinion.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
+from ..data.case import Array, Case
 from ..data.specification import Config
-from ..mutation.mutants import MUTANTS
-from ..reference.machine import Machine
-from ..reference.tolerances import TRACE
-from ..targets.adapters import Asked
-from ..targets.players import Array
+from ..data.trajectory import Trajectory
+from ..mutation.mutants import MUTANTS, TRUE, Mutant
+from ..targets.build import unsupported
+from ..targets.run import run_target
+from .differences import LIMITS, worst
 from .estimates import estimated
-from .trajectory import Trajectory, worst
 
-LIMITS = {kind: tolerance.limit for kind, tolerance in TRACE.items()}
 #: Defaults of frameworks: lr, rho, eps.
 DEFAULTS: Mapping[str, Config] = {
     "PyTorch": Config(lr=1.0, rho=0.9, eps=1e-6),
@@ -65,71 +64,58 @@ def explain(a: Trajectory, b: Trajectory) -> list[Explanation]:
     Parameters
     ----------
     a, b : Trajectory
-        With gradients, of the same start.
+        Of the same start, and at least one of them with gradients.
     """
-    if a.gradients is None:
-        a = replace(a, gradients=b.gradients)
-    if b.gradients is None:
-        b = replace(b, gradients=a.gradients)
-    if a.gradients is None:
+    gradients = a.case.gradients or b.case.gradients
+    if not gradients:
         return []
-    a, b = _smaller(a), _smaller(b)
+    a, b = (_smaller(replace(side, case=replace(side.case, gradients=gradients))) for side in (a, b))
     rule_a, rule_b = _rule(a, b), _rule(b, a)
     if rule_a is not None and rule_b is not None:
         return [_both(a, b, rule_a, rule_b)]
     if rule_a is not None:
-        return _mistakes(b, rule_a, b.asked)
+        return _mistakes(b, rule_a)
     if rule_b is not None:
-        return _mistakes(a, rule_b, a.asked)
-    return [told for side in (a, b) if side.asked is not None for told in _mistakes(side, side.asked, None)]
+        return _mistakes(a, rule_b)
+    return [told for side in (a, b) if side.options_known for told in _mistakes(side, side.case)]
 
 
-def simulate(trajectory: Trajectory, guess: Asked, machine: type[Machine] = Machine) -> Trajectory | None:
-    """Return what a guess would have done, or None where it is no possible one."""
-    question = trajectory.question(guess.config, guess.rates)
+def simulate(case: Case, mutant: Mutant = TRUE) -> Trajectory | None:
+    """Return what the rule, or a mutant, would have done, or None where the options are impossible."""
+    target = mutant.target("eager")
     try:
-        stage = machine(question)
+        return None if unsupported(target, case) else run_target(target, case)
     except ValueError:
         return None
-    seen = [stage.states()]
-    for number, row in enumerate(question.gradients):
-        stage.step(number, row)
-        seen.append(stage.states())
-    states = {k: [np.stack([shot[k][i] for shot in seen]) for i in range(len(seen[0][k]))] for k in seen[0]}
-    return Trajectory("guess", trajectory.dtype, states, trajectory.gradients, guess)
 
 
-def fits(trajectory: Trajectory, guess: Asked, machine: type[Machine] = Machine) -> dict[str, float] | None:
+def fits(seen: Trajectory, case: Case, mutant: Mutant = TRUE) -> dict[str, float] | None:
     """Return how far a guess is from what was seen, or None if it is too far."""
-    made = simulate(trajectory, guess, machine)
-    if made is None:
-        return None
-    if trajectory.states.keys() - made.states.keys():
+    made = simulate(case, mutant)
+    if made is None or seen.states.keys() - made.states.keys():
         return None  # it has averages, say, and the guess has none
-    far = worst(made, trajectory, LIMITS)
+    far = worst(made, seen)
     return far if all(far[kind] <= LIMITS[kind] for kind in far) else None
 
 
 # --- one side by itself ---
 
 
-def _rule(one: Trajectory, other: Trajectory) -> Asked | None:
-    """Return the options with which the published rule does what `one` did, or None."""
-    for guess in _guesses(one, other):
-        if fits(one, guess) is not None:
-            return guess
-    return None
+def _rule(one: Trajectory, other: Trajectory) -> Case | None:
+    """Return the case, with its options, in which the published rule does what `one` did, or None."""
+    return next((guess for guess in _guesses(one, other) if fits(one, guess) is not None), None)
 
 
-def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Asked]:
-    bases = [t.asked for t in (one, other) if t.asked is not None]
+def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Case]:
+    told = [t.case for t in (one, other) if t.options_known]
+    bases = [replace(one.case, config=case.config, rates=case.rates) for case in told]
+    bases += [replace(one.case, config=config, rates=None) for config in DEFAULTS.values()]
     yield from bases
-    yield from (Asked(config) for config in DEFAULTS.values())
-    for base in [*bases, *(Asked(config) for config in DEFAULTS.values())]:
-        yield from (Asked(config, base.rates) for config in estimated(one, base))
+    for base in bases:
+        yield from estimated(one, base)
 
 
-def _both(a: Trajectory, b: Trajectory, rule_a: Asked, rule_b: Asked) -> Explanation:
+def _both(a: Trajectory, b: Trajectory, rule_a: Case, rule_b: Case) -> Explanation:
     units = {**(fits(a, rule_a) or {})}
     for kind, far in (fits(b, rule_b) or {}).items():
         units[kind] = max(far, units.get(kind, 0.0))
@@ -141,17 +127,17 @@ def _both(a: Trajectory, b: Trajectory, rule_a: Asked, rule_b: Asked) -> Explana
                 owner = next((who for who, c in DEFAULTS.items() if _alike(c, one.config)), None)
                 text += f"; those of {name} are the defaults of {owner}" if owner else ""
         return Explanation("options", text, units)
-    for who, side, base in (("a", a, rule_a), ("b", b, rule_b)):
-        if not _exact(side, base, Machine):
-            same = (mutant for mutant in MUTANTS.values() if _exact(side, base, mutant.machine))
+    for who, side, case in (("a", a, rule_a), ("b", b, rule_b)):
+        if not _exact(side, case, TRUE):
+            same = (mutant for mutant in MUTANTS.values() if _exact(side, case, mutant))
             if mutant := next(same, None):
                 return Explanation(mutant.name, f"{who} has the bits of this: {_lower(mutant.about)}", units)
     return Explanation("rounding", "both follow the rule with the same options, and round in other places", units)
 
 
-def _exact(side: Trajectory, base: Asked, machine: type[Machine]) -> bool:
-    made = simulate(side, base, machine)
-    return made is not None and not any(worst(made, side, LIMITS).values())
+def _exact(side: Trajectory, case: Case, mutant: Mutant) -> bool:
+    made = simulate(case, mutant)
+    return made is not None and not any(worst(made, side).values())
 
 
 def _numbers(c: Config) -> tuple[float, float, float]:
@@ -167,8 +153,8 @@ _NAMES = {"decay_kind": "weight decay", "clipvalue": "clip_value", "clipnorm": "
           "global_clipnorm": "clip_global_norm"}  # fmt: skip
 
 
-def differing(a: Asked, b: Asked) -> str:
-    """Say in words in which options two differ."""
+def differing(a: Case, b: Case) -> str:
+    """Say in words in which options two cases differ."""
     told = []
     for name in (field.name for field in fields(Config)):
         one, other = getattr(a.config, name), getattr(b.config, name)
@@ -188,8 +174,8 @@ def differing(a: Asked, b: Asked) -> str:
     return ", ".join(told)
 
 
-def _some(asked: Asked) -> str:
-    return ", ".join(f"{rate:.6g}" for rate in asked.rates[:3]) + ", …" if asked.rates else f"{asked.config.lr}"
+def _some(case: Case) -> str:
+    return ", ".join(f"{rate:.6g}" for rate in case.rates[:3]) + ", …" if case.rates else f"{case.config.lr}"
 
 
 def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
@@ -202,14 +188,16 @@ def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
 # --- one side with a mistake ---
 
 
-def _mistakes(side: Trajectory, base: Asked, own: Asked | None) -> list[Explanation]:
-    """Return the mistakes that give what `side` did: with the options `base`, or else with its own, if it says."""
-    for guess in [base] if own is None or own == base else [base, own]:
-        options = "" if guess is base else ", with the options that it says it has"
+def _mistakes(side: Trajectory, rule: Case) -> list[Explanation]:
+    """Return the mistakes that give what `side` did: with the options of `rule`, or else with its own, if it says."""
+    guesses = [(replace(side.case, config=rule.config, rates=rule.rates), "")]
+    if side.options_known:
+        guesses.append((side.case, ", with the options that it says it has"))
+    for case, options in guesses:
         found = [
             Explanation(name, f"{side.name} makes this difference{options}: {_lower(mutant.about)}", far)
             for name, mutant in MUTANTS.items()
-            if (far := fits(side, guess, mutant.machine)) is not None
+            if (far := fits(side, case, mutant)) is not None
         ]
         if found:
             return found
@@ -222,18 +210,18 @@ def _lower(text: str) -> str:
 
 def _smaller(trajectory: Trajectory) -> Trajectory:
     """Return some elements of each tensor, where there are many and none depends on another."""
-    total = sum(x.size for x in trajectory.start)
-    config = trajectory.asked.config if trajectory.asked is not None else Config()
-    if total <= MOST or config.clipnorm is not None or config.global_clipnorm is not None:
+    case = trajectory.case
+    norms = case.config.clipnorm is not None or case.config.global_clipnorm is not None
+    if sum(x.size for x in case.start) <= MOST or (norms and trajectory.options_known):
         return trajectory
-    each = max(1, MOST // len(trajectory.start))
+    each = max(1, MOST // len(case.start))
 
     def cut(values: Array, axis: int) -> Array:
         flat = values.reshape(*values.shape[:axis], -1)
         stride = max(1, flat.shape[-1] // each)
         return flat[..., ::stride][..., :each]
 
-    assert trajectory.gradients is not None
     states = {kind: [cut(v, 1) for v in column] for kind, column in trajectory.states.items()}
-    rows = [[None if g is None else cut(np.asarray(g), 0) for g in row] for row in trajectory.gradients]
-    return replace(trajectory, states=states, gradients=rows)
+    rows = [[None if g is None else cut(np.asarray(g), 0) for g in row] for row in case.gradients]
+    start = [cut(np.asarray(values), 0) for values in case.start]
+    return replace(trajectory, states=states, case=replace(case, start=start, gradients=rows))

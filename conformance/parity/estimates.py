@@ -12,15 +12,25 @@ from typing import Any
 
 import numpy as np
 
+from multiopt import ADADELTA, Rule
+
+from ..data.case import Array, Case
+from ..data.floats import parts
 from ..data.specification import Config
-from ..reference.floats import parts
-from ..reference.machine import Machine
-from ..targets.adapters import Asked
-from ..targets.players import Array
-from .trajectory import Trajectory
+from ..data.trajectory import Trajectory
+from ..mutation.mutants import build
+from ..targets.run import record
 
 #: How far a rounder number may be from the estimate: a hundredth. Whether it is right, the trajectory says.
 NEAR = 0.02
+
+
+def _take_gradient(xp: Any, x: Any, g: Any, *, lr: float, rho: float, eps: float) -> tuple[Any]:
+    return (g,)
+
+
+#: The gradient as a rule gets it, scaled and clipped, in place of the parameter.
+_GRADIENT = Rule("gradient", _take_gradient, {}, ADADELTA.hypers)
 
 
 @dataclass(frozen=True)
@@ -34,77 +44,60 @@ class _First:
     u: Array | None
 
 
-def estimated(trajectory: Trajectory, base: Asked) -> Iterator[Config]:
-    """Yield options like those of `base`, with numbers that the trajectory gives away."""
+def estimated(seen: Trajectory, base: Case) -> Iterator[Case]:
+    """Yield cases like `base`, with options that the trajectory gives away."""
     c = base.config
     lr = base.rates[0] if base.rates else c.lr
-    if c.accumulate > 1 or not lr or trajectory.gradients is None:
-        return
-    first = _first(trajectory, base)
-    if first is None:
+    first = _first(seen, base) if c.accumulate == 1 and lr else None
+    if first is None or not lr:
         return
     with np.errstate(all="ignore"):
-        found = dict(_solved(first, c, lr, trajectory))
+        found = dict(_solved(first, c, lr, seen))
     for name in ("lr", "rho", "eps"):
         for value in _rounder(found.get(name)):
-            if name == "lr" and base.rates is not None:
-                continue
-            if value > 0 and (name != "rho" or value < 1):
-                yield _with(c, **{name: value})
+            if value > 0 and (name != "rho" or value < 1) and (name != "lr" or base.rates is None):
+                yield base.with_options(**{name: value})
     for kind in ("coupled", "decoupled"):
         for value in _rounder(found.get(kind)):
             if value > 0:
-                yield replace(c, weight_decay=value, decay_kind=kind)
+                yield base.with_options(weight_decay=value, decay_kind=kind)
     if c.decay_kind is not None:
-        yield replace(c, weight_decay=0.0, decay_kind=None)
+        yield base.with_options(weight_decay=0.0, decay_kind=None)
     together = {name: found.get(f"state {name}") for name in ("lr", "rho", "eps")}
     if all(together.values()):
         for digits in (2, 3, 6):
             numbers = {name: float(f"{value:.{digits}g}") for name, value in together.items()}
             if numbers["lr"] > 0 and 0 < numbers["rho"] < 1 and numbers["eps"] > 0:
-                yield _with(c, **numbers)
+                yield base.with_options(**numbers)
 
 
-def _with(c: Config, **numbers: Any) -> Config:
-    return replace(c, **numbers)
-
-
-def _first(trajectory: Trajectory, base: Asked) -> _First | None:
-    assert trajectory.gradients is not None
-    question = trajectory.question(base.config, base.rates)
+def _first(seen: Trajectory, base: Case) -> _First | None:
+    zeros = [np.zeros_like(x) for x in base.start]
+    plain = replace(base.first(1), start=zeros).with_options(weight_decay=0.0, decay_kind=None, ema_momentum=None)
     try:
-        machine = Machine(question)
+        given = record(build(plain, "eager", _GRADIENT), plain).states["x"]
     except ValueError:
         return None
-    flat = [None if g is None else _flat(g) for g in question.gradients[0]]
-    given = machine.prepared([None if g is None else g.astype(machine.wide) for g in flat])
-    columns: dict[str, list[Array]] = {"g": [], "before": [], "after": [], "v": [], "u": []}
-    held = {"v": "square_avg", "u": "acc_delta"}
-    for i, g in enumerate(given):
-        if g is None:
-            continue
-        columns["g"].append(g)
-        x = trajectory.states["x"][i]
-        columns["before"].append(_flat(x[0]))
-        columns["after"].append(_flat(x[1]))
-        for short, kind in held.items():
-            if kind in trajectory.states:
-                columns[short].append(_flat(trajectory.states[kind][i][1]))
-    if not columns["g"]:
+    there = [i for i, g in enumerate(base.gradients[0]) if g is not None]
+    if not there:
         return None
-    joined: dict[str, Any] = {k: np.concatenate(v).astype(np.float64) if v else None for k, v in columns.items()}
-    usable = (joined["g"] != 0) & np.isfinite(joined["g"])
+
+    def flat(column: Any, step: int) -> Array:
+        return np.concatenate([_flat(column[i][step]) for i in there]).astype(np.float64)
+
+    g, x = flat(given, 1), seen.states["x"]
+    usable = (g != 0) & np.isfinite(g)
     if not usable.any():
         return None
-    chosen: dict[str, Any] = {k: None if v is None else v[usable] for k, v in joined.items()}
-    return _First(**chosen)
+    v, u = (flat(seen.states[k], 1)[usable] if seen.has(k) else None for k in ("square_avg", "acc_delta"))
+    return _First(g[usable], flat(x, 0)[usable], flat(x, 1)[usable], v, u)
 
 
 def _flat(values: Any) -> Array:
     return np.asarray(parts(np.asarray(values))).ravel()
 
 
-def _solved(f: _First, c: Config, lr: float, trajectory: Trajectory) -> Iterator[tuple[str, float]]:
+def _solved(f: _First, c: Config, lr: float, seen: Trajectory) -> Iterator[tuple[str, float]]:
     """Yield names and estimates."""
     rest, wd = 1.0 - c.rho, c.weight_decay
     g = f.g + wd * f.before if c.decay_kind == "coupled" else f.g
@@ -126,18 +119,17 @@ def _solved(f: _First, c: Config, lr: float, trajectory: Trajectory) -> Iterator
     square = f.u / (1.0 - rho)
     yield "state rho", rho
     yield "state eps", _middle(square * f.v / (g * g - square))
-    yield "state lr", _rate(trajectory, rho, -1.0 if c.maximize else 1.0)
+    yield "state lr", _rate(seen, rho, -1.0 if c.maximize else 1.0)
     # Without the motion, which says little where it is small beside the parameters.
     yield "rho", rho
     yield "eps", _middle((f.u / rest) * f.v / (g * g - f.u / rest))
 
 
-def _rate(trajectory: Trajectory, rho: float, sign: float) -> float:
+def _rate(seen: Trajectory, rho: float, sign: float) -> float:
     """Return the learning rate that fits all motion best, updates being known from the second accumulator."""
-    assert trajectory.gradients is not None
     product = square = 0.0
-    for i, (x, u) in enumerate(zip(trajectory.states["x"], trajectory.states["acc_delta"], strict=True)):
-        for t, row in enumerate(trajectory.gradients):
+    for i, (x, u) in enumerate(zip(seen.states["x"], seen.states["acc_delta"], strict=True)):
+        for t, row in enumerate(seen.case.gradients):
             if row[i] is None:
                 continue
             before, after, old, new = (_flat(a).astype(np.float64) for a in (x[t], x[t + 1], u[t], u[t + 1]))

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..data.scenarios import scenarios_of
 from ..data.systems import SYSTEMS
-from ..data.tracefile import TraceFile, save
+from ..data.traces import TraceFile, save
 from . import versions_of
-from .drive import record_scenario
+from .scenario import record_scenario
 
 
 def _vector_width() -> str:
@@ -31,7 +31,7 @@ def main(system: str, path: Path) -> None:
     recorder = importlib.import_module(f".{SYSTEMS[system].recorder}", __package__)
     traces = {}
     for scenario in scenarios_of(system):
-        traces[scenario.name] = record_scenario(system, scenario, recorder.driver)
+        traces[scenario.name] = record_scenario(system, scenario, recorder.make)
     provenance = {
         "python": platform.python_version(),
         "device": "CPU",

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from ..data.systems import SYSTEMS
-from ..data.tracefile import FOLDER, TraceFile, load, path_of
+from ..data.systems import SYSTEMS, TORCH
+from ..data.traces import FOLDER, TraceFile, describe, load, path_of
 from ..reference.compare import differences, inputs_agree, same_bits
+from ..reference.tolerances import STEP
+from ..report.table import Cell, Table, to_rich
 from . import missing_packages, record_to
 
 
-@dataclass(frozen=True)
-class Allowance:
+class Allowance(NamedTuple):
     """How far a new recording may be from the committed one: units in the last place, units of motion, and why."""
 
     ulps: float
@@ -34,16 +35,11 @@ _XLA = Allowance(
     32, 4, "XLA compiles for the processor at hand and contracts to multiply-add where there is one; on AVX: 16 and 1"
 )
 _TF = Allowance(16, 4, "Eigen and libm choose code by processor in schedules and norms; no difference was seen")
-
 #: The same framework version on the same kind of processor gives the same bits; another processor may differ by
 #: this much.
-ALLOWED: Mapping[str, Allowance] = {
-    "torch-forloop": _TORCH,
-    "torch-foreach": _TORCH,
-    "keras-torch": _TORCH,
-    "keras-jax": _XLA,
-    "optax": _XLA,
-    **dict.fromkeys(("tf-keras-legacy", "tf-keras", "tf-keras-dtensor", "keras-tensorflow", "tf-v1", "tf-raw"), _TF),
+ALLOWED = dict.fromkeys(SYSTEMS, _TF) | {
+    **dict.fromkeys((*TORCH, "keras-torch"), _TORCH),
+    **dict.fromkeys(("keras-jax", "optax"), _XLA),
 }
 #: Types of 16 bits keep so few of them that a difference in arithmetic rarely shows; 25 units would hide anything.
 HALF_ULPS = 2.0
@@ -52,9 +48,10 @@ RATE = 1e-6
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one system: ``same``, ``close``, ``different``, ``failed`` or ``absent``, and in a few words
-    why.
+class Recording:
+    """What became of recording one system again.
+
+    ``outcome`` is ``same``, ``close``, ``different``, ``failed`` or ``absent``; ``note`` says in a few words why.
     """
 
     system: str
@@ -65,55 +62,47 @@ class Verdict:
     note: str = ""
 
 
-def judge(old: TraceFile, new: TraceFile) -> Verdict:
+def judge(old: TraceFile, new: TraceFile) -> Recording:
     """Compare two recordings of one system."""
     allowed = ALLOWED[old.system]
-    notes = []
-    if old.versions != new.versions:
-        changed = (f"{k} {old.versions.get(k)} → {v}" for k, v in new.versions.items() if old.versions.get(k) != v)
-        notes.append("other versions: " + ", ".join(changed))
-    wrong, equal, worst_ulps, worst_motion = [], True, 0.0, 0.0
+    changed = [f"{k} {old.versions.get(k)} → {v}" for k, v in new.versions.items() if old.versions.get(k) != v]
+    notes = ["other versions: " + ", ".join(changed)] if changed else []
+    wrong, equal, worst = [], True, {"ulp": 0.0, "motion": 0.0}
     if old.traces.keys() != new.traces.keys():
         wrong.append("other scenarios: " + ", ".join(sorted(old.traces.keys() ^ new.traces.keys())))
     for name in old.traces.keys() & new.traces.keys():
         a, b = old.traces[name], new.traces[name]
-        described, again = a.describe(), b.describe()
-        changed_keys = [key for key in described if described[key] != again[key]]
-        if changed_keys or not inputs_agree(a, b):
-            wrong.append(f"{name}: {', '.join(changed_keys) or 'inputs'}")
-            continue
-        if a.refusal is not None:
-            continue
-        if a.arrays.keys() != b.arrays.keys():
-            wrong.append(f"{name}: other arrays")
+        before, after = describe(a), describe(b)
+        other = [key for key in before if before[key] != after[key]]
+        if not other and (not inputs_agree(a, b) or a.arrays.keys() != b.arrays.keys()):
+            other = ["other arrays"]
+        if other or a.refusal is not None:
+            wrong += [f"{name}: {', '.join(other)}"] if other else []
             continue
         for kind, found in differences(a, b).items():
             equal &= found.same_bits
-            accumulator = kind in ("square_avg", "acc_delta")
-            worst_ulps = max(worst_ulps, found.units if accumulator else 0.0)
-            worst_motion = max(worst_motion, 0.0 if accumulator else found.units)
-            limit = allowed.ulps if accumulator else allowed.motion
-            if a.dtype in ("float16", "bfloat16"):
-                limit = min(limit, HALF_ULPS)
-            if not found.units <= limit:
+            unit = STEP[kind].unit
+            worst[unit] = max(worst[unit], found.units)
+            limit = allowed.ulps if unit == "ulp" else allowed.motion
+            if not found.units <= (min(limit, HALF_ULPS) if a.dtype in ("float16", "bfloat16") else limit):
                 wrong.append(f"{name}: {found}")
-        for key in ("lr", "iterations"):
-            if a.has(key) and not same_bits(a.arrays[key], b.arrays[key]):
-                equal = False
-                if key == "iterations" or abs(a.arrays[key] - b.arrays[key]).max() > RATE:
-                    wrong.append(f"{name}: {key}")
+        for key in {"lr", "iterations"} & a.arrays.keys():
+            one, other_one = a.arrays[key], b.arrays[key]
+            equal &= same_bits(one, other_one)
+            if abs(one - other_one).max() > (RATE if key == "lr" else 0):
+                wrong.append(f"{name}: {key}")
     outcome = "different" if wrong else "same" if equal else "close"
     if outcome == "close":
         notes.append(f"allowed {allowed.ulps:g} and {allowed.motion:g}: {allowed.reason}")
     shown = wrong[:3] + ([f"and {len(wrong) - 3} more"] if len(wrong) > 3 else [])
-    return Verdict(old.system, outcome, len(new.traces), worst_ulps, worst_motion, "; ".join(shown + notes))
+    return Recording(old.system, outcome, len(new.traces), worst["ulp"], worst["motion"], "; ".join(shown + notes))
 
 
-def record(system: str, into: Path, *, committed: Path = FOLDER) -> Verdict:
+def record(system: str, into: Path, *, committed: Path = FOLDER) -> Recording:
     """Record ``system`` into the folder ``into`` and judge it against the traces in ``committed``."""
     missing = missing_packages(system)
     if missing:
-        return Verdict(system, "absent", note="not installed: " + ", ".join(missing))
+        return Recording(system, "absent", note="not installed: " + ", ".join(missing))
     # Read first: the new recording may take the old one's place.
     old_path, path = path_of(system, committed), path_of(system, into)
     old = load(old_path) if old_path.exists() else None
@@ -121,10 +110,10 @@ def record(system: str, into: Path, *, committed: Path = FOLDER) -> Verdict:
     try:
         record_to(system, path)
     except RuntimeError as error:
-        return Verdict(system, "failed", note=str(error).strip().splitlines()[-1])
+        return Recording(system, "failed", note=str(error).strip().splitlines()[-1])
     new = load(path)
     if old is None:
-        return Verdict(system, "different", len(new.traces), note="no committed trace")
+        return Recording(system, "different", len(new.traces), note="no committed trace")
     return judge(old, new)
 
 
@@ -148,35 +137,20 @@ def main(options: argparse.Namespace) -> int:
     """Record as ``options`` say, print a table, and return the exit code: 0 if every trace was confirmed."""
     try:
         from rich.console import Console
-        from rich.table import Table
     except ImportError as error:
         raise ImportError('multiopt record needs rich: pip install "multiopt[cli]"') from error
-    systems = options.system or list(SYSTEMS)
     required = set(SYSTEMS) if "all" in options.require else set(options.require)
-    systems += [name for name in SYSTEMS if name in required and name not in systems]
-    console = Console()
-    table = Table()
-    for heading in ("system", "outcome", "scenarios", "ulps", "motion"):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("note")
-    failed = False
+    systems = dict.fromkeys([*(options.system or SYSTEMS), *(name for name in SYSTEMS if name in required)])
+    console, rows, failed = Console(), [], False
     with tempfile.TemporaryDirectory() as scratch:
-        into = options.into or Path(scratch)
         for name in systems:
             with console.status(f"recording {name}"):
-                verdict = record(name, into)
-            bad = verdict.outcome in ("different", "failed")
-            bad |= verdict.outcome == "absent" and name in required
-            bad |= verdict.outcome == "close" and options.exact
+                found = record(name, options.into or Path(scratch))
+            bad = found.outcome in ("different", "failed") or (found.outcome == "absent" and name in required)
+            bad |= found.outcome == "close" and options.exact
             failed |= bad
-            colour = "red" if bad else "yellow" if verdict.outcome in ("absent", "close") else "green"
-            table.add_row(
-                name,
-                f"[{colour}]{verdict.outcome}[/]",
-                str(verdict.scenarios or "–"),
-                f"{verdict.ulps:g}",
-                f"{verdict.motion:.3g}",
-                verdict.note.replace("[", r"\["),
-            )
-    console.print(table)
+            mood = "bad" if bad else "known" if found.outcome in ("absent", "close") else "good"
+            numbers = str(found.scenarios or "–"), f"{found.ulps:g}", f"{found.motion:.3g}"
+            rows.append((name, Cell(found.outcome, mood=mood), *numbers, found.note))
+    console.print(to_rich(Table("", "", ("system", "outcome", "scenarios", "ulps", "motion", "note"), rows)))
     return 1 if failed else 0

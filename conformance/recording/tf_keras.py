@@ -7,19 +7,20 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
-from numpy.typing import NDArray
 
-from ..data.inputs import Gradient, Sparse
-from ..data.specification import Scenario
-from .keras_arguments import arguments
+from ..data.case import Array, Case, Gradient, Sparse
+from ..targets.arguments import keras_options
+from ..targets.arrays import Arrays
+from ..targets.optimizers import SLOTS, Steps
+from .keras_family import RecordedKeras
 
 
-def to_tensor(values: NDArray[Any], dtype: str) -> tf.Tensor:
+def to_tensor(values: Array, dtype: str) -> tf.Tensor:
     """Return ``values`` as a TensorFlow tensor; bfloat16 comes in float32, exactly."""
     return tf.cast(tf.constant(values), dtype) if dtype == "bfloat16" else tf.constant(values, dtype=dtype)
 
 
-def to_numpy(values: Any) -> NDArray[Any]:
+def to_numpy(values: Any) -> Array:
     """Return a tensor's values; bfloat16 in float32, exactly."""
     tensor = tf.convert_to_tensor(values)
     return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy()
@@ -33,117 +34,96 @@ def to_gradient(gradient: Gradient, shape: Sequence[int], dtype: str) -> Any:
     return None if gradient is None else to_tensor(gradient, dtype)
 
 
-class LegacyDriver:
+class WithSlots(Steps):
+    """One of TensorFlow's optimizers that keep their state in slots of these names; or other variables."""
+
+    names: tuple[str, str]
+
+    def __init__(self, name: str, case: Case, variables: Sequence[Any], optimizer: Any = None) -> None:
+        super().__init__(name, case.dtype, Arrays("numpy"))
+        self.variables, self.opt = list(variables), optimizer
+
+    def gradient(self, g: Gradient, i: int) -> Any:
+        """See `Steps`."""
+        return to_gradient(g, self.variables[i].shape, self.dtype)
+
+    def read(self, arrays: Sequence[Any]) -> list[Array]:
+        """See `Steps`."""
+        return [to_numpy(array) for array in arrays]
+
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Return variables and slots; slots that do not exist yet count as zeros."""
+        names = zip(SLOTS, self.names, strict=True)
+        return {"x": self.variables, **{kind: [self._slot(v, name) for v in self.variables] for kind, name in names}}
+
+    def _slot(self, variable: tf.Variable, name: str) -> Any:
+        try:
+            slot = self.opt.get_slot(variable, name)
+        except KeyError:
+            slot = None
+        return tf.zeros_like(variable) if slot is None else slot
+
+
+class RecordedLegacy(WithSlots):
     """tf_keras.optimizers.legacy.Adadelta with its variables."""
 
-    def __init__(self, system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> None:
-        c = scenario.config
-        self.dtype = scenario.dtype
-        self.clock = [0]
-        constraint = tf_keras.constraints.NonNeg() if c.constraint is not None else None
-        self.variables = [
-            tf.Variable(to_tensor(x, self.dtype), constraint=constraint if i == 0 else None)
-            for i, x in enumerate(start)
-        ]
-        namespace = tf_keras.optimizers.schedules
-        self.optimizer = tf_keras.optimizers.legacy.Adadelta(**arguments(c, namespace, self.clock, legacy=True))
-        if c.first_iteration:
-            self.optimizer.iterations.assign(c.first_iteration)
+    names = ("accum_grad", "accum_var")
+    clock: list[int]
 
     def hyperparameters(self) -> dict[str, float | None]:
         """Return lr, rho and eps from its configuration."""
-        config = self.optimizer.get_config()
+        config = self.opt.get_config()
         return {"lr": config["learning_rate"], "rho": config["rho"], "eps": config["epsilon"]}
 
-    def step(self, step: int, gradients: Sequence[Gradient]) -> float:
+    def update(self, number: int, gradients: list[Any]) -> float:
         """Apply the gradients."""
-        self.clock[0] = step
-        used = float(to_numpy(self.optimizer._decayed_lr(tf.as_dtype(self.dtype))).real)
-        given = [to_gradient(g, v.shape, self.dtype) for g, v in zip(gradients, self.variables, strict=True)]
-        self.optimizer.apply_gradients(zip(given, self.variables, strict=True))
+        self.clock[0] = number
+        used = float(to_numpy(self.opt._decayed_lr(tf.as_dtype(self.dtype))).real)
+        self.opt.apply_gradients(zip(gradients, self.variables, strict=True))
         return used
 
-    def snapshot(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables and slots; slots that do not exist yet count as zeros."""
-        names = self.optimizer.get_slot_names()
-        shot = {"x": [to_numpy(v) for v in self.variables]}
-        for kind, name in (("square_avg", "accum_grad"), ("acc_delta", "accum_var")):
-            shot[kind] = [
-                to_numpy(self.optimizer.get_slot(v, name)) if name in names and self._has(v, name)
-                else to_numpy(tf.zeros_like(v)) for v in self.variables
-            ]  # fmt: skip
-        return shot
-
-    def _has(self, variable: tf.Variable, name: str) -> bool:
-        try:
-            self.optimizer.get_slot(variable, name)
-        except KeyError:
-            return False
-        return True
-
-    def iterations(self) -> list[int]:
-        """Return its one counter."""
-        return [int(self.optimizer.iterations.numpy())]
-
-    def finalize(self) -> None:
-        """Do nothing: it has no such thing."""
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Return variables, slots and the counter."""
+        return {**super().columns(), "iterations": [self.opt.iterations]}
 
 
-class NewDriver:
+class RecordedNew(RecordedKeras):
     """tf_keras.optimizers.Adadelta with its variables."""
 
-    def __init__(self, system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> None:
-        self.config = c = scenario.config
-        self.dtype = scenario.dtype
-        self.clock = [0]
-        constraint = tf_keras.constraints.NonNeg() if c.constraint is not None else None
-        self.variables = [
-            tf.Variable(to_tensor(x, self.dtype), constraint=constraint if i == 0 else None)
-            for i, x in enumerate(start)
-        ]
-        tf_keras.backend.set_floatx(c.floatx or "float32")
-        self.optimizer = tf_keras.optimizers.Adadelta(**arguments(c, tf_keras.optimizers.schedules, self.clock))
-        self.optimizer.build(self.variables)
-        if c.first_iteration:
-            self.optimizer.iterations.assign(c.first_iteration)
+    def gradient(self, g: Gradient, i: int) -> Any:
+        """See `Steps`."""
+        return to_gradient(g, self.variables[i].shape, self.dtype)
 
-    def hyperparameters(self) -> dict[str, float | None]:
-        """Return lr, rho and eps; lr as the float32 variable that it has become."""
-        o = self.optimizer
-        return {"lr": float(to_numpy(o.learning_rate)), "rho": o.rho, "eps": o.epsilon}
+    def read(self, arrays: Sequence[Any]) -> list[Array]:
+        """See `Steps`."""
+        return [to_numpy(array) for array in arrays]
 
-    def step(self, step: int, gradients: Sequence[Gradient]) -> float:
+    def update(self, number: int, gradients: list[Any]) -> float:
         """Apply the gradients; afterwards the optimizer still holds the learning rate it used."""
-        self.clock[0] = step
-        given = [to_gradient(g, v.shape, self.dtype) for g, v in zip(gradients, self.variables, strict=True)]
-        self.optimizer.apply_gradients(zip(given, self.variables, strict=True))
-        return float(to_numpy(self.optimizer.learning_rate))
-
-    def snapshot(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables, accumulators and averages."""
-        o = self.optimizer
-        shot = {
-            "x": [to_numpy(v) for v in self.variables],
-            "square_avg": [to_numpy(v) for v in o._accumulated_grads],
-            "acc_delta": [to_numpy(v) for v in o._accumulated_delta_vars],
-        }
-        if self.config.ema_momentum is not None:
-            shot["average"] = [to_numpy(v) for v in o._model_variables_moving_average]
-        return shot
-
-    def iterations(self) -> list[int]:
-        """Return its one counter."""
-        return [int(to_numpy(self.optimizer.iterations))]
-
-    def finalize(self) -> Sequence[Any] | None:
-        """Put the averages into the variables, as Keras does after training."""
-        if self.config.ema_momentum is None:
-            return None
-        self.optimizer.finalize_variable_values(self.variables)
-        return [to_numpy(v) for v in self.variables]
+        self.clock[0] = number
+        self.opt.apply_gradients(zip(gradients, self.variables, strict=True))
+        return self.rate()
 
 
-def driver(system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> LegacyDriver | NewDriver:
-    """Make the driver of ``system``."""
-    kind = LegacyDriver if system == "tf-keras-legacy" else NewDriver
-    return kind(system, scenario, start)
+def make(system: str, case: Case) -> RecordedLegacy | RecordedNew:
+    """Make the optimizer of ``system``."""
+    c, clock = case.config, [0]
+    constraint = tf_keras.constraints.NonNeg() if c.constraint is not None else None
+    variables = [
+        tf.Variable(to_tensor(x, case.dtype), constraint=None if i else constraint) for i, x in enumerate(case.start)
+    ]
+    legacy = system == "tf-keras-legacy"
+    options = keras_options(c, tf_keras.optimizers.schedules, clock, legacy=legacy)
+    if legacy:
+        optimizer = tf_keras.optimizers.legacy.Adadelta(**options)
+    else:
+        tf_keras.backend.set_floatx(c.floatx or "float32")
+        optimizer = tf_keras.optimizers.Adadelta(**options)
+        optimizer.build(variables)
+    if c.first_iteration:
+        optimizer.iterations.assign(c.first_iteration)
+    if not legacy:
+        return RecordedNew(optimizer, variables, tf_keras, case.dtype, clock=clock)
+    made = RecordedLegacy(system, case, variables, optimizer)
+    made.clock = clock
+    return made

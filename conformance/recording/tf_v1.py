@@ -6,99 +6,60 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-from numpy.typing import NDArray
 
-from ..data.inputs import Gradient
-from ..data.specification import Scenario
-from .tf_keras import to_gradient, to_numpy, to_tensor
+from ..data.case import Case
+from .tf_keras import WithSlots, to_numpy, to_tensor
 
 
-class V1Driver:
-    """tf.compat.v1.train.AdadeltaOptimizer with its variables, run eagerly."""
+class RecordedV1(WithSlots):
+    """tf.compat.v1.train.AdadeltaOptimizer with its variables, run eagerly. It counts only if given a global step."""
 
-    def __init__(self, system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> None:
-        c = scenario.config
-        self.dtype = scenario.dtype
-        self.variables = [tf.Variable(to_tensor(x, self.dtype)) for x in start]
-        hypers = {} if c.defaults else {"learning_rate": c.lr, "rho": c.rho, "epsilon": c.eps}
-        self.optimizer = tf.compat.v1.train.AdadeltaOptimizer(**hypers)
+    names = ("accum", "accum_update")
 
     def hyperparameters(self) -> dict[str, float | None]:
         """Return lr, rho and eps as given."""
-        o = self.optimizer
+        o = self.opt
         return {"lr": o._lr, "rho": o._rho, "eps": o._epsilon}
 
-    def step(self, step: int, gradients: Sequence[Gradient]) -> float:
+    def update(self, number: int, gradients: list[Any]) -> float:
         """Apply the gradients."""
-        given = [to_gradient(g, v.shape, self.dtype) for g, v in zip(gradients, self.variables, strict=True)]
-        self.optimizer.apply_gradients(zip(given, self.variables, strict=True))
-        return float(to_numpy(tf.cast(self.optimizer._lr_t, self.dtype)).real)
-
-    def snapshot(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables and slots; slots that do not exist yet count as zeros."""
-        shot = {"x": [to_numpy(v) for v in self.variables]}
-        for kind, name in (("square_avg", "accum"), ("acc_delta", "accum_update")):
-            slots = [self.optimizer.get_slot(v, name) for v in self.variables]
-            shot[kind] = [
-                to_numpy(tf.zeros_like(v) if slot is None else slot)
-                for v, slot in zip(self.variables, slots, strict=True)
-            ]
-        return shot
-
-    def iterations(self) -> list[int]:
-        """Return nothing: it counts only if given a global step."""
-        return []
-
-    def finalize(self) -> None:
-        """Do nothing: it has no such thing."""
+        self.opt.apply_gradients(zip(gradients, self.variables, strict=True))
+        return float(to_numpy(tf.cast(self.opt._lr_t, self.dtype)).real)
 
 
-class RawDriver:
+class RecordedRaw(WithSlots):
     """tf.raw_ops.ResourceApplyAdadelta and its sparse form, with hyperparameters of the variables' data type."""
 
-    def __init__(self, system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> None:
-        c = scenario.config
-        self.dtype = scenario.dtype
-        self.variables = [tf.Variable(to_tensor(x, self.dtype)) for x in start]
+    def __init__(self, name: str, case: Case, variables: Sequence[Any]) -> None:
+        super().__init__(name, case, variables)
         self.squares = [tf.Variable(tf.zeros_like(v)) for v in self.variables]
         self.deltas = [tf.Variable(tf.zeros_like(v)) for v in self.variables]
+        c = case.config
         self.lr, self.rho, self.eps = (tf.constant(value, dtype=self.dtype) for value in (c.lr, c.rho, c.eps))
 
-    def hyperparameters(self) -> dict[str, float | None]:
-        """Return nothing: the operations have no defaults."""
-        return {}
-
-    def step(self, step: int, gradients: Sequence[Gradient]) -> float:
+    def update(self, number: int, gradients: list[Any]) -> float:
         """Run the operation once for each variable."""
-        for var, square, delta, gradient in zip(self.variables, self.squares, self.deltas, gradients, strict=True):
-            given = to_gradient(gradient, var.shape, self.dtype)
+        for var, square, delta, g in zip(self.variables, self.squares, self.deltas, gradients, strict=True):
             common = {
                 "var": var.handle, "accum": square.handle, "accum_update": delta.handle,
                 "lr": self.lr, "rho": self.rho, "epsilon": self.eps,
             }  # fmt: skip
-            if isinstance(given, tf.IndexedSlices):
-                tf.raw_ops.ResourceSparseApplyAdadelta(grad=given.values, indices=given.indices, **common)
+            if isinstance(g, tf.IndexedSlices):
+                tf.raw_ops.ResourceSparseApplyAdadelta(grad=g.values, indices=g.indices, **common)
             else:
-                tf.raw_ops.ResourceApplyAdadelta(grad=given, **common)
+                tf.raw_ops.ResourceApplyAdadelta(grad=g, **common)
         return float(to_numpy(self.lr).real)
 
-    def snapshot(self) -> Mapping[str, Sequence[Any]]:
+    def columns(self) -> Mapping[str, Sequence[Any]]:
         """Return variables and both accumulators."""
-        return {
-            "x": [to_numpy(v) for v in self.variables],
-            "square_avg": [to_numpy(v) for v in self.squares],
-            "acc_delta": [to_numpy(v) for v in self.deltas],
-        }
-
-    def iterations(self) -> list[int]:
-        """Return nothing: the operations keep no counter."""
-        return []
-
-    def finalize(self) -> None:
-        """Do nothing: there is no such thing."""
+        return {"x": self.variables, "square_avg": self.squares, "acc_delta": self.deltas}
 
 
-def driver(system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> V1Driver | RawDriver:
-    """Make the driver of ``system``."""
-    kind = RawDriver if system == "tf-raw" else V1Driver
-    return kind(system, scenario, start)
+def make(system: str, case: Case) -> WithSlots:
+    """Make the optimizer of ``system``."""
+    c = case.config
+    variables = [tf.Variable(to_tensor(x, case.dtype)) for x in case.start]
+    if system == "tf-raw":
+        return RecordedRaw(system, case, variables)
+    hypers = {} if c.defaults else {"learning_rate": c.lr, "rho": c.rho, "epsilon": c.eps}
+    return RecordedV1(system, case, variables, tf.compat.v1.train.AdadeltaOptimizer(**hypers))

@@ -8,22 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..data.inputs import Gradient, Sparse
-from ..data.specification import Scenario, Schedule
-
-
-def _from_numpy(values: NDArray[Any], dtype: str) -> torch.Tensor:
-    return torch.from_numpy(np.array(values)).to(getattr(torch, dtype))
-
-
-def _to_numpy(values: torch.Tensor) -> NDArray[Any]:
-    values = values.detach()
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy().copy()
+from ..data.case import Case, Gradient, Sparse
+from ..data.specification import Schedule
+from ..targets.arrays import Arrays
+from ..targets.optimizers import TorchOptim
 
 
 def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule) -> torch.optim.lr_scheduler.LRScheduler:
@@ -36,81 +27,59 @@ def _scheduler(optimizer: torch.optim.Optimizer, schedule: Schedule) -> torch.op
     raise ValueError(f"schedule: torch has no {schedule.kind!r} schedule of these parameters")
 
 
-class TorchDriver:
+class RecordedTorch(TorchOptim):
     """torch.optim.Adadelta with its parameters."""
 
-    def __init__(self, system: str, scenario: Scenario, start: Sequence[NDArray[Any]]) -> None:
-        self.config = c = scenario.config
-        self.dtype = scenario.dtype
+    def __init__(self, system: str, case: Case) -> None:
+        self.config = c = case.config
         self.foreach = system == "torch-foreach"
-        model = torch.nn.ParameterList([torch.nn.Parameter(_from_numpy(x, self.dtype)) for x in start])
-        self.params = list(model)
+        make = Arrays("torch").make
+        self.model = torch.nn.ParameterList([torch.nn.Parameter(make(x, case.dtype)) for x in case.start])
         hypers: dict[str, Any] = {}
         if not c.defaults:
             lr = c.lr
             if c.schedule is not None:
                 lr = c.schedule.parameters.get("initial", c.schedule.parameters.get("values", [None])[0])
             hypers = {"lr": lr, "rho": c.rho, "eps": c.eps}
-        self.optimizer = torch.optim.Adadelta(
-            self.params, weight_decay=c.weight_decay, maximize=c.maximize, foreach=self.foreach, **hypers
+        optimizer = torch.optim.Adadelta(
+            list(self.model), weight_decay=c.weight_decay, maximize=c.maximize, foreach=self.foreach, **hypers
         )
-        self.scheduler = _scheduler(self.optimizer, c.schedule) if c.schedule is not None else None
-        self.model = model
-        self.average = (
-            AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(c.ema_momentum))
-            if c.ema_momentum is not None
-            else None
-        )
+        super().__init__(optimizer)
+        self.scheduler = _scheduler(optimizer, c.schedule) if c.schedule is not None else None
+        self.average = None
+        if c.ema_momentum is not None:
+            self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(c.ema_momentum))
+        self.before_step, self.after_step = self._clip, self._follow
 
     def hyperparameters(self) -> dict[str, float | None]:
         """Return lr, rho and eps of the group."""
-        group = self.optimizer.param_groups[0]
+        group = self.opt.param_groups[0]
         return {key: float(group[key]) for key in ("lr", "rho", "eps")}
 
-    def _gradient(self, gradient: Gradient, param: torch.Tensor) -> torch.Tensor | None:
-        if gradient is None:
-            return None
-        if isinstance(gradient, Sparse):
-            indices = torch.from_numpy(gradient.indices)[None]
-            return torch.sparse_coo_tensor(indices, _from_numpy(gradient.values, self.dtype), param.shape)
-        return _from_numpy(gradient, self.dtype)
+    def gradient(self, g: Gradient, i: int) -> Any:
+        """See `Steps`."""
+        if isinstance(g, Sparse):
+            values = super().gradient(g.values, i)
+            return torch.sparse_coo_tensor(torch.from_numpy(g.indices)[None], values, self.params[i].shape)
+        return super().gradient(g, i)
 
-    def step(self, step: int, gradients: Sequence[Gradient]) -> float | None:
-        """Clip as asked, step, then advance schedule and average."""
-        for param, gradient in zip(self.params, gradients, strict=True):
-            param.grad = self._gradient(gradient, param)
+    def _clip(self, step: int) -> None:
         if self.config.clipvalue is not None:
             torch.nn.utils.clip_grad_value_(self.params, self.config.clipvalue, foreach=self.foreach)
         if self.config.global_clipnorm is not None:
             torch.nn.utils.clip_grad_norm_(self.params, self.config.global_clipnorm, foreach=self.foreach)
-        used = float(self.optimizer.param_groups[0]["lr"])
-        self.optimizer.step()
+
+    def _follow(self, step: int) -> None:
         if self.scheduler is not None:
             self.scheduler.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return used
 
-    def snapshot(self) -> Mapping[str, Sequence[Any]]:
-        """Return parameters and state; state that does not exist yet counts as zeros."""
-        states = [self.optimizer.state.get(p, {}) for p in self.params]
-        shot = {
-            "x": [_to_numpy(p) for p in self.params],
-            "square_avg": [_to_numpy(s.get("square_avg", torch.zeros_like(p)))
-                           for s, p in zip(states, self.params, strict=True)],
-            "acc_delta": [_to_numpy(s.get("acc_delta", torch.zeros_like(p)))
-                          for s, p in zip(states, self.params, strict=True)],
-        }  # fmt: skip
-        if self.average is not None:
-            shot["average"] = [_to_numpy(p) for p in self.average.module.parameters()]
-        return shot
-
-    def iterations(self) -> list[int]:
-        """Return each parameter's own counter."""
-        return [int(self.optimizer.state.get(p, {}).get("step", 0)) for p in self.params]
-
-    def finalize(self) -> None:
-        """Do nothing: torch has no such thing."""
+    def columns(self) -> Mapping[str, Sequence[Any]]:
+        """Return parameters, state, average, and each parameter's own counter of steps."""
+        counters = [self.opt.state.get(p, {}).get("step", torch.zeros(())) for p in self.params]
+        average = {} if self.average is None else {"average": list(self.average.module.parameters())}
+        return {**super().columns(), **average, "iterations": counters}
 
 
-driver = TorchDriver
+make = RecordedTorch

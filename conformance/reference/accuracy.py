@@ -1,4 +1,4 @@
-"""How far a trace is from the oracle, element by element and step by step.
+"""How far a trace is from the reference, element by element and step by step.
 
 Accumulators are judged in units in the last place of the exact value. A parameter's last place says little about a
 step (near a zero crossing the units shrink to nothing, and far from it they hide the step), so its error is
@@ -8,179 +8,173 @@ far. Both come out as small numbers where the arithmetic is sound, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
 import numpy as np
 
-from ..data.tracefile import Trace
-from .floats import format_of, spacing
-from .oracle import CONTEXT, Numbers, Oracle, State
+from ..data.case import Array
+from ..data.floats import format_of, spacing
+from ..data.trajectory import STATES, Trajectory
+from .arithmetic import Digits
+from .compare import Distance
+from .reference import Reference
 
-#: Units that a sound implementation stays within, one step at a time and over a whole trace, with the reason.
-#: Worst seen in the traces, all systems and data types: 5.6, 5.2, 1.4 and 1.6 in one step; 6.5, 37, 4.7 and 2.6 in all.
-WITHIN_STEP: Mapping[str, float] = {
-    # g² and two products and a sum round: 2 units; a gradient scaled by a norm brings its own rounding, squared.
-    "square_avg": 8.0,
-    # The update has two roots, a quotient and a product in it (3 roundings), squared: 6, and as before.
-    "acc_delta": 8.0,
-    # One rounding of the difference, and the update's own in proportion to the motion.
-    "x": 2.0,
-    "average": 2.0,
-}
-WITHIN_TRACE: Mapping[str, float] = {
-    # Old errors fade with rho: 1 / (1 − .95) = 20 steps' worth at most, and they do not all point one way.
-    "square_avg": 16.0,
-    # Each update is made with the root of the old one: errors feed back on themselves.
-    "acc_delta": 64.0,
-    # Roundings of a thousand steps add up like a random walk, against a path of a thousand steps.
-    "x": 8.0,
-    "average": 8.0,
-}
+#: Every state, by kind: one flat array of exact numbers for each tensor.
+Columns = dict[str, list[Array]]
 
 
-@dataclass(frozen=True)
-class Distance:
-    """The worst element of one kind of state: how far, and where.
-
-    ``units`` are units in the last place for accumulators, units of motion for parameters and averages. ``step``
-    counts steps taken, ``element`` is flat (a complex number counts as two).
-    """
-
-    kind: str
-    units: float
-    step: int
-    tensor: str
-    element: int
-    recorded: float
-    exact: float
-
-    def within(self, *, stepwise: bool) -> bool:
-        """Tell whether the distance is one that rounding explains."""
-        return self.units <= (WITHIN_STEP if stepwise else WITHIN_TRACE)[self.kind]
-
-    def __str__(self) -> str:
-        place = f"{self.kind}/{self.tensor}[{self.element}] after step {self.step}"
-        return f"{place}: recorded {self.recorded!r}, exact {self.exact!r}, {self.units:.3g} units apart"
-
-
-def distances(
-    trace: Trace,
-    *,
-    stepwise: bool = True,
-    quirks: Collection[str] | None = None,
-    as_held: bool = True,
-) -> dict[str, Distance]:
-    """Return the worst distance of each kind of state from the oracle.
+def walk(
+    trace: Trajectory, *, stepwise: bool, deviations: Collection[str] | None = None, as_held: bool = True
+) -> Iterator[tuple[Columns, Columns, Columns]]:
+    """Yield, for each step of a trace, the exact states before and after it, and the recorded ones after it.
 
     Parameters
     ----------
-    trace : Trace
+    trace : Trajectory
+        Whose case and data type are taken.
+    stepwise : bool
+        Begin each step at the recorded state before it. False: let the reference run by itself.
+    deviations : collection of str, optional
+        Those to follow; by default those of the trace. Empty: the published rule alone.
+    as_held : bool
+        Round lr, rho, eps and 1 − rho to the trace's data type first, as every framework must, and take the learning
+        rates that the framework reported. False: the configuration's own doubles, and the published schedules.
+    """
+    names = trace.deviations if deviations is None else deviations
+    case, every = trace.case, trace.config.accumulate
+    if as_held and trace.lr is not None:
+        # Under accumulation an update has the rate of its last gradient.
+        case = replace(case, rates=tuple(float(rate) for rate in trace.lr[every - 1 :: every]))
+    digits = Digits(trace.dtype, as_held=as_held, flushes="flushes-subnormals" in names)
+    reference = Reference(case, digits, deviations=names)
+    kinds = [kind for kind in STATES if trace.has(kind)]
+
+    def recorded_at(step: int) -> Columns:
+        return {kind: [digits.array(values) for values in trace.at(kind, step)] for kind in kinds}
+
+    recorded = recorded_at(0)
+    reference.averages = recorded.get("average")
+    for step, row in enumerate(case.gradients):
+        if stepwise:
+            reference.begin_at(recorded)
+        before = {kind: list(column) for kind, column in reference.columns().items()}
+        reference.step(step, row)
+        recorded = recorded_at(step + 1)
+        yield before, reference.columns(), recorded
+
+
+def distances(
+    trace: Trajectory,
+    *,
+    stepwise: bool = True,
+    deviations: Collection[str] | None = None,
+    as_held: bool = True,
+) -> dict[str, Distance]:
+    """Return the worst distance of each kind of state from the reference in 50 digits.
+
+    Parameters
+    ----------
+    trace : Trajectory
         One that was not refused.
     stepwise : bool
         Begin each step at the recorded state before it, so that the distance is the error of one step. False: let
-        the oracle run by itself from the initial parameters, so that errors add up as they do in use.
-    quirks, as_held
-        As in `oracle.Oracle`.
+        the reference run by itself from the initial parameters, so that errors add up as they do in use.
+    deviations, as_held
+        As for `walk`.
 
     Returns
     -------
     dict
         Kind (``x``, ``square_avg``, ``acc_delta``, ``average``) to `Distance`.
     """
-    oracle = Oracle(trace, quirks=quirks, as_held=as_held)
-    kinds = [kind for kind in ("square_avg", "acc_delta", "x", "average") if trace.has(kind)]
     worst: dict[str, Distance] = {}
-    state = oracle.start()
-    before = oracle.recorded(0)
-    if not stepwise and before.average is not None:
-        state.average = [list(values) for values in before.average]
-    path = [[Decimal(0)] * len(values) for values in state.x]
-    largest = [[abs(value) for value in values] for values in state.x]
-    for step in range(trace.steps):
-        if stepwise:
-            state, path = before, [[Decimal(0)] * len(values) for values in before.x]
-            largest = [[abs(value) for value in values] for values in before.x]
-        earlier = [list(values) for values in state.x]
-        oracle.advance(state, step)
-        after = oracle.recorded(step + 1)
-        with localcontext(CONTEXT):
-            _travel(path, largest, earlier, state)
-            for kind in kinds:
-                found = _worst(trace, kind, step + 1, state, after, path, largest)
+    states = walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held)
+    with localcontext(Digits.context):
+        for step, (before, exact, recorded) in enumerate(states, start=1):
+            if stepwise or step == 1:
+                path = [0 * _finite(x) for x in before["x"]]
+                largest = [np.abs(x) for x in before["x"]]
+            for i, (old, new) in enumerate(zip(before["x"], exact["x"], strict=True)):
+                finite = _is_finite(old) & _is_finite(new)
+                path[i] = path[i] + np.where(finite, np.abs(_finite(new) - _finite(old)), 0)
+                largest[i] = np.where(finite, np.maximum(largest[i], np.abs(new)), largest[i])
+            for kind in recorded:
+                found = _worst(trace, kind, step, exact[kind], recorded[kind], path, largest)
                 # "not <=" lets NaN count as worse than any number.
                 if found is not None and (kind not in worst or not found.units <= worst[kind].units):
                     worst[kind] = found
-        before = after
     return worst
 
 
-def _travel(path: list[Numbers], largest: list[Numbers], earlier: list[Numbers], state: State) -> None:
-    for i, values in enumerate(state.x):
-        for k, value in enumerate(values):
-            if value.is_finite() and earlier[i][k].is_finite():
-                path[i][k] += abs(value - earlier[i][k])
-                largest[i][k] = max(largest[i][k], abs(value))
+def errors_over_time(trace: Trajectory) -> list[float]:
+    """Return after each step how far the accumulators are from a reference that runs by itself, in ulps.
+
+    Deviations are followed: what remains is the rounding of the arithmetic.
+    """
+    with localcontext(Digits.context):
+        return [
+            max(
+                found.units
+                for kind in ("square_avg", "acc_delta")
+                if (found := _worst(trace, kind, 0, exact[kind], recorded[kind], [], [])) is not None
+            )
+            for _, exact, recorded in walk(trace, stepwise=False)
+        ]
+
+
+def _is_finite(values: Array) -> Array:
+    return np.array([value.is_finite() for value in values], dtype=bool)
+
+
+def _finite(values: Array) -> Array:
+    return np.array([value if value.is_finite() else Decimal(0) for value in values], dtype=object)
 
 
 def _worst(
-    trace: Trace,
+    trace: Trajectory,
     kind: str,
     step: int,
-    state: State,
-    after: State,
-    path: list[Numbers],
-    largest: list[Numbers],
+    exact_all: list[Array],
+    recorded_all: list[Array],
+    path: list[Array],
+    largest: list[Array],
 ) -> Distance | None:
-    precision = format_of(trace.dtype).precision
-    epsilon = Decimal(2) ** (1 - precision)
-    exact_all, recorded_all = getattr(state, kind), getattr(after, kind)
+    epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
     found: Distance | None = None
-    for i, name in enumerate(trace.names):
-        exact, recorded = exact_all[i], recorded_all[i]
-        scale = [value if value.is_finite() else Decimal(0) for value in exact]
-        if kind in ("x", "average"):
-            scale = [max(a, abs(b)) for a, b in zip(largest[i], scale, strict=True)]
-        units = spacing(np.array([float(value) for value in scale]), trace.dtype)
-        for k, (mine, theirs) in enumerate(zip(exact, recorded, strict=True)):
-            unit = Decimal(float(units[k]))
-            if kind in ("x", "average"):
-                unit += epsilon * path[i][k]
-            far = _apart(mine, theirs, unit)
-            if found is None or not far <= found.units:
-                found = Distance(kind, far, step, name, k, float(theirs), float(mine))
+    for i, (exact, recorded) in enumerate(zip(exact_all, recorded_all, strict=True)):
+        if not len(exact):
+            continue
+        moves = kind in ("x", "average")
+        scale = np.maximum(largest[i], np.abs(_finite(exact))) if moves else _finite(exact)
+        unit = np.array([Decimal(float(value)) for value in spacing(scale.astype(np.float64), trace.dtype)])
+        unit = unit + epsilon * path[i] if moves else unit
+        units = (np.abs(_finite(exact) - _finite(recorded)) / unit).astype(np.float64)
+        mine, theirs = exact.astype(np.float64), recorded.astype(np.float64)
+        odd = ~(_is_finite(exact) & _is_finite(recorded))
+        same = (exact == recorded) | (np.isnan(mine) & np.isnan(theirs))
+        units = np.where(odd, np.where(same, 0.0, np.inf), units)
+        k = int(np.argmax(units))
+        if found is None or not units[k] <= found.units:
+            found = Distance(kind, float(units[k]), step, f"p{i}", k, float(theirs[k]), float(mine[k]))
     return found
-
-
-def _apart(exact: Decimal, recorded: Decimal, unit: Decimal) -> float:
-    if exact.is_nan() and recorded.is_nan():
-        return 0.0
-    if exact.is_infinite() or recorded.is_infinite():
-        return 0.0 if exact == recorded else float("inf")
-    if exact.is_nan() or recorded.is_nan():
-        return float("inf")
-    return float(abs(exact - recorded) / unit)
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """How accurate one trace is, over all its steps.
 
-    ``followed``: from the rule with the trace's own quirks and hyperparameters as the framework held them, which is
+    ``followed``: from the rule with the trace's own deviations and hyperparameters as the framework held them, which is
     the error of its arithmetic. ``published``: from the published rule with the hyperparameters that were asked for,
     which is how far a user of that framework is from the paper.
     """
 
-    system: str
-    scenario: str
-    quirks: tuple[str, ...]
     followed: Mapping[str, Distance]
     published: Mapping[str, Distance]
 
 
-def accuracy_of(trace: Trace) -> Accuracy:
-    """Return both distances of ``trace`` from the oracle."""
-    followed = distances(trace, stepwise=False)
-    published = distances(trace, stepwise=False, quirks=(), as_held=False)
-    return Accuracy(trace.system, trace.scenario, trace.quirks, followed, published)
+def accuracy_of(trace: Trajectory) -> Accuracy:
+    """Return both distances of ``trace`` from the reference."""
+    published = distances(trace, stepwise=False, deviations=(), as_held=False)
+    return Accuracy(distances(trace, stepwise=False), published)

@@ -12,42 +12,47 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.tracefile import STATES, Trace
-from .floats import format_of, parts, spacing, ulps
+from ..data.floats import format_of, parts, spacing, ulps
+from ..data.trajectory import STATES, Trajectory
+from .tolerances import RUN, STEP
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The worst element of one kind of state in two traces.
+class Distance:
+    """The worst element of one kind of state: how far from what it is compared with, and where.
 
-    ``units`` as the module says; infinite where one is NaN or infinite and the other is not. ``step`` counts
-    steps taken.
+    ``units`` as the module says; infinite where one is NaN or infinite and the other is not. ``step`` counts steps
+    taken, ``element`` is flat (a complex number counts as two).
     """
 
     kind: str
-    same_bits: bool
     units: float
     step: int = 0
     tensor: str = ""
     element: int = 0
-    first: float = 0.0
-    second: float = 0.0
+    ours: float = 0.0
+    theirs: float = 0.0
+    same_bits: bool = False
+
+    def within(self, *, stepwise: bool) -> bool:
+        """Tell whether rounding explains the distance from the reference."""
+        return self.units <= (STEP if stepwise else RUN)[self.kind].limit
 
     def __str__(self) -> str:
         if self.same_bits:
             return f"{self.kind}: the same bits"
         place = f"{self.kind}/{self.tensor}[{self.element}] after step {self.step}"
-        return f"{place}: {self.first!r} against {self.second!r}, {self.units:.3g} units apart"
+        return f"{place}: {self.ours!r} against {self.theirs!r}, {self.units:.3g} units apart"
 
 
-def inputs_agree(a: Trace, b: Trace) -> bool:
+def inputs_agree(a: Trajectory, b: Trajectory) -> bool:
     """Tell whether both traces began at the same parameters and were given the same gradients."""
-    keys = {key for key in (*a.arrays, *b.arrays) if key.startswith("gradient")}
-    if a.shapes != b.shapes or a.dtype != b.dtype or a.steps != b.steps or a.missing != b.missing:
+    if a.dtype != b.dtype or a.case.shapes != b.case.shapes or a.case.missing != b.case.missing:
         return False
-    if any(key not in a.arrays or key not in b.arrays for key in keys):
+    mine, theirs = a.case.inputs, b.case.inputs
+    if mine.keys() != theirs.keys():
         return False
-    pairs = [(a.arrays[key], b.arrays[key]) for key in keys]
+    pairs = [(values, theirs[key]) for key, values in mine.items()]
     pairs += list(zip(a.at("x", 0), b.at("x", 0), strict=True))
     return all(same_bits(one, other) for one, other in pairs)
 
@@ -67,7 +72,7 @@ def motion_units(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]
     return epsilon * np.cumsum(steps, axis=0) + spacing(largest, dtype)
 
 
-def differences(a: Trace, b: Trace) -> dict[str, Difference]:
+def differences(a: Trajectory, b: Trajectory) -> dict[str, Distance]:
     """Return the worst difference of each kind of state that both traces have.
 
     Raises
@@ -76,14 +81,14 @@ def differences(a: Trace, b: Trace) -> dict[str, Difference]:
         If the traces had different inputs, so that there is nothing to compare.
     """
     if not inputs_agree(a, b):
-        raise ValueError(f"{a.scenario}: {a.system} and {b.system} were given different inputs")
-    whole = "complex-arithmetic" in (*a.quirks, *b.quirks)
+        raise ValueError(f"{a.scenario}: {a.name} and {b.name} were given different inputs")
+    whole = "complex-arithmetic" in (*a.deviations, *b.deviations)
     found = {}
     for kind in STATES:
         if not (a.has(kind) and b.has(kind)):
             continue
-        worst = Difference(kind, True, 0.0)
-        for name, one, other in zip(a.names, a.series(kind), b.series(kind), strict=True):
+        worst = Distance(kind, 0.0, same_bits=True)
+        for name, one, other in zip(a.names, a.states[kind], b.states[kind], strict=True):
             if same_bits(one, other) or one.size == 0:
                 continue
             apart = units_apart(kind, one, other, a.dtype, whole=whole)
@@ -92,7 +97,7 @@ def differences(a: Trace, b: Trace) -> dict[str, Difference]:
             if worst.same_bits or units > worst.units:
                 element = int(np.ravel_multi_index(place[1:], apart.shape[1:])) if apart.ndim > 1 else 0
                 pair = float(parts(one)[place]), float(parts(other)[place])
-                worst = Difference(kind, False, units, int(place[0]), name, element, *pair)
+                worst = Distance(kind, units, int(place[0]), name, element, *pair)
         found[kind] = worst
     return found
 

@@ -1,107 +1,77 @@
-"""Line charts as SVG that takes its colours from the page's style sheet, so that it fits light and dark."""
+"""Line charts: matplotlib's SVG, with colours from the page's style sheet, so that they fit light and dark."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
-from .growth import Curve
+from .curves import Curve
 
-WIDTH, HEIGHT = 576, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74, 146, 14, 38
-_GAP = 13
-
-
-def colour(who: str) -> str:
-    """Return the style sheet's class for a framework's curves."""
-    if who.startswith("multiopt"):
-        return "ours"
-    for name in ("torch", "optax", "tf-v1", "tf-raw", "tf-keras-legacy", "tf-keras-dtensor", "tf-keras", "keras"):
-        if who.startswith(name):
-            return name
-    return "other"
+#: Names of curves begin with one of these; the style sheet has a colour of the name. The first that fits counts.
+FAMILIES = (
+    "multiopt", "torch", "optax", "tf-v1", "tf-raw", "tf-keras-legacy", "tf-keras-dtensor", "tf-keras", "keras",
+)  # fmt: skip
+_NEUTRAL = ("ink", "soft", "faint")
+#: What stands for each of these colours until the style sheet's variable replaces it: matplotlib takes numbers only.
+_STANDS_FOR = {name: f"#0102{i:02x}" for i, name in enumerate((*FAMILIES, *_NEUTRAL))}
+#: Curves of one family differ in their lines.
+_LINES = ("solid", "dashed", "dotted", "dashdot")
 
 
 def line_chart(curves: Sequence[Curve], axis: str, *, log: bool = False, across: str = "steps") -> str:
-    """Return a chart of `curves`, each named at its end."""
-    xs = [step for curve in curves for step in curve.steps]
-    ys = [value for curve in curves for value in curve.values if math.isfinite(value) and (value > 0 or not log)]
-    low, high = min(ys), max(ys)
-    ticks = _decades(low, high) if log else _ticks(low, high)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
-    first, last = min(xs), max(xs)
-    scale = math.log10 if log else float
+    """Return a chart of the curves as an SVG element; their names are in a legend, in the order of their ends."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    def x(step: float) -> float:
-        return _LEFT + (step - first) / max(last - first, 1) * (WIDTH - _LEFT - _RIGHT)
-
-    def y(value: float) -> float:
-        part = (scale(value) - scale(low)) / ((scale(high) - scale(low)) or 1.0)
-        return HEIGHT - _BOTTOM - part * (HEIGHT - _TOP - _BOTTOM)
-
-    drawn = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(axis)} over {escape(across)}">']
-    for tick in ticks:
-        drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        drawn.append(
-            f'<text class="tick" x="{_LEFT - 7}" y="{y(tick) + 3.5:.1f}" text-anchor="end">{_say(tick, log)}</text>'
-        )
-    for step in [t for t in _ticks(first, last) if first <= t <= last and t == int(t)]:
-        drawn.append(f'<text class="tick" x="{x(step):.1f}" y="{HEIGHT - 20}" text-anchor="middle">{step:g}</text>')
-    middle = (WIDTH - _RIGHT + _LEFT) / 2
-    drawn.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(across)}</text>')
-    upright = (HEIGHT - _BOTTOM + _TOP) / 2
-    drawn.append(
-        f'<text class="axis" transform="translate(12 {upright}) rotate(-90)" text-anchor="middle">{escape(axis)}</text>'
-    )
-    ends = []
-    for curve in curves:
-        points = [
-            f"{x(step):.1f},{y(value):.1f}"
-            for step, value in zip(curve.steps, curve.values, strict=True)
-            if math.isfinite(value) and (value > 0 or not log)
-        ]
-        if not points:
-            continue
-        line = f'<polyline class="curve {colour(curve.who)}" points="{" ".join(points)}">'
-        drawn.append(f"{line}<title>{escape(curve.who)}</title></polyline>")
-        ends.append((float(points[-1].split(",")[1]), curve.who))
-    for place, (true, who) in zip(_apart([end for end, _ in sorted(ends)]), sorted(ends), strict=True):
-        edge = WIDTH - _RIGHT
-        drawn.append(f'<path class="lead {colour(who)}" d="M{edge} {true:.1f} L{edge + 8} {place:.1f}"/>')
-        drawn.append(f'<text class="name {colour(who)}" x="{edge + 11}" y="{place + 3.5:.1f}">{escape(who)}</text>')
-    return "".join([*drawn, "</svg>"])
+    soft, faint = _STANDS_FOR["soft"], _STANDS_FOR["faint"]
+    style: dict[Any, Any] = {
+        "svg.fonttype": "none", "svg.hashsalt": "multiopt", "font.size": 11, "text.color": soft, "grid.color": faint,
+        "axes.labelcolor": soft, "axes.edgecolor": faint, "xtick.color": soft, "ytick.color": soft,
+        "xtick.bottom": False, "ytick.left": False, "ytick.minor.left": False,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.spines.left": False,
+    }  # fmt: skip
+    with rc_context(style):
+        figure = Figure(figsize=(6.8, 3.6))
+        axes = figure.subplots()
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.grid(axis="y")
+        seen: dict[str, int] = {}
+        ends = []
+        for curve in curves:
+            family = next(name for name in FAMILIES if curve.who.startswith(name))
+            line = _LINES[seen.setdefault(family, 0) % len(_LINES)]
+            seen[family] += 1
+            ours = family == "multiopt"
+            (drawn,) = axes.plot(
+                curve.steps, curve.values, color=_STANDS_FOR[family], linestyle=line, label=curve.who,
+                # Ours is wide and pale, beneath the others: where they agree both are seen.
+                linewidth=4.5 if ours else 1.4, alpha=0.55 if ours else 1.0, zorder=1 if ours else 2,
+            )  # fmt: skip
+            ends.append((curve.values[-1] if math.isfinite(curve.values[-1]) else math.inf, drawn))
+        axes.set_xlabel(across)
+        axes.set_ylabel(axis)
+        lines = [drawn for _, drawn in sorted(ends, key=lambda end: -end[0])]
+        axes.legend(handles=lines, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None})
+    return _for_the_page(file.getvalue(), f"{axis} over {across}: {', '.join(curve.who for curve in curves)}")
 
 
-def _apart(places: Sequence[float]) -> list[float]:
-    """Move sorted labels apart until none covers another, and keep them on the picture."""
-    moved: list[float] = []
-    for place in places:
-        moved.append(max(place, moved[-1] + _GAP) if moved else place)
-    over = (moved[-1] - (HEIGHT - _BOTTOM)) if moved else 0
-    if over > 0:
-        for i in range(len(moved) - 1, -1, -1):
-            limit = HEIGHT - _BOTTOM - (len(moved) - 1 - i) * _GAP
-            moved[i] = min(moved[i], limit)
-    return moved
-
-
-def _decades(low: float, high: float) -> list[float]:
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    every = max(1, math.ceil((last - first) / 6))
-    return [float(f"1e{k}") for k in range(first, last + 1, every)]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    rough = (high - low) / 4 or abs(high) or 1.0
-    unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= rough)
-    first = math.floor(low / step + 1e-9)
-    count = math.ceil((high - first * step) / step - 1e-9)
-    return [round((first + i) * step, 12) for i in range(count + 1)]
-
-
-def _say(value: float, log: bool) -> str:
-    if log and not 1e-3 < value < 1e4:
-        return f'10<tspan dy="-4" font-size="8">{round(math.log10(value))}</tspan>'
-    return f"{value:g}".replace("-", "−")
+def _for_the_page(text: str, label: str) -> str:
+    """Return the SVG element alone, with a name for those who do not see it, and the style sheet's colours."""
+    drop = r"<metadata>.*?</metadata>|<defs>.*?</defs>|<!--.*?-->"
+    svg = re.sub(drop, "", text[text.index("<svg") :], flags=re.DOTALL)
+    # Nothing is outside the axes, and several charts on one page would have the same ids.
+    svg = re.sub(r' (id|clip-path)="[^"]*"', "", svg)
+    for name, colour in _STANDS_FOR.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    opening = svg.index(">") + 1
+    name = f"<title>{escape(label)}</title>"
+    return f'<svg role="img" aria-label="{escape(label)}"{svg[4:opening]}{name}{svg[opening:]}'

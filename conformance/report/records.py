@@ -19,10 +19,10 @@ from typing import Any
 
 from ..checks.run import Selection
 from ..checks.verdict import Verdict, count
-from ..data.tracefile import TraceFile
+from ..data.traces import TraceFile
 from ..reference.tolerances import everything
-from ..targets.players import PLAYERS
-from . import summary
+from ..targets.target import all_targets
+from .tables import worst
 
 #: Distributions whose versions matter to the numbers.
 _DISTRIBUTIONS = (
@@ -71,11 +71,16 @@ def _gpus() -> list[dict[str, str]]:
     return [{"name": name, "driver": driver, "compute capability": cc} for name, driver, cc in rows]
 
 
-def _about(selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _about(
+    form: str, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], seconds: float
+) -> dict[str, Any]:
+    targets = all_targets()
     return {
+        "format": form,
+        "seconds": round(seconds, 1),
         "machine": describe(),
-        "backends": {name: PLAYERS[name].about for name in selection.backends},
-        "absent": {name: reason for name, p in PLAYERS.items() if (reason := p.absent()) is not None},
+        "targets": {name: targets[name].about for name in selection.targets},
+        "absent": {name: reason for name, target in targets.items() if (reason := target.absent()) is not None},
         "quick": selection.quick,
         "traces": {
             name: {"versions": dict(files[name].versions), "digest": files[name].digest()} for name in selection.systems
@@ -89,31 +94,25 @@ def results(
     selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], seconds: float
 ) -> dict[str, Any]:
     """Return everything, as JSON data."""
-    return {
-        "format": "multiopt-check 1",
-        "seconds": round(seconds, 1),
-        **_about(selection, files, verdicts),
-        "verdicts": [verdict.as_json() for verdict in verdicts],
-    }
+    about = _about("multiopt-check 2", selection, files, verdicts, seconds)
+    return {**about, "verdicts": [verdict.as_json() for verdict in verdicts]}
 
 
 def record(
     folder: Path, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], seconds: float
 ) -> Path:
     """Write a record into `folder`, named after the kind of machine, and return its path."""
-    about = _about(selection, files, verdicts)
     content = {
-        "format": "multiopt-record 1",
-        "seconds": round(seconds, 1),
-        **about,
+        **_about("multiopt-record 2", selection, files, verdicts, seconds),
         "worst": [
-            {key: _figure(value) for key, value in asdict(limit).items() if key != "reason"}
-            for limit in summary.limits(verdicts)
+            {"about": about, "kind": v.kind, "unit": v.unit, "allowed": v.tolerance, "observed": _figure(v.observed),
+             "where": v.where}
+            for about, v in worst(verdicts)
         ],
         "figures": _figures(verdicts),
-        "failures": [str(verdict) for verdict in summary.failures(verdicts)],
-    }
-    machine = about["machine"]
+        "failures": [str(verdict) for verdict in verdicts if verdict.failed],
+    }  # fmt: skip
+    machine = content["machine"]
     kind = machine["gpus"][0]["name"] if machine["gpus"] else f"{machine['system']} {machine['machine']} CPU"
     name = re.sub(r"[^a-z0-9]+", "-", f"{kind} Python {machine['python']}".lower()).strip("-")
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,28 +122,29 @@ def record(
 
 
 def _figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Return what, backend, system, scenario, kind → number; a backend with another's numbers only names it."""
+    """Return what, target, system, scenario, kind → number; a target with another's numbers only names it."""
     trees: dict[str, dict[str, Any]] = {}
     for v in verdicts:
         if v.observed is None:
             continue
-        what = v.what if v.what != "oracle" else f"oracle, {v.note}"
-        tree = trees.setdefault(v.backend or "frameworks", {})
+        what = f"oracle, {v.over}" if v.what == "oracle" else v.what
+        tree = trees.setdefault(v.target or "frameworks", {})
         for step in (what, v.system or "the rule", v.scenario):
             tree = tree.setdefault(step, {})
         tree[v.kind] = _figure(v.observed)
     seen: dict[str, str] = {}
     shared: dict[str, Any] = {}
-    for backend, tree in trees.items():
-        shared[backend] = {}
-        for what, rows in tree.items():
-            text = json.dumps([what, rows])
-            shared[backend][what] = f"as {seen[text]}" if text in seen else rows
-            seen.setdefault(text, backend)
+    for target, tree in trees.items():
+        texts = {what: json.dumps([what, rows]) for what, rows in tree.items()}
+        shared[target] = {
+            what: f"as {seen[texts[what]]}" if texts[what] in seen else rows for what, rows in tree.items()
+        }
+        for text in texts.values():
+            seen.setdefault(text, target)
     return shared
 
 
-def _figure(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
+def _figure(value: float | None) -> float | str | None:
+    if value is None:
+        return None
     return float(f"{value:.4g}") if math.isfinite(value) else str(value)

@@ -1,190 +1,313 @@
-"""The verdicts as tables for a terminal."""
+"""The verdicts of a check, as tables: for the terminal and the page alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from ..checks.run import Selection
-from ..checks.verdict import Verdict
-from . import summary
-from .summary import Cell
+from ..checks.verdict import OUTCOMES, WHOLE_RUN, Verdict
+from ..data.deviations import DEVIATIONS, deviations_in
+from ..data.scenarios import SCENARIOS
+from ..data.systems import SYSTEMS
+from ..data.traces import TraceFile
+from ..reference.tolerances import RUN, TRACE
+from ..targets.target import all_targets
+from .table import NONE, Cell, Table, pair, short
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.table import Table
-    from rich.text import Text
+#: Scenarios that every framework has, and in which none leaves the rule by more than rounding: a fair comparison.
+FAIR = {
+    "float64": ("paper", "several-shapes", "learning-rate", "large-eps", "long-float64"),
+    "float32": ("float32", "float32-wide", "long-float32"),
+    "float16": ("float16",),
+    "bfloat16": ("bfloat16",),
+}
+#: Failures that are shown.
+MOST = 40
+_RULE = "the published rule"
+_UNITS = "Accumulators in units in the last place (ulps) · parameters in units of motion"
 
 
-def short(number: float) -> str:
-    """Return a number in few characters."""
-    if number == 0:
-        return "0"
-    if number != number or number == float("inf"):
-        return "∞"
-    if number < 0.01:
-        return "<.01"
-    return f"{number:.2g}" if number < 10 else f"{number:.0f}" if 10 <= number < 1e5 else f"{number:.0e}"
+@dataclass
+class Tally:
+    """Many verdicts in few numbers.
+
+    Attributes
+    ----------
+    outcomes : dict
+        How many scenarios had this as their worst outcome.
+    state, motion, values : float
+        The worst numbers of what passed or failed: of accumulators in units in the last place, of parameters in units
+        of motion, and of values that differ.
+    """
+
+    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    state: float = 0.0
+    motion: float = 0.0
+    values: float = 0.0
+
+    def add(self, verdicts: Sequence[Verdict]) -> None:
+        """Take in all verdicts on one scenario."""
+        self.outcomes[max((v.outcome for v in verdicts), key=OUTCOMES.index)] += 1
+        for v in verdicts:
+            if v.observed is not None and v.outcome in ("passed", "failed"):
+                self.see(v)
+
+    def see(self, v: Verdict) -> None:
+        """Take in a number."""
+        name = {"values that differ": "values", "motion": "motion"}.get(v.unit, "state")
+        setattr(self, name, max(getattr(self, name), v.observed or 0.0))
+
+    @property
+    def failed(self) -> int:
+        """How many scenarios failed."""
+        return self.outcomes["failed"]
+
+    @property
+    def judged(self) -> int:
+        """How many scenarios passed or failed."""
+        return self.outcomes["passed"] + self.failed
+
+    def __str__(self) -> str:
+        return pair(self.state, self.motion)
 
 
-def _table(title: str, caption: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
+def tallies(
+    verdicts: Iterable[Verdict], kinds: Sequence[str], row: Callable[[Verdict], str]
+) -> dict[str, dict[str, Tally]]:
+    """Return a tally for each row and target, over the verdicts of these kinds."""
+    grouped: dict[tuple[str, str, str], list[Verdict]] = defaultdict(list)
+    for v in verdicts:
+        if v.what in kinds:
+            grouped[row(v), v.target, v.scenario].append(v)
+    found: dict[str, dict[str, Tally]] = defaultdict(lambda: defaultdict(Tally))
+    for (name, target, _), same in grouped.items():
+        found[name][target].add(same)
+    return found
+
+
+def found(
+    selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], *, verbose: bool = True
+) -> list[Table]:
+    """Return the tables that have rows, in the order in which they are read; ``verbose``: all of them."""
+    made = [matrix(selection, verdicts), bits(selection, verdicts), laws(selection, verdicts), accuracy(verdicts)]
+    made += [deviations(files, verdicts), tolerances(verdicts)] if verbose else []
+    return [table for table in made if table.rows]
+
+
+def matrix(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
+    """Systems × targets: scenarios passed, failed and deviating, and the worst numbers."""
+    found = tallies(verdicts, ("trace", "oracle"), lambda v: v.system)
+
+    def cell(system: str, target: str) -> Cell:
+        tally = found[system].get(target)
+        if tally is None or not tally.judged:
+            return NONE
+        marks = {"✓": "passed", "✗": "failed", "x": "expected failure", "~": "deviation"}
+        counts = [f"{mark}{tally.outcomes[outcome]}" for mark, outcome in marks.items() if tally.outcomes[outcome]]
+        title = ", ".join(f"{number} {outcome}" for outcome, number in tally.outcomes.items() if number)
+        allowed = TRACE if system else RUN
+        ratio = max(tally.state / allowed["acc_delta"].limit, tally.motion / allowed["x"].limit)
+        share = min(1.0, max(0.0, 1 + math.log10(ratio) / 3)) if ratio > 0 else 0.0
+        mood = "bad" if tally.failed else "good"
+        return Cell(" ".join(counts), str(tally), mood, f"{target} against {system or _RULE}: {title}", share)
 
     return Table(
-        *columns, title=title, caption=caption, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left",
-        title_style="bold", caption_style="dim",
-    )  # fmt: skip
-
-
-def _cell(cell: Cell | None) -> Text:
-    from rich.text import Text
-
-    if cell is None or not any(cell.outcomes.values()):
-        return Text("")
-    lines = []
-    marks = [("✓", "passed", "green"), ("✗", "failed", "bold red"), ("x", "expected failure", "yellow")]
-    text = Text()
-    for mark, outcome, style in marks:
-        if cell.outcomes[outcome]:
-            text.append(f"{mark}{cell.outcomes[outcome]} ", style=style)
-    if cell.outcomes["habit"]:
-        text.append(f"~{cell.outcomes['habit']}", style="yellow")
-    lines.append(text)
-    if cell.judged:
-        lines.append(Text(f"{short(cell.state)} · {short(cell.motion)}", style="dim"))
-    return Text("\n").join(lines)
-
-
-def matrix(verdicts: Sequence[Verdict], selection: Selection) -> Table:
-    """Systems × backends: scenarios passed, failed and told, and the worst numbers."""
-    cells = summary.matrix(verdicts)
-    table = _table(
         "Every state after every step, against recorded frameworks and the published rule",
-        "✓ scenarios within tolerance   ~ the framework has a habit of its own there: told, ours judged by the rule\n"
-        "below: worst state in ulps · worst parameter in units of motion (rounding of the path so far + last place)",
-        "against", *selection.backends,
+        "✓ scenarios within tolerance. ~ scenarios in which the framework itself deviates from the published rule, so "
+        "that ours is judged by the rule. Below: the worst accumulator in units in the last place (ulps) · the worst "
+        "parameter in units of motion, which are the rounding of the path so far plus the last place.",
+        ("against", *selection.targets),
+        [
+            [Cell(system or _RULE, title=SYSTEMS[system].about if system else "Zeiler 2012, in 50 digits"),
+             *(cell(system, target) for target in selection.targets)]
+            for system in (*selection.systems, "")
+        ],
+        grid=True,
     )  # fmt: skip
-    for system in (*selection.systems, ""):
-        row = [_cell(cells.get((system, backend))) for backend in selection.backends]
-        table.add_row(system or "the published rule", *row, end_section=system == selection.systems[-1])
-    return table
 
 
-def bits(verdicts: Sequence[Verdict], selection: Selection) -> Table | None:
-    """Runs × backends: the same bits or not."""
-    from rich.text import Text
+def bits(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
+    """Runs × targets: the same bits or not."""
 
-    cells = summary.bits(verdicts)
-    if not cells:
-        return None
-    table = _table(
+    def cell(tally: Tally | None) -> Cell:
+        if tally is None or not tally.judged:
+            return NONE
+        if tally.failed:
+            return Cell("✗", short(tally.values or tally.state), "bad")
+        return Cell("≈", str(tally), "known") if tally.state or tally.motion else Cell("=", mood="good", share=0.35)
+
+    return Table(
         "The same bits: long runs over many decades of gradients, against NumPy operation by operation",
-        "= every value of every step has the same bits   ≈ compiled with multiply-add: worst state in ulps · motion",
-        "run", *selection.backends,
-    )  # fmt: skip
-    for run in dict.fromkeys(run for run, _ in cells):
-        row = []
-        for backend in selection.backends:
-            cell = cells.get((run, backend))
-            if cell is None or not cell.judged:
-                row.append(Text("–", style="dim"))
-            elif cell.failed:
-                row.append(Text(f"✗ {short(cell.values or cell.state)}", style="bold red"))
-            elif cell.state or cell.motion:
-                row.append(Text(f"≈ {short(cell.state)} · {short(cell.motion)}", style="yellow"))
-            else:
-                row.append(Text("=", style="green"))
-        table.add_row(run, *row)
-    return table
-
-
-def laws(verdicts: Sequence[Verdict], selection: Selection) -> Table | None:
-    """Laws × backends: how many cases each was tried on."""
-    from rich.text import Text
-
-    found = summary.laws(verdicts)
-    if not found:
-        return None
-    table = _table(
-        "Laws",
-        "✓ and the number of cases   – has no words for it, or the law says nothing of it",
-        "law",
-        *selection.backends,
+        "= every value of every step has the same bits. ≈ compiled with multiply-add: worst accumulator in ulps · "
+        "worst parameter in units of motion.",
+        ("run", *selection.targets),
+        [
+            [run, *(cell(row.get(target)) for target in selection.targets)]
+            for run, row in tallies(verdicts, ("bits",), lambda v: v.scenario).items()
+        ],
+        grid=True,
     )
-    for law in dict.fromkeys(law for law, _ in found):
-        row = []
-        for backend in selection.backends:
-            verdict = found.get((law, backend))
-            if verdict is None:
-                row.append(Text("–", style="dim"))
-            elif verdict.outcome == "passed":
-                row.append(Text(f"✓ {verdict.note.partition(' ')[0]}", style="green"))
-            else:
-                row.append(Text("✗", style="bold red" if verdict.failed else "yellow"))
-        table.add_row(law, *row)
-    return table
 
 
-def accuracy(verdicts: Sequence[Verdict]) -> Table | None:
-    """Who is how accurate."""
-    rows = summary.accuracy(verdicts)
-    if not rows:
-        return None
-    table = _table(
+def laws(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
+    """Laws × targets: on how many examples each was tried."""
+    found: dict[str, dict[str, Verdict]] = defaultdict(dict)
+    for v in verdicts:
+        if v.what == "law":
+            found[v.kind][v.target] = v
+
+    def cell(v: Verdict | None) -> Cell:
+        if v is None:
+            return NONE
+        if v.outcome == "passed":
+            return Cell(f"✓ {v.note.partition(' ')[0]}", mood="good", title=v.note, share=0.35)
+        return Cell("✗", mood="bad" if v.failed else "known", title=v.note)
+
+    return Table(
+        "Laws: what must hold whatever the numbers are",
+        "✓ and the number of examples, which hypothesis draws. – not supported, or the law says nothing of it.",
+        ("law", *selection.targets),
+        [
+            [Cell(law, title=next(iter(row.values())).reason), *(cell(row.get(t)) for t in selection.targets)]
+            for law, row in found.items()
+        ],
+        grid=True,
+    )
+
+
+def accuracy(verdicts: Iterable[Verdict]) -> Table:
+    """Who is how accurate, over the `FAIR` scenarios: a row each, but one for all that have the same numbers.
+
+    Targets that took part of the steps only are left out; their bits are others'.
+    """
+    # As they were asked (published), and with the numbers as they rounded them (followed).
+    found: dict[str, dict[str, tuple[Tally, Tally]]] = defaultdict(lambda: defaultdict(lambda: (Tally(), Tally())))
+    targets = all_targets()
+    for v in verdicts:
+        ours = v.what == "oracle" and v.over == WHOLE_RUN
+        dtype = SCENARIOS[v.scenario].dtype if v.scenario in SCENARIOS else ""
+        brief = v.target in targets and targets[v.target].slow
+        if v.observed is None or brief or v.scenario not in FAIR.get(dtype, ()):
+            continue
+        for place, what in enumerate(("published", "explained")):
+            if ours or v.what == what:
+                found[v.target or v.system][dtype][place].see(v)
+    order = [*targets, *SYSTEMS]
+    alike: dict[tuple[Cell, ...], list[str]] = defaultdict(list)
+    for who in sorted(found, key=order.index):
+        alike[tuple(_accuracy(found[who].get(dtype)) for dtype in FAIR)].append(who)
+    return Table(
         "Who is how accurate: worst distance from the published rule in 50 digits, over the scenarios that all share",
-        "state in ulps · parameters in units of motion; in parentheses: with the numbers as they rounded them first",
-        "", *summary.FAIR,
-    )  # fmt: skip
-    for who, cells in rows.items():
-        row = []
-        for dtype in summary.FAIR:
-            found = cells.get(dtype)
-            if found is None:
-                row.append("–")
-                continue
-            published, arithmetic = (f"{short(a)} · {short(b)}" for a, b in (found.published, found.arithmetic))
-            row.append(published if published == arithmetic else f"{published} ({arithmetic})")
-        table.add_row(who, *row)
-    return table
+        f"{_UNITS}; below: with lr, ρ and ε as the framework rounded them first, where that differs.",
+        ("", *FAIR),
+        [[", ".join(names), *cells] for cells, names in alike.items()],
+        grid=True,
+    )
 
 
-def habits(found: Sequence[summary.Habit]) -> Table | None:
-    """The frameworks' habits, with both numbers."""
-    if not found:
-        return None
-    table = _table(
-        "Habits: where frameworks leave the published rule",
-        "state in ulps · parameters in units of motion, from the published rule, in the trace that shows it best",
-        "habit", "who", "what", "they", "we",
-    )  # fmt: skip
-    for habit in found:
-        they, we = (
-            None if pair is None else f"{short(pair[0])} · {short(pair[1])}" for pair in (habit.apart, habit.ours)
-        )
-        table.add_row(habit.name, ", ".join(habit.systems), habit.about, they, we or "refused")
-    return table
+def _accuracy(found: tuple[Tally, Tally] | None) -> Cell:
+    if found is None:
+        return NONE
+    published, followed = found
+    mood = "known" if max(published.state, published.motion) > 1e3 else "good"
+    return Cell(str(published), "" if str(published) == str(followed) else f"({followed})", mood, share=0.2)
 
 
-def limits(verdicts: Sequence[Verdict]) -> Table:
-    """Tolerances, with the worst that was seen."""
-    table = _table("Tolerances", "", "comparison", "of", "worst", "allowed", "unit", "why", "worst where")
-    for limit in summary.limits(verdicts):
-        style = "red" if not limit.observed <= limit.allowed else ""
-        table.add_row(limit.about, limit.kind, short(limit.observed), short(limit.allowed), limit.unit, limit.reason,
-                      limit.where, style=style)  # fmt: skip
-    return table
+def deviations(files: Mapping[str, TraceFile], verdicts: Iterable[Verdict]) -> Table:
+    """Every deviation that the traces show, with both numbers in the trace that shows it best.
+
+    That is the trace with the fewest other deviations.
+    """
+    theirs: dict[tuple[str, str], Tally] = defaultdict(Tally)
+    ours: dict[str, Tally] = defaultdict(Tally)
+    for v in verdicts:
+        if v.what == "published":
+            theirs[v.system, v.scenario].see(v)
+        elif v.what == "oracle" and v.over == WHOLE_RUN:
+            ours[v.scenario].see(v)
+    shown = defaultdict(list)
+    for system, scenario in theirs:
+        trace = files[system].traces[scenario]
+        for name in deviations_in(trace):
+            shown[name].append(trace)
+    rows = []
+    for name, traces in sorted(shown.items()):
+        best = min(traces, key=lambda trace: (len(trace.deviations), -trace.steps))
+        we = str(ours[best.scenario]) if best.scenario in ours else "rejected"
+        systems = ", ".join(sorted({trace.name for trace in traces}))
+        rows.append([name, systems, DEVIATIONS[name].about, str(theirs[best.name, best.scenario]), we])
+    return Table(
+        "Deviations: where frameworks leave the published rule",
+        f"Distances from the published rule in the trace that shows it best. {_UNITS}.",
+        ("deviation", "who", "what", "they", "we"),
+        rows,
+    )
 
 
-def failures(verdicts: Sequence[Verdict], most: int = 20) -> RenderableType | None:
+_COMPARISONS = {
+    "oracle": "ours against the published rule",
+    "trace": "ours against a framework's run",
+    "explained": "a framework against the rule with its deviations",
+    "rate": "our schedules against their formulas",
+    "bits": "across libraries",
+}
+
+
+def worst(verdicts: Iterable[Verdict]) -> list[tuple[str, Verdict]]:
+    """Return, for every tolerance that was used, what it was used for and the verdict that came nearest to it."""
+    found: dict[tuple[str, float, str, str], Verdict] = {}
+    for v in verdicts:
+        if v.tolerance is None or v.observed is None:
+            continue
+        about = _COMPARISONS.get(v.what, v.what) + (f", {v.over}" if v.what == "oracle" else "")
+        key = about, v.tolerance, v.kind, v.unit
+        # "not <=" lets NaN count as worse than any number.
+        if key not in found or not v.observed <= (found[key].observed or 0.0):
+            found[key] = v
+    return [(key[0], found[key]) for key in sorted(found)]
+
+
+def tolerances(verdicts: Iterable[Verdict]) -> Table:
+    """All tolerances that were used, with the worst that was seen."""
+    rows: list[list[Cell | str]] = []
+    for about, v in worst(verdicts):
+        observed, allowed = v.observed or 0.0, v.tolerance or 0.0
+        share = min(1.0, observed / allowed) if allowed else float(observed > 0)
+        seen = Cell(short(observed), mood="good" if observed <= allowed else "bad", share=share)
+        rows.append([about, v.kind, seen, short(allowed), v.unit, v.reason, v.where])
+    return Table(
+        "Tolerances",
+        "All of them, with the worst that was seen, and why they are what they are.",
+        ("comparison", "of", "worst", "allowed", "unit", "why", "worst where"),
+        rows,
+    )
+
+
+def provenance(selection: Selection, files: Mapping[str, TraceFile]) -> Table:
+    """Where the traces come from."""
+    rows: list[list[Cell | str]] = []
+    for name in selection.systems:
+        content = files[name]
+        versions = ", ".join(f"{package} {version}" for package, version in content.versions.items())
+        machine = ", ".join(f"{key} {value}" for key, value in content.provenance.items())
+        refused = sum(trace.refusal is not None for trace in content.traces.values())
+        counts = f"{len(content.traces) - refused} + {refused}"
+        digest = Cell(f"{content.digest()[:16]}…", title=content.digest())
+        rows.append([name, SYSTEMS[name].about, versions, machine, counts, digest])
+    return Table(
+        "Where the traces come from",
+        "Recorded from the real optimizers by programs in the repository; the command multiopt record records them "
+        "again and compares. A hash covers configuration, versions and every number.",
+        ("system", "what it is", "versions", "recorded on", "traces + rejected", "SHA-256"),
+        rows,
+    )
+
+
+def failures(verdicts: Iterable[Verdict]) -> Table:
     """What failed, in words."""
-    from rich.console import Group
-    from rich.text import Text
-
-    found = summary.failures(verdicts)
-    if not found:
-        return None
-    lines = [Text("Failures", style="bold red"), *(Text(f" ✗ {v}") for v in found[:most])]
-    if len(found) > most:
-        lines.append(Text(f"   and {len(found) - most} more (--json FILE has all)"))
-    return Group(*lines)
+    rows = [[Cell(f"✗ {v}", mood="bad")] for v in verdicts if v.failed]
+    caption = f"The first {MOST} of {len(rows)}; --json FILE has all" if len(rows) > MOST else ""
+    return Table("Failures", caption, ("",), rows[:MOST])

@@ -1,9 +1,9 @@
 """Adadelta's state, moved between frameworks as plain data: what one began, another continues.
 
-`State` is that data: NumPy arrays and numbers. ``State.of(source)`` reads it from an optimizer of ours (core, Keras,
-Keras' legacy, PyTorch's face), of PyTorch, of Keras 3, of tf_keras, or from optax' state; ``state.into(target)``
-writes it into any of them. The functions below do the same for what these libraries save: PyTorch's ``state_dict``,
-Keras' lists of weights and configurations, optax' tuples. No framework is imported unless its objects are given.
+`State` is that data: NumPy arrays and numbers. ``State.of(source)`` reads it from an Adadelta of multiopt, PyTorch,
+Keras 3 or tf_keras (legacy or not), or from optax' state; ``state.into(target)`` writes it into any of these
+optimizers. The functions do the same for what these libraries save: PyTorch's ``state_dict``, Keras' lists of weights
+and configurations, optax' tuples. No framework is imported unless its objects are given.
 
 ==========================  =================================================================================
 PyTorch                     ``state[i] = {step, square_avg, acc_delta}``; weight decay is coupled
@@ -14,8 +14,7 @@ optax                       ``ScaleByAdaDeltaState(e_g, e_x)``, and a ``count`` 
 ==========================  =================================================================================
 """
 
-from __future__ import annotations
-
+from . import core, keras, optax, torch
 from .keras import (
     from_keras,
     from_tf_keras,
@@ -26,7 +25,7 @@ from .keras import (
     to_tf_keras_legacy,
 )
 from .optax import from_optax, to_optax
-from .state import State
+from .state import CONVERTERS, State
 from .torch import from_torch, to_torch
 
 __all__ = [
@@ -43,3 +42,5 @@ __all__ = [
     "to_tf_keras_legacy",
     "to_torch",
 ]
+
+CONVERTERS[:] = [core.CONVERTER, keras.CONVERTER, torch.CONVERTER, optax.CONVERTER]

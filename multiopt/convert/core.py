@@ -1,4 +1,4 @@
-"""State of `multiopt.Adadelta`."""
+"""State of `multiopt.Adadelta`, read from its snapshots (`state_dict`) and written into them."""
 
 from __future__ import annotations
 
@@ -6,41 +6,49 @@ from typing import Any
 
 import numpy as np
 
-from .state import State, cast_like, check_shapes, to_host
+from ..optimizer import Optimizer
+from .state import Converter, State, cast_like, check_shapes, to_host
 
-__all__ = ["into_core", "of_core"]
+__all__ = ["CONVERTER"]
+
+#: Options of the whole optimizer, which groups do not have.
+_WHOLE = ("clip_global_norm", "accumulate", "loss_scale", "ema")
 
 
-def of_core(opt: Any) -> State:
-    """From an optimizer of the core."""
-    if opt.micro_steps:
-        raise ValueError(f"accumulate: expected no half-done sum, got {opt.micro_steps} gradients; finish them first")
-    options = [group.options() for group in opt.groups]
+def _read(opt: Any) -> State:
+    snapshot, columns = _snapshot(opt)
+    about = snapshot["about"]
+    options = [{name: value for name, value in group.items() if name != "names"} for group in about["groups"]]
+    whole = {name: about[name] for name in _WHOLE}
     if any(own != options[0] for own in options):
         raise ValueError(f"groups: expected groups with the same options, got {options}")
-    whole = {name: getattr(opt, name) for name in ("clip_global_norm", "accumulate", "loss_scale", "ema")}
-    arrays = opt.state_dict()["arrays"]
-    names = [name for group in opt.groups for name in group.structure.names]
-    columns: list[Any] = [[to_host(arrays[f"{slot}/{name}"]) for name in names] for slot in opt.rule.slots]
-    average = None if opt.ema is None else [to_host(arrays[f"ema/{name}"]) for name in names]
-    return State(opt.steps, columns[0], columns[1], average, {**options[0], **whole})
+    squares, deltas, *averages = [[to_host(snapshot["arrays"][key]) for key in keys] for keys in columns]
+    average = averages[0] if averages else None
+    return State(about["steps"], [*squares], [*deltas], average, {**options[0], **whole})
 
 
-def into_core(state: State, opt: Any) -> None:
-    """Into an optimizer of the core, all or nothing."""
-    names = [name for group in opt.groups for name in group.structure.names]
-    params = [param for group in opt.groups for param in group.params]
-    check_shapes(state, [tuple(param.shape) for param in params])
-    if (state.average is None) != (opt.ema is None):
+def _write(state: State, opt: Any) -> None:
+    snapshot, columns = _snapshot(opt)
+    about, arrays = snapshot["about"], snapshot["arrays"]
+    check_shapes(state, [tuple(arrays[key].shape) for key in columns[0]])
+    if (state.average is None) != (about["ema"] is None):
         raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
+    for keys, values in zip(columns, (state.square_avg, state.acc_delta, state.average), strict=False):
+        for key, value in zip(keys, values or [], strict=True):
+            held = arrays[key]
+            arrays[key] = cast_like(np.zeros(held.shape) if value is None else value, held)
+    about["steps"] = state.steps
+    opt.load_state_dict(snapshot)
+
+
+def _snapshot(opt: Any) -> tuple[dict[str, Any], list[list[str]]]:
+    """A snapshot, and its arrays' keys: for each slot, and the averages if there are any, one for each parameter."""
     if opt.micro_steps:
         raise ValueError(f"accumulate: expected no half-done sum, got {opt.micro_steps} gradients; finish them first")
-    saved = opt.state_dict()
-    new: dict[str, Any] = dict(zip(opt.rule.slots, (state.square_avg, state.acc_delta), strict=True))
-    new |= {} if state.average is None else {"ema": state.average}
-    for slot, arrays in new.items():
-        for name, array in zip(names, arrays, strict=True):
-            held = saved["arrays"][f"{slot}/{name}"]
-            saved["arrays"][f"{slot}/{name}"] = cast_like(np.zeros(held.shape) if array is None else array, held)
-    saved["about"] |= {"steps": state.steps}
-    opt.load_state_dict(saved)
+    snapshot = opt.state_dict()
+    names = [name for group in snapshot["about"]["groups"] for name in group["names"]]
+    slots = [*opt.rule.slots, *([] if opt.ema is None else ["ema"])]
+    return snapshot, [[f"{slot}/{name}" for name in names] for slot in slots]
+
+
+CONVERTER = Converter(lambda thing: isinstance(thing, Optimizer) and thing.rule.name == "adadelta", _read, _write)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import backends
 
-__all__ = ["Arrays", "State", "cast_like", "check_shapes", "only", "shapes_of", "to_host", "whole"]
+__all__ = ["CONVERTERS", "Arrays", "Converter", "State", "cast_like", "check_shapes", "only", "to_host", "whole"]
 
 Arrays = list[np.ndarray]
 
@@ -22,14 +22,14 @@ class State:
     Attributes
     ----------
     steps : int
-        Updates done.
+        Number of updates done.
     square_avg, acc_delta : list of arrays or None
-        In the order of the parameters; bfloat16 in float32, which holds it exactly. None stands for zeros: PyTorch
+        In the order of the parameters; bfloat16 as float32, which holds it exactly. None stands for zeros: PyTorch
         has no state for a parameter before its first gradient.
     average : list of arrays, or None
-        Moving averages of the parameters, where they are kept.
+        Moving averages of the parameters, where the optimizer keeps them.
     options : dict
-        What is known of the configuration, by the core's names: ``Adadelta(params, **state.options)``.
+        What is known of the configuration, under the core's names: ``Adadelta(params, **state.options)``.
     """
 
     steps: int
@@ -40,53 +40,55 @@ class State:
 
     @classmethod
     def of(cls, source: Any) -> State:
-        """Read the state of an optimizer, or of optax' state.
+        """Read the state of an Adadelta of multiopt, PyTorch, Keras or tf_keras, or that of ``optax.adadelta``.
 
         Raises
         ------
         TypeError
-            If it is not known.
+            If `source` is none of these.
         ValueError
             If an optimizer is not built, is in the middle of an accumulation, or has groups with different options.
         """
-        return sides(source)[0](source)
+        return _converter(source).read(source)
 
     def into(self, target: Any) -> None:
-        """Write the state, without the options, into an optimizer that has its parameters.
+        """Write the state, without the options, into an optimizer that already has its parameters.
 
         Raises
         ------
         TypeError
-            If it is not known, or is optax' state, which is immutable: see `to_optax`.
+            If `target` is not known, or is optax' state, which is immutable: see `to_optax`.
         ValueError
-            If number or shapes differ. Nothing has been written then.
+            If the number of arrays or their shapes differ; nothing has been written then.
         """
-        sides(target)[1](self, target)
+        _converter(target).write(self, target)
 
 
-def sides(thing: Any) -> tuple[Callable[[Any], State], Callable[[State, Any], None]]:
-    """How to read and write an object."""
-    from . import core, keras, optax, torch
+class Converter(NamedTuple):
+    """How the state of one kind of optimizer is read and written."""
 
-    modules = [base.__module__ for base in type(thing).__mro__]
-    roots = {module.partition(".")[0] for module in modules}
-    if "multiopt.optimizer" in modules and getattr(thing.rule, "name", None) == "adadelta":
-        return core.of_core, core.into_core
-    if hasattr(thing, "get_config") and ({"keras", "tf_keras"} & roots or any("multiopt.keras" in m for m in modules)):
-        return keras.of_keras, keras.into_keras
-    if hasattr(thing, "param_groups") and hasattr(thing, "load_state_dict"):
-        return torch.from_torch, torch.into_torch
-    if isinstance(thing, tuple):
-        return optax.from_optax, optax.into_optax
-    raise TypeError(f"expected an Adadelta of ours, PyTorch, Keras or tf_keras, or optax' state, got {type(thing)}")
+    recognises: Callable[[Any], bool]
+    read: Callable[[Any], State]
+    write: Callable[[State, Any], None]
+
+
+#: Filled by the package: the first converter that recognises an object is the one that converts it.
+CONVERTERS: list[Converter] = []
+
+
+def _converter(thing: Any) -> Converter:
+    for converter in CONVERTERS:
+        if converter.recognises(thing):
+            return converter
+    raise TypeError(f"expected an Adadelta of multiopt, PyTorch, Keras or tf_keras, or optax' state, got {type(thing)}")
 
 
 def only(state: State, known: set[str], who: str) -> dict[str, Any]:
-    """The options, if they are all known or off."""
-    off = (None, False, 1)  # which 0.0, True and 1.0 equal, too
-    odd = {k: v for k, v in state.options.items() if k not in known and (callable(v) or v not in off)}
-    if odd:
-        raise ValueError(f"options: expected what {who} has, got {odd}")
+    """The options that are set, if each of them is known or off."""
+    off = (None, False, 1)  # 0.0 equals False; True and 1.0 equal 1
+    unknown = {k: v for k, v in state.options.items() if k not in known and (callable(v) or v not in off)}
+    if unknown:
+        raise ValueError(f"options: expected options that {who} has, got {unknown}")
     return {k: v for k, v in state.options.items() if v is not None}
 
 
@@ -104,14 +106,13 @@ def cast_like(host: np.ndarray, like: Any) -> Any:
     """An array of the library, dtype and device of `like`."""
     backend = backends.of(like)
     dtype = backend.dtype(like)
-    if dtype == "bfloat16":
-        wide = backend.from_host(np.ascontiguousarray(host, np.float32).reshape(host.shape), "float32", like)
-        return backend.cast(wide, dtype)
-    return backend.from_host(np.ascontiguousarray(host, dtype).reshape(host.shape), dtype, like)
+    wide = "float32" if dtype == "bfloat16" else dtype  # NumPy has no bfloat16
+    made = backend.from_host(np.ascontiguousarray(host, wide).reshape(host.shape), wide, like)
+    return made if wide == dtype else backend.cast(made, dtype)
 
 
 def whole(arrays: Sequence[np.ndarray | None]) -> Arrays:
-    """The arrays, which must all be there."""
+    """The arrays, none of which may be missing."""
     missing = [i for i, array in enumerate(arrays) if array is None]
     if missing:
         raise ValueError(
@@ -121,7 +122,7 @@ def whole(arrays: Sequence[np.ndarray | None]) -> Arrays:
 
 
 def check_shapes(state: State, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Check number and shapes of a state's arrays."""
+    """Check the number and the shapes of a state's arrays."""
     for slot in ("square_avg", "acc_delta", "average"):
         arrays = getattr(state, slot)
         if arrays is None:
@@ -129,10 +130,5 @@ def check_shapes(state: State, shapes: Sequence[tuple[int, ...]]) -> None:
         if len(arrays) != len(shapes):
             raise ValueError(f"{slot}: expected {len(shapes)} arrays, got {len(arrays)}")
         for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
-            if array is not None and array.shape != tuple(shape):
-                raise ValueError(f"{slot}[{i}]: expected shape {tuple(shape)}, got {array.shape}")
-
-
-def shapes_of(arrays: Sequence[np.ndarray]) -> list[tuple[int, ...]]:
-    """For messages, and to compare."""
-    return [array.shape for array in arrays]
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{slot}[{i}]: expected shape {shape}, got {array.shape}")

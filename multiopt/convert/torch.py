@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from .state import State, check_shapes, only, to_host
+from .state import Converter, State, check_shapes, only, to_host
 
-__all__ = ["from_torch", "into_torch", "to_torch"]
+__all__ = ["CONVERTER", "from_torch", "to_torch"]
 
-_TORCH = {"lr": "lr", "rho": "rho", "eps": "eps", "weight_decay": "weight_decay", "maximize": "maximize"}
+#: PyTorch's options and their defaults; the core has the same names.
+_OPTIONS = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0, "maximize": False}
 
 
 def from_torch(source: Any) -> State:
-    """From ``torch.optim.Adadelta``, or its ``state_dict()``.
+    """Read ``torch.optim.Adadelta``, or its ``state_dict()``.
 
     Raises
     ------
@@ -24,12 +25,11 @@ def from_torch(source: Any) -> State:
     """
     saved = source if isinstance(source, Mapping) else source.state_dict()
     groups = saved["param_groups"]
-    options = [{ours: group[theirs] for ours, theirs in _TORCH.items() if theirs in group} for group in groups]
+    options = [{name: group[name] for name in _OPTIONS if name in group} for group in groups]
     if any(own != options[0] for own in options):
         raise ValueError(f"param_groups: expected groups with the same options, got {options}")
     numbers = {name: value if isinstance(value, bool) else float(value) for name, value in options[0].items()}
-    order = [i for group in groups for i in group["params"]]
-    held = [saved["state"].get(i, {}) for i in order]
+    held = [saved["state"].get(i, {}) for group in groups for i in group["params"]]
     return State(
         steps=max((int(entry["step"]) for entry in held if "step" in entry), default=0),
         square_avg=[to_host(entry["square_avg"]) if entry else None for entry in held],
@@ -39,13 +39,13 @@ def from_torch(source: Any) -> State:
 
 
 def to_torch(state: State, optimizer: Any = None) -> dict[str, Any]:
-    """A ``state_dict`` of ``torch.optim.Adadelta``.
+    """Make a ``state_dict`` for ``torch.optim.Adadelta``.
 
     Parameters
     ----------
     state : State
     optimizer : torch.optim.Adadelta or None
-        Whose ``load_state_dict`` shall take it: then the arrays are tensors, and the groups are its own.
+        The optimizer whose ``load_state_dict`` takes it: then the arrays are tensors, and the groups are its own.
 
     Raises
     ------
@@ -53,11 +53,10 @@ def to_torch(state: State, optimizer: Any = None) -> dict[str, Any]:
         If the options mean something that PyTorch does not have (decoupled decay, clipping).
     """
     if optimizer is None:
-        options = only(state, {*_TORCH, "decoupled"}, "PyTorch")
-        if options.get("decoupled") and options.get("weight_decay"):
+        options = only(state, {*_OPTIONS, "decoupled"}, "PyTorch")
+        if options.pop("decoupled", False) and options.get("weight_decay"):
             raise ValueError("weight_decay: expected coupled decay, which is PyTorch's, got decoupled decay")
-        defaults = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0, "maximize": False}
-        given = {name: options.get(name, default) for name, default in defaults.items()}
+        given = {name: options.get(name, default) for name, default in _OPTIONS.items()}
         given["lr"] = given["lr"](state.steps) if callable(given["lr"]) else given["lr"]
         switches = {"foreach": None, "capturable": False, "differentiable": False}
         groups = [{**given, **switches, "params": list(range(len(state.square_avg)))}]
@@ -74,8 +73,12 @@ def to_torch(state: State, optimizer: Any = None) -> dict[str, Any]:
     return {"state": entries, "param_groups": groups}
 
 
-def into_torch(state: State, optimizer: Any) -> None:
-    """Into an optimizer of PyTorch, or ours for PyTorch."""
+def _write(state: State, optimizer: Any) -> None:
     params = [param for group in optimizer.param_groups for param in group["params"]]
     check_shapes(state, [tuple(param.shape) for param in params])
     optimizer.load_state_dict(to_torch(state, optimizer))
+
+
+CONVERTER = Converter(
+    lambda thing: hasattr(thing, "param_groups") and hasattr(thing, "load_state_dict"), read=from_torch, write=_write
+)

@@ -1,16 +1,17 @@
 """The optimizer API of TensorFlow and Keras, on NumPy, CuPy, PyTorch and JAX arrays, without TensorFlow.
 
-`Adadelta` and `Optimizer` are those of Keras 3, of tf_keras and of DTensor.
-`legacy` has those of TensorFlow 2.1 to 2.4, `distribute` replicas, and `schedules` learning rates.
-`for_keras` makes an optimizer for real Keras 3.
+`Adadelta` and `Optimizer` are those of Keras 3, of tf_keras and of DTensor; `legacy` has those of TensorFlow 2.1 to
+2.4, `distribute` replicas, and `schedules` learning rates. `for_keras` makes an optimizer for real Keras 3.
 """
 
 from . import distribute, legacy, schedules
-from .differentiate import GradientTape
 from .for_keras import for_keras
-from .optimizer import Adadelta, Optimizer
+from .later.adadelta import Adadelta
+from .later.optimizer import Optimizer
 from .serialization import deserialize, get, serialize
-from .variable import IndexedSlices, Variable
+from .variables.differentiate import GradientTape
+from .variables.slices import IndexedSlices, take
+from .variables.variable import Variable
 
 __all__ = [
     "Adadelta",
@@ -25,4 +26,5 @@ __all__ = [
     "legacy",
     "schedules",
     "serialize",
+    "take",
 ]

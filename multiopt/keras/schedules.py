@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from .. import schedules as core
-from .serialization import restore, store
+from .configuration import restore, store
 
 __all__ = [
     "CosineDecay",
@@ -26,8 +27,8 @@ __all__ = [
 class LearningRateSchedule(ABC):
     """A learning rate that depends on the step: subclass it and give ``__call__`` and ``get_config``.
 
-    An optimizer calls it with the number of updates done before, a Python int. TensorFlow's legacy optimizer converts
-    that number to the variables' dtype first, so that float16 cannot count beyond 2048; here it is exact.
+    An optimizer calls it with the number of updates done before, a Python int. (TensorFlow's legacy optimizer rounds it
+    to the variables' dtype; float16 cannot count beyond 2048.)
     """
 
     @abstractmethod
@@ -45,10 +46,16 @@ class LearningRateSchedule(ABC):
 
 
 class _Core(LearningRateSchedule):
-    """A schedule that the core computes."""
+    """A schedule that the core computes. The fields are the arguments of TensorFlow's class."""
 
-    def __init__(self, schedule: core.Schedule, config: dict[str, Any]) -> None:
-        self._schedule, self._config = schedule, config
+    #: The core's class: its arguments are the fields in their order, without the name.
+    _core: ClassVar[type[core.Schedule]]
+
+    def __post_init__(self) -> None:
+        self._schedule = self._made([value for name, value in self.get_config().items() if name != "name"])
+
+    def _made(self, arguments: list[Any]) -> core.Schedule:
+        return self._core(*arguments)
 
     def __call__(self, step: Any) -> Any:
         """The learning rate of the 0-based `step`: a float for a number, an array for an array."""
@@ -56,85 +63,64 @@ class _Core(LearningRateSchedule):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal schedule."""
-        return dict(self._config)
-
-    def __getattr__(self, name: str) -> Any:
-        config = self.__dict__.get("_config", {})
-        if name in config:
-            return config[name]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self._config.items())})"
+        return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
 
-def _config(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a constructor, from its ``locals()``."""
-    return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-
-
+@dataclass(eq=False)
 class ExponentialDecay(_Core):
     """``initial_learning_rate * decay_rate ** (step / decay_steps)``; with `staircase` the exponent is rounded down."""
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = "ExponentialDecay",
-    ) -> None:
-        config = _config(locals())
-        super().__init__(core.Exponential(initial_learning_rate, decay_steps, decay_rate, staircase), config)
+    _core = core.Exponential
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+    name: str | None = "ExponentialDecay"
 
 
+@dataclass(eq=False)
 class InverseTimeDecay(_Core):
     """``initial_learning_rate / (1 + decay_rate * step / decay_steps)``; `staircase` rounds the quotient down."""
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        decay_rate: float,
-        staircase: bool = False,
-        name: str | None = "InverseTimeDecay",
-    ) -> None:
-        config = _config(locals())
-        super().__init__(core.InverseTime(initial_learning_rate, decay_steps, decay_rate, staircase), config)
+    _core = core.InverseTime
+    initial_learning_rate: float
+    decay_steps: float
+    decay_rate: float
+    staircase: bool = False
+    name: str | None = "InverseTimeDecay"
 
 
+@dataclass(eq=False)
 class PolynomialDecay(_Core):
     """From `initial_learning_rate` to `end_learning_rate` in `decay_steps`, along a polynomial of degree `power`.
 
     With `cycle`, the decay is stretched to a multiple of `decay_steps` each time that it has come to its end.
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        end_learning_rate: float = 0.0001,
-        power: float = 1.0,
-        cycle: bool = False,
-        name: str | None = "PolynomialDecay",
-    ) -> None:
-        config = _config(locals())
-        schedule = core.Polynomial(
-            initial_learning_rate, decay_steps=decay_steps, final=end_learning_rate, power=power, cycle=cycle
-        )
-        super().__init__(schedule, config)
+    _core = core.Polynomial
+    initial_learning_rate: float
+    decay_steps: float
+    end_learning_rate: float = 0.0001
+    power: float = 1.0
+    cycle: bool = False
+    name: str | None = "PolynomialDecay"
 
 
+@dataclass(eq=False)
 class PiecewiseConstantDecay(_Core):
     """``values[i]`` up to and including step ``boundaries[i]``, and the last value after that."""
 
-    def __init__(
-        self, boundaries: Sequence[float], values: Sequence[float], name: str | None = "PiecewiseConstant"
-    ) -> None:
-        schedule = core.Piecewise(boundaries, values)
-        super().__init__(schedule, {"boundaries": list(boundaries), "values": list(values), "name": name})
+    _core = core.Piecewise
+    boundaries: Sequence[float]
+    values: Sequence[float]
+    name: str | None = "PiecewiseConstant"
+
+    def __post_init__(self) -> None:
+        self.boundaries, self.values = list(self.boundaries), list(self.values)
+        super().__post_init__()
 
 
+@dataclass(eq=False)
 class CosineDecay(_Core):
     """Half a cosine wave from the top to ``alpha`` times the top in `decay_steps`.
 
@@ -142,82 +128,54 @@ class CosineDecay(_Core):
     in `warmup_steps`.
     """
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        decay_steps: float,
-        alpha: float = 0.0,
-        name: str | None = "CosineDecay",
-        warmup_target: float | None = None,
-        warmup_steps: float = 0,
-    ) -> None:
-        config = _config(locals())
-        schedule: core.Schedule
-        if warmup_target is None:
-            schedule = core.Cosine(initial_learning_rate, decay_steps, alpha)
-        else:
-            top = core.Cosine(warmup_target, decay_steps, alpha)
-            schedule = core.WarmUp(top, steps=warmup_steps, initial=initial_learning_rate)
-        super().__init__(schedule, config)
+    _core = core.Cosine
+    initial_learning_rate: float
+    decay_steps: float
+    alpha: float = 0.0
+    name: str | None = "CosineDecay"
+    warmup_target: float | None = None
+    warmup_steps: float = 0
+
+    def _made(self, arguments: list[Any]) -> core.Schedule:
+        initial, steps, alpha, top, warmup_steps = arguments
+        if top is None:
+            return core.Cosine(initial, steps, alpha)
+        return core.WarmUp(core.Cosine(top, steps, alpha), steps=warmup_steps, initial=initial)
 
 
+@dataclass(eq=False)
 class CosineDecayRestarts(_Core):
     """Half cosine waves one after another, each `t_mul` times as long and `m_mul` times as high as the one before."""
 
-    def __init__(
-        self,
-        initial_learning_rate: float,
-        first_decay_steps: float,
-        t_mul: float = 2.0,
-        m_mul: float = 1.0,
-        alpha: float = 0.0,
-        name: str | None = "SGDRDecay",
-    ) -> None:
-        config = _config(locals())
-        super().__init__(core.CosineRestarts(initial_learning_rate, first_decay_steps, t_mul, m_mul, alpha), config)
+    _core = core.CosineRestarts
+    initial_learning_rate: float
+    first_decay_steps: float
+    t_mul: float = 2.0
+    m_mul: float = 1.0
+    alpha: float = 0.0
+    name: str | None = "SGDRDecay"
 
 
-_BUILT_IN: dict[str, type[LearningRateSchedule]] = {
-    kind.__name__: kind
-    for kind in (
-        ExponentialDecay,
-        InverseTimeDecay,
-        PolynomialDecay,
-        PiecewiseConstantDecay,
-        CosineDecay,
-        CosineDecayRestarts,
-    )
-}
+_BUILT_IN: dict[str, type[LearningRateSchedule]] = {kind.__name__: kind for kind in _Core.__subclasses__()}
 
 
 def named(schedule: core.Schedule) -> LearningRateSchedule:
-    """TensorFlow's schedule that equals one of `multiopt.schedules`.
+    """The schedule of TensorFlow that is equal to one of `multiopt.schedules`.
 
     Raises
     ------
     TypeError
         If TensorFlow has none.
     """
-    s: Any = schedule
-    if isinstance(s, core.WarmUp) and isinstance(s.schedule, core.Cosine):
-        top = s.schedule
-        steps = int(s.steps) if s.steps == int(s.steps) else s.steps
-        return CosineDecay(s.initial, top.decay_steps, top.alpha, warmup_target=top.initial, warmup_steps=steps)
-    match s:
-        case core.Constant():
-            return PiecewiseConstantDecay([], [s.value])
-        case core.Exponential():
-            return ExponentialDecay(s.initial, s.decay_steps, s.rate, s.staircase)
-        case core.InverseTime():
-            return InverseTimeDecay(s.initial, s.decay_steps, s.rate, s.staircase)
-        case core.Polynomial():
-            return PolynomialDecay(s.initial, s.decay_steps, s.final, s.power, s.cycle)
-        case core.Piecewise():
-            return PiecewiseConstantDecay(s.boundaries, s.values)
-        case core.Cosine():
-            return CosineDecay(s.initial, s.decay_steps, s.alpha)
-        case core.CosineRestarts():
-            return CosineDecayRestarts(s.initial, s.decay_steps, s.t_mul, s.m_mul, s.alpha)
+    if isinstance(schedule, core.Constant):
+        return PiecewiseConstantDecay([], [schedule.value])
+    if isinstance(schedule, core.WarmUp) and isinstance(schedule.schedule, core.Cosine):
+        top, steps = schedule.schedule, schedule.steps
+        steps = int(steps) if steps == int(steps) else steps
+        return CosineDecay(schedule.initial, top.decay_steps, top.alpha, warmup_target=top.initial, warmup_steps=steps)
+    for kind in _Core.__subclasses__():
+        if type(schedule) is kind._core:
+            return kind(*[getattr(schedule, field.name) for field in fields(schedule)])
     raise TypeError(f"schedule: expected one that TensorFlow has too, got {schedule!r}")
 
 
@@ -227,7 +185,7 @@ def serialize(schedule: LearningRateSchedule | core.Schedule) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        If it is no schedule.
+        If it is not a schedule.
     """
     if isinstance(schedule, core.Schedule):
         schedule = named(schedule)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..binding import Job, Pass, run
-from ..rule import ADADELTA
-from .held import Held, counter_dtype, same
-from .operations import must_be_seen, update_by_operations
+from ..adadelta import ADADELTA
+from ..binding import run
+from ..update import FusedUpdate
+from .group import GroupCache, counter_dtype, same
+from .operations import is_observed
 from .scaling import Scaling, number
 
 __all__ = ["Adadelta"]
@@ -49,7 +50,7 @@ class Adadelta(torch.optim.Optimizer):
         Whether a CUDA graph may capture the step: the counters are kept on the parameters' device. One step with
         the same options has to be done before.
     maximize : bool
-        Climb.
+        Maximize the objective.
     differentiable : bool
         Whether autograd follows the step. It then runs operation by operation.
 
@@ -63,7 +64,7 @@ class Adadelta(torch.optim.Optimizer):
 
     #: `GradScaler` hands over the scale and what it found, instead of asking for it and waiting for the device.
     _step_supports_amp_scaling = True
-    _held: dict[int, Held]
+    _groups: dict[int, GroupCache]
     _states: list[dict[str, Tensor]]
 
     def __init__(
@@ -81,23 +82,19 @@ class Adadelta(torch.optim.Optimizer):
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
-        for what, value, holds in [
-            ("learning rate", lr, lr >= 0.0),
-            ("rho value", rho, 0.0 <= rho <= 1.0),
-            ("epsilon value", eps, eps >= 0.0),
-            ("weight_decay value", weight_decay, weight_decay >= 0.0),
-        ]:
-            if not holds:
-                raise ValueError(f"Invalid {what}: {value}")
         options: dict[str, Any] = {"lr": lr, "rho": rho, "eps": eps, "weight_decay": weight_decay}
+        titles = "learning rate", "rho value", "epsilon value", "weight_decay value"
+        for title, (name, value) in zip(titles, options.items(), strict=True):
+            if not 0.0 <= value <= (1.0 if name == "rho" else float("inf")):
+                raise ValueError(f"Invalid {title}: {value}")
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
-        self._held, self._states = {}, []
+        self._groups, self._states = {}, []
         super().__init__(params, {**options, "differentiable": differentiable})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of an older PyTorch too."""
         super().__setstate__(state)
-        self._held, self._states = {}, []
+        self._groups, self._states = {}, []
         for group in self.param_groups:
             for name, value in _LATER_OPTIONS.items():
                 group.setdefault(name, value)
@@ -132,55 +129,52 @@ class Adadelta(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._update()
+            self._step()
         return loss
 
     # The step is compiled already, and a graph that held it would gain nothing: `torch.compile` breaks here.
     # (`torch.compiler.disable` would import the compiler along with this module.)
     @torch._disable_dynamo
-    def _update(self) -> None:
+    def _step(self) -> None:
         _health_check(self)
         amp = Scaling.of(self)
         if amp.found_on_host:
             return
-        seen = must_be_seen()
         if not same(self._states, self.state.values()):
-            self._held.clear()
-        try:
-            plan = [(group, self._plan(i, group, seen)) for i, group in enumerate(self.param_groups)]
-            # All is checked; from here on things are written.
-            self._execute(plan, amp)
-        finally:
-            for held in self._held.values():
-                held.release()
-
-    def _execute(self, plan: list[tuple[dict[str, Any], Held]], amp: Scaling) -> None:
-        jobs: list[Job] = []
-        for group, held in plan:
-            held.keep_states(self.state)
-            jobs += held.jobs(_pass(group, amp), partial(_values, group, amp))
+            self._groups.clear()
+        observed, planned, plans = is_observed(), [], []
+        for i, group in enumerate(self.param_groups):
+            update, values = _update(group, amp), partial(_values, group, amp)
+            grads = [p.grad for p in group["params"]]
+            cache, local_grads = self._cached(i, group, grads, observed)
+            planned.append((cache, grads, update, values))
+            plans += cache.plans(local_grads, update, values)
+        # All is checked; from here on things are written.
+        for cache, *_ in planned:
+            cache.keep_new_states(self.state)
         self._states = list(self.state.values())
-        run(jobs)
-        for group, held in plan:
-            for p, g, own in held.by_operations():
-                update_by_operations(_pass(group, amp), _values(group, amp, None), p, g, own)
-            held.count(amp.found_inf)
+        run(plans)
+        for cache, grads, update, values in planned:
+            cache.update_by_operations(grads, update, values)
+            cache.count(grads, amp.found_inf)
 
-    def _plan(self, i: int, group: dict[str, Any], seen: bool) -> Held:
-        """What is to be done for a group, checked: as in the last step, where nothing has moved."""
-        grads = [p.grad for p in group["params"]]
-        held = self._held.get(i)
-        if held is None or seen or not held.take(group, grads):
+    def _cached(
+        self, i: int, group: dict[str, Any], grads: list[Tensor | None], observed: bool
+    ) -> tuple[GroupCache, list[Sequence[Tensor | None]]]:
+        """What is known about a group, found out anew where something has moved; and its gradients."""
+        by_operations = observed or (group["differentiable"] and self.defaults["differentiable"])
+        cache = self._groups.get(i)
+        local_grads = cache.local_grads(grads) if cache and cache.is_current(group, by_operations) else None
+        if cache is None or local_grads is None:
             where = f"groups[{i}]." if len(self.param_groups) > 1 else ""
-            apart = seen or (group["differentiable"] and self.defaults["differentiable"])
-            held = Held(group, grads, self.state, where, apart)
-            if not seen:
-                self._held[i] = held
-        return held
+            cache = self._groups[i] = GroupCache(group, grads, self.state, where, by_operations)
+            local_grads = cache.local_grads(grads)
+            assert local_grads is not None  # it was made for them
+        return cache, local_grads
 
 
-def _pass(group: Mapping[str, Any], amp: Scaling) -> Pass:
-    return Pass(
+def _update(group: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
+    return FusedUpdate(
         ADADELTA,
         scaled=group["maximize"] or amp.scale is not None,
         coupled=bool(group["weight_decay"] != 0),
@@ -189,7 +183,7 @@ def _pass(group: Mapping[str, Any], amp: Scaling) -> Pass:
 
 
 def _values(group: Mapping[str, Any], amp: Scaling, device: torch.device | None) -> dict[str, Any]:
-    """The pass' numbers as its engine wants them on a device; as they are for None."""
+    """The update's numbers as its engine wants them on a device; as they are for None."""
     numbers = {name: number(group[name], device) for name in ("lr", "rho", "eps", "weight_decay")}
     sign = -1.0 if group["maximize"] else 1.0
     numbers["scale"] = sign if amp.scale is None else sign / number(amp.scale, device)

@@ -5,24 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..binding import Job, Pass, check_params, make_buckets, prepare, run
-from ..rule import Rule
-from .part import is_readable
-from .shards import is_sharded, is_whole, local, sum_over_shards, with_layout_of
+from ..backends.torch import is_sharded, is_whole, local, sum_over_shards, with_layout_of
+from ..clipping import clip
+from .tensors import is_readable
 
 __all__ = ["clip_grad_norm_"]
-
-
-def shrink(xp: Any, x: Any, g: Any) -> tuple[Any]:
-    """Put the gradient, which the pass has multiplied by its factor, in its own place."""
-    return (g,)
-
-
-PASS = Pass(Rule("shrink", shrink, slots={}, hypers={}), normed=True)
 
 
 @torch.no_grad()
@@ -64,21 +54,16 @@ def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, erro
     for p in owners:
         if is_sharded(p) and is_sharded(p.grad):
             p.grad = with_layout_of(p, p.grad)
-    grads = [local(p.grad) if is_sharded(p.grad) else p.grad for p in owners]
+    grads = [local(p.grad) for p in owners]
     for name, p, g in zip(names, owners, grads, strict=True):
-        if g is None or not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
+        if not is_readable(g) or (is_sharded(p.grad) and not is_whole(p.grad)):
             raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(p.grad)}")
-    check_params(grads, names)
-    jobs = []
-    for bucket, indices in make_buckets(PASS.rule, grads, names):
-        prepare(bucket, PASS)
-        jobs.append(Job(bucket, indices, PASS, [grads[i] for i in indices], {}))
-    rows = [owners[i].grad for job in jobs for i in job.indices]
 
-    def reduce(xp: Any, table: Any) -> Any:
-        whole = sum_over_shards(torch.as_tensor(table), rows)
+    def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
+        whole = sum_over_shards(xp, table, [owners[i].grad for _, i in rows])
         if error_if_nonfinite and bool((whole[:, -2:] != 0).any()):
             raise RuntimeError("the norm of the gradients is not finite, so they cannot be clipped")
-        return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
+        return whole
 
-    return torch.as_tensor(run(jobs, max_norm, reduce))[0].clone()
+    _, norm = clip(grads, names, global_norm=max_norm, reduce=reduce, in_place=True)
+    return torch.as_tensor(norm)[0].clone()

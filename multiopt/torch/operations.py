@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import backends
-from ..backends.protocol import wider
-from ..binding import Pass
+from ..backends.generic import wider
+from ..update import FusedUpdate
+from .tensors import BACKEND
 
-__all__ = ["must_be_seen", "update_by_operations"]
+__all__ = ["is_observed", "update_by_operations"]
 
 
-def must_be_seen() -> bool:
+def is_observed() -> bool:
     """Whether somebody follows each operation: a tracer, a dispatch mode (fake tensors), a transform of `torch.func`.
 
     An engine, which writes to memory, would go unseen.
@@ -28,17 +28,16 @@ def must_be_seen() -> bool:
 
 
 def update_by_operations(
-    one_pass: Pass, numbers: Mapping[str, Any], p: Tensor, g: Tensor, own: Mapping[str, Any]
+    update: FusedUpdate, numbers: Mapping[str, Any], p: Tensor, g: Tensor, own: Mapping[str, Any]
 ) -> None:
-    """Do one pass on one parameter and its state, in place.
+    """Do one update of one parameter and its state, in place.
 
     Half precision is computed in float32, and complex tensors as their real and imaginary parts.
     """
-    backend = backends.get("torch")
-    arrays = [p, g, *(own[slot] for slot in one_pass.slots)]
-    computing = backend.native(wider([backend.dtype(a) for a in arrays]))
+    arrays = [p, g, *(own[slot] for slot in update.rule.slots)]
+    computing = BACKEND.native(wider([BACKEND.dtype(a) for a in arrays]))
     wide = [_real(a).to(computing) for a in arrays]
-    new = one_pass(backend.xp, *wide, **{name: numbers[name] for name in one_pass.scalars})
+    new = update(BACKEND.xp, *wide, **{name: numbers[name] for name in update.scalars})
     for old, value in zip((arrays[0], *arrays[2:]), new, strict=True):
         old.copy_(torch.view_as_complex(value) if old.is_complex() else value)
 

@@ -28,20 +28,13 @@ def number(value: Any, device: torch.device | None) -> Any:
 
 @dataclass
 class Scaling:
-    """What `GradScaler` leaves on the optimizer for the time of a step.
+    """What `GradScaler` leaves on the optimizer for the time of a step."""
 
-    Attributes
-    ----------
-    scale : Tensor, float or None
-        What the loss was multiplied by, where the gradients still are.
-    found_inf : Tensor or None
-        On an accelerator: above 0 where a gradient was not finite, and the step is to change nothing.
-    found_on_host : bool
-        The same, where the host can say so without waiting.
-    """
-
+    #: What the loss was multiplied by, where the gradients still are.
     scale: Any
+    #: On an accelerator: above 0 where a gradient was not finite, and the step is to change nothing.
     found_inf: Tensor | None
+    #: The same, where the host can say so without waiting.
     found_on_host: bool
 
     @classmethod

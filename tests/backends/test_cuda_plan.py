@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multiopt.backends.engines.cuda import plan as cuda_plan
-from multiopt.backends.engines.cuda.plan import CHUNK, WORDS, aliases, changes, make_plan
+from multiopt.backends.engines.cuda.plan import CHUNK, WORDS, changes, make_plan
 
 SIZES = st.lists(st.sampled_from([0, 1, 5, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 7 * CHUNK + 3]), min_size=1)
 
@@ -84,17 +84,3 @@ def test_what_did_not_move_is_not_written() -> None:
     ((start, words),) = changes(held, now)
     assert (start, words.tolist()) == (1007, [0, 1008, 0])
     assert [len(words) for _, words in changes(held, held + 1)] == [WORDS] * 6
-
-
-def test_gradients_in_the_memory_of_parameters_are_found() -> None:
-    params, lengths = np.array([1000, 2000, 3000]), np.array([100, 100, 100])
-
-    def found(*grads: int) -> list[int]:
-        return aliases(params, lengths, np.array(grads), np.array([100, 100, 100])).tolist()
-
-    assert found(5000, 6000, 7000) == []
-    assert found(1000, 2000, 3000) == []  # each its own parameter: read before it is written
-    assert found(2000, 1000, 3000) == [0, 1]
-    assert found(1004, 2100, 2901) == [0, 2]
-    assert found(0, 1900, 3000) == []  # absent; side by side
-    assert aliases(params, lengths, np.array([1000, 0, 0]), np.array([200, 0, 0])).tolist() == [0]

@@ -52,7 +52,7 @@ def test_blocking_changes_nothing(block, monkeypatch, numba):
     start, g = rng.standard_normal((9, 11, 5)).astype(np.float32), gradients(rng, (9, 11, 5), np.float32, (-20, 10))
     results = []
     monkeypatch.setattr(eager, "BLOCK", block)
-    monkeypatch.setattr(host, "BOX", block)
+    monkeypatch.setattr(host, "COPIED", block)
     monkeypatch.setattr(host, "SERIAL", 0)
     monkeypatch.setattr(host, "PIECE", block)
     for library in ("numpy-eager", "numpy", "numpy-strided", "numpy-strided-eager", "torch-strided"):

@@ -6,8 +6,8 @@ import re
 import socket
 import struct
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
-from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,41 +17,43 @@ pytest.importorskip("safetensors")
 pytest.importorskip("rich")
 
 from multiopt.conformance.check import notes
-from multiopt.conformance.checks.across import OPTIONS, Across
 from multiopt.conformance.checks.judge import Judge
-from multiopt.conformance.checks.run import Selection, run
-from multiopt.conformance.checks.verdict import Place, Verdict, count, judged
-from multiopt.conformance.data.tracefile import FOLDER, load, load_all, path_of, save
+from multiopt.conformance.checks.run import FRAMEWORKS, Selection, run
+from multiopt.conformance.checks.same_bits import OPTIONS, runs
+from multiopt.conformance.checks.verdict import ONE_STEP, Verdict, count
+from multiopt.conformance.data.deviations import deviations_in, followed
+from multiopt.conformance.data.traces import FOLDER, load, load_all, path_of, save
 from multiopt.conformance.reference import tolerances
-from multiopt.conformance.report.report import summary
-from multiopt.conformance.report.report.charts import line_chart
-from multiopt.conformance.report.report.growth import Curve
-from multiopt.conformance.report.report.tables import short
-from multiopt.conformance.targets.players import PLAYERS, NumPy, Player
-from multiopt.conformance.targets.replay import Question, bits, first, followed, habits, play
-from multiopt.conformance.targets.stages import Core, inexpressible, refusal
+from multiopt.conformance.reference.compare import Distance
+from multiopt.conformance.report import table, tables
+from multiopt.conformance.report.charts import line_chart
+from multiopt.conformance.report.curves import Curve
+from multiopt.conformance.targets.arrays import Arrays
+from multiopt.conformance.targets.build import core_optimizer, rejection, unsupported
+from multiopt.conformance.targets.run import run_target
+from multiopt.conformance.targets.target import Target, all_targets
 
 from multiopt.cli import main as command
 
 FILES = load_all()
-EAGER = PLAYERS["numpy-eager"]
+EAGER = all_targets()["numpy-eager"]
 
 
 def trace_of(system, scenario):
     return FILES[system].traces[scenario]
 
 
-def quiet(title, done, total):
+def quiet(name):
     pass
 
 
 def wrong(**changes):
     """The core, told other options than it was asked with."""
 
-    def stage(question):
-        return Core(NumPy("numpy"), replace(question, config=replace(question.config, **changes)), "eager")
+    def make(case):
+        return core_optimizer(Arrays("numpy"), case.with_options(**changes), "eager")
 
-    return Player("wrong", "made for this test", NumPy, "numpy", engine="eager", stage=stage)
+    return Target("wrong", "made for this test", "numpy", engine="eager", optimizer=make)
 
 
 # --- The whole of it, on NumPy ----------------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ def test_numpy_passes(whole):
 
 def test_json_holds_every_comparison(whole):
     _, results, *_ = whole
-    assert results["format"] == "multiopt-check 1"
+    assert results["format"] == "multiopt-check 2"
     rows = results["verdicts"]
     traces = {(r["system"], r["scenario"]) for r in rows if r["what"] == "trace"}
     recorded = {(s, n) for s, f in FILES.items() for n, t in f.traces.items() if t.refusal is None}
@@ -86,7 +88,7 @@ def test_json_holds_every_comparison(whole):
         if row["outcome"] == "passed" and row["what"] in ("trace", "oracle", "explained", "bits"):
             assert row["observed"] <= row["tolerance"]
             assert row["reason"]
-        if row["outcome"] in ("habit", "inexpressible"):
+        if row["outcome"] in ("deviation", "unsupported"):
             assert row["reason"], row
     assert {r["kind"] for r in rows if r["what"] == "oracle" and r["outcome"] == "passed"} == {
         "square_avg", "acc_delta", "x", "average",
@@ -146,21 +148,21 @@ def test_page_is_whole_and_needs_nothing_else(whole):
 
 
 def test_nothing_is_dropped_in_silence():
-    """What the core has no words for, and what it refuses, is known by name; all else is judged."""
-    without, refused = set(), set()
+    """What the core does not support, and what it rejects, is known by name; all else is judged."""
+    without, rejected = set(), set()
     for content in FILES.values():
         for name, trace in content.traces.items():
             if trace.refusal is None:
-                question = Question.of_trace(trace)
-                if inexpressible(EAGER, question):
+                case = trace.case.published()
+                if unsupported(EAGER, case):
                     without.add(name)
-                elif refusal(EAGER, question):
-                    refused.add(name)
+                elif rejection(EAGER, case):
+                    rejected.add(name)
     assert without == {"sparse", "sparse-clipvalue", "constraint", "constraint-ema", "ema-overwrite"}
-    assert refused == {
+    assert rejected == {
         "zero-eps", "subnormals-dyadic-float32", "clipvalue-zero", "clipvalue-negative", "none-at-all",
     }  # fmt: skip
-    face = PLAYERS["keras-face"]
+    face = all_targets()["keras-face"]
     for name in ("sparse", "constraint-ema", "ema-overwrite"):
         verdicts = Judge().against_trace(face, trace_of("tf-keras", name))
         assert {v.outcome for v in verdicts} == {"passed"}, name
@@ -171,17 +173,16 @@ def test_nothing_is_dropped_in_silence():
 
 def test_rho_wrong_by_one_ulp_changes_bits_at_the_first_step():
     nearly = math.nextafter(0.9, 1.0)
-    across = Across(Judge(), brief=True)
-    (verdict,) = across.verdicts(wrong(rho=nearly), "float64", "plain")
+    judge, case = Judge(), runs(EAGER, brief=True)["float64, plain"]
+    (verdict,) = judge.against_bits(wrong(rho=nearly), case)
     assert verdict.outcome == "failed"
-    question = across.question(EAGER, "float64", "plain")
-    g = question.gradients[0][0]
+    g = case.gradients[0][0]
     # 1 − rho is another number, so that the first gradient whose square is not lost shows it.
     differs = (1 - 0.9) * (g * g) != (1 - nearly) * (g * g)
     assert (verdict.place.step, verdict.place.tensor) == (1, "square_avg/p0")
     assert verdict.place.element == int(np.argmax(differs))
     assert verdict.place.theirs == (1 - 0.9) * float(g[verdict.place.element]) ** 2
-    (right,) = across.verdicts(PLAYERS["functional"], "float64", "plain")
+    (right,) = judge.against_bits(all_targets()["functional"], case)
     assert right.outcome == "passed"
 
 
@@ -192,7 +193,7 @@ def test_rho_wrong_by_one_ulp_changes_bits_at_the_first_step():
 )
 def test_a_slightly_wrong_number_is_found_by_oracle_and_trace(changes, kind):
     judge, trace = Judge(), trace_of("torch-forloop", "learning-rate")
-    found = judge.against_oracle(wrong(**changes), Question.of_trace(trace)) + judge.against_trace(
+    found = judge.against_oracle(wrong(**changes), trace.case.published()) + judge.against_trace(
         wrong(**changes), trace
     )
     failed = {(v.what, v.kind) for v in found if v.failed}
@@ -205,9 +206,9 @@ def forged(tmp_path):
     """Traces of torch in which one number of one step is another, with hashes that agree."""
     content = load(path_of("torch-forloop"))
     trace = content.traces["learning-rate"]
-    arrays = {key: values.copy() for key, values in trace.arrays.items()}
-    arrays["acc_delta/p1"][5].flat[3] *= 1 + 1e-12
-    traces = {**content.traces, "learning-rate": replace(trace, arrays=arrays)}
+    states = {kind: [values.copy() for values in column] for kind, column in trace.states.items()}
+    states["acc_delta"][1][5].flat[3] *= 1 + 1e-12
+    traces = {**content.traces, "learning-rate": replace(trace, states=states)}
     for system in FILES:
         if system != "torch-forloop":
             path_of(system, tmp_path).write_bytes(path_of(system, FOLDER).read_bytes())
@@ -230,7 +231,7 @@ def test_a_forged_trace_fails_where_it_was_forged(forged, capsys):
     assert command([*words, "--processes", "1"]) == 0
 
 
-def test_a_damaged_file_is_refused_before_the_work(tmp_path, capsys):
+def test_a_damaged_file_is_rejected_before_the_work(tmp_path, capsys):
     for system in FILES:
         path_of(system, tmp_path).write_bytes(path_of(system, FOLDER).read_bytes())
     path = path_of("optax", tmp_path)
@@ -242,102 +243,102 @@ def test_a_damaged_file_is_refused_before_the_work(tmp_path, capsys):
 
 
 def test_other_inputs_are_not_compared():
-    # A trace with other inputs is another question: ours then answers that one, and theirs does not fit it.
+    # A trace with other inputs is another case: ours then answers that one, and theirs does not fit it.
     trace = trace_of("torch-forloop", "paper")
-    arrays = {**trace.arrays, "gradient/p0": trace.arrays["gradient/p0"] * 2}
-    verdicts = Judge().against_trace(EAGER, replace(trace, arrays=arrays))
+    doubled = [[g * 2 for g in row] for row in trace.case.gradients]
+    verdicts = Judge().against_trace(EAGER, replace(trace, case=replace(trace.case, gradients=doubled)))
     assert any(v.failed for v in verdicts)
 
 
 def test_an_exception_is_a_finding_not_the_end():
-    def stage(question):
+    def make(case):
         raise RuntimeError("no such thing")
 
-    broken = replace(wrong(), stage=stage)
+    broken = replace(wrong(), optimizer=make)
     verdicts = Judge().against_trace(broken, trace_of("torch-forloop", "paper"))
     assert [v.outcome for v in verdicts] == ["failed"]
     assert "RuntimeError: no such thing" in verdicts[0].reason
 
 
-def test_who_must_refuse_and_does_not_fails():
-    def stage(question):
-        return Core(NumPy("numpy"), replace(question, config=replace(question.config, eps=1e-6)), "eager")
+def test_a_target_that_must_reject_and_does_not_fails():
+    def make(case):
+        return core_optimizer(Arrays("numpy"), case.with_options(eps=1e-6), "eager")
 
-    lenient = replace(wrong(), stage=stage)
-    verdicts = Judge().against_oracle(lenient, Question.of_trace(trace_of("torch-forloop", "zero-eps")))
+    lenient = replace(wrong(), optimizer=make)
+    verdicts = Judge().against_oracle(lenient, trace_of("torch-forloop", "zero-eps").case.published())
     assert [v.outcome for v in verdicts] == ["failed"]
     assert "expected a ValueError" in verdicts[0].reason
-    assert Judge().against_oracle(EAGER, Question.of_trace(trace_of("torch-forloop", "zero-eps")))[0].outcome == (
-        "inexpressible"
+    assert Judge().against_oracle(EAGER, trace_of("torch-forloop", "zero-eps").case.published())[0].outcome == (
+        "unsupported"
     )
 
 
-# --- Replay -----------------------------------------------------------------------------------------------------------
+# --- Runs -----------------------------------------------------------------------------------------------------------
 
 
-def test_habits_of_options_are_followed_and_both_numbers_told():
+def test_deviations_of_options_are_followed_and_both_numbers_told():
     trace = trace_of("tf-keras-legacy", "learning-rate")
-    assert {"lr-through-float32", "rho-through-float32"} <= set(habits(trace))
-    question, left = followed(trace)
+    assert {"lr-through-float32", "rho-through-float32"} <= set(deviations_in(trace))
+    case, left = followed(trace)
     assert left == ()
-    assert question.rates[0] == float(np.float32(0.3))
-    assert question.config.rho == float(np.float32(0.9))
+    assert case.rates[0] == float(np.float32(0.3))
+    assert case.config.rho == float(np.float32(0.9))
     judge = Judge()
     verdicts = judge.against_trace(EAGER, trace)
     assert {v.outcome for v in verdicts} == {"passed"}
     assert re.search(r"they \S+e\+0[0-9] ulp .* we [0-9.]+ ulp", verdicts[0].note), verdicts[0].note
     # Not followed, the same comparison fails by far.
-    published = judge.answer(EAGER, Question.of_trace(trace))
+    published = judge.answer(EAGER, trace.case.published())
     assert judge.from_oracle(published, stepwise=False)["square_avg"].units < 16
     assert judge.accuracy(trace).published["square_avg"].units > 1e6
 
 
-def test_habits_of_arithmetic_are_told_and_judged_by_the_rule():
+def test_deviations_of_arithmetic_are_told_and_judged_by_the_rule():
     trace = trace_of("torch-forloop", "float16")
     verdicts = Judge().against_trace(EAGER, trace)
-    assert {v.outcome for v in verdicts} == {"habit"}
+    assert {v.outcome for v in verdicts} == {"deviation"}
     assert all("half-arithmetic" in v.reason for v in verdicts)
-    mine = Judge().against_oracle(EAGER, Question.of_trace(trace))
+    mine = Judge().against_oracle(EAGER, trace.case.published())
     assert {v.outcome for v in mine} == {"passed"}
     # Rounded once: half a unit. The framework's own step is further away.
-    assert max(v.observed for v in mine if v.note == "one step") <= 0.51
+    assert max(v.observed for v in mine if v.over == ONE_STEP) <= 0.51
 
 
 def test_schedules_in_single_precision_are_seen_in_the_rates():
     trace = trace_of("optax", "schedule-exponential")
-    assert trace.quirks == ()
-    assert habits(trace) == ("schedule-in-float32",)
-    far = {**trace.arrays, "lr": trace.arrays["lr"] * 1.001}
-    assert habits(replace(trace, arrays=far)) == ()
+    assert trace.deviations == ()
+    assert deviations_in(trace) == ("schedule-in-float32",)
+    assert deviations_in(replace(trace, lr=trace.lr * 1.001)) == ()
 
 
-def test_replay_holds_every_state_after_every_step():
+def test_a_run_holds_every_state_after_every_step():
     trace = trace_of("tf-keras", "accumulation-ema" if "accumulation-ema" in FILES["tf-keras"].traces else "ema")
-    mine = play(EAGER, Question.of_trace(trace))
+    mine = run_target(EAGER, trace.case.published())
     for kind in ("x", "square_avg", "acc_delta", "average"):
-        for shape, series in zip(trace.shapes, mine.series(kind), strict=True):
+        for shape, series in zip(trace.case.shapes, mine.states[kind], strict=True):
             assert series.shape == (trace.steps + 1, *shape)
-    assert not any(series[0].any() for series in mine.series("square_avg"))
-    assert bits(mine) == bits(play(PLAYERS["functional"], Question.of_trace(trace))) or trace.config.ema_momentum
-    short_one = first(mine, 3)
+    assert not any(series[0].any() for series in mine.states["square_avg"])
+    again = run_target(all_targets()["functional"], trace.case.published())
+    assert mine.bits() == again.bits() or trace.config.ema_momentum
+    short_one = mine.first(3)
     assert short_one.steps == 3
-    assert len(short_one.arrays["x/p0"]) == 4
-    assert first(mine, 99) is mine
+    assert len(short_one.states["x"][0]) == 4
+    assert mine.first(99) is mine
 
 
-@pytest.mark.parametrize("name", [n for n in PLAYERS if PLAYERS[n].device == "cpu"])
-def test_each_player_is_right_in_one_scenario(name):
-    player = PLAYERS[name]
-    if reason := player.absent():
+@pytest.mark.parametrize("name", [n for n in all_targets() if all_targets()[n].device == "cpu"])
+def test_each_target_is_right_in_one_scenario(name):
+    target = all_targets()[name]
+    if reason := target.absent():
         pytest.skip(reason)
     judge = Judge()
     # Two steps and more: a state that comes back in another order shows from the second on.
     for trace in (trace_of("torch-forloop", "by-hand"), trace_of("tf-keras", "several-shapes")):
-        assert {v.outcome for v in judge.against_trace(player, trace)} == {"passed"}
+        assert {v.outcome for v in judge.against_trace(target, trace)} == {"passed"}
     (verdict,) = [
         v
-        for v in judge.against_oracle(player, Question.of_trace(trace_of("optax", "by-hand")))
-        if v.kind == "x" and v.note == "one step"
+        for v in judge.against_oracle(target, trace_of("optax", "by-hand").case.published())
+        if v.kind == "x" and v.over == ONE_STEP
     ]
     assert verdict.outcome == "passed"
 
@@ -360,7 +361,7 @@ def test_wrong_names_are_told(words, said, capsys):
 
 
 def test_what_is_not_installed_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(Player, "absent", lambda self: "it is not here" if self.name == "torch" else None)
+    monkeypatch.setattr(Target, "absent", lambda self: "it is not here" if self.name == "torch" else None)
     assert command(["check", "--backend", "torch"]) == 2
     assert "--backend torch: it is not here" in capsys.readouterr().err
     assert "torch: it is not here" in notes(Selection(("numpy",)), [])
@@ -369,17 +370,17 @@ def test_what_is_not_installed_is_told(monkeypatch, capsys):
 def test_list(capsys):
     assert command(["check", "--list"]) == 0
     out = capsys.readouterr().out
-    for name in (*PLAYERS, *FILES, "schedule-piecewise"):
+    for name in (*all_targets(), *FILES, "schedule-piecewise"):
         assert name in out
 
 
 def test_processes_find_the_same():
     selection = Selection(("numpy-eager", "functional"), ("optax", "tf-v1"), ("paper", "by-hand", "clipvalue"))
     told = []
-    alone = run(selection, lambda *news: told.append(news), processes=1)
+    alone = run(selection, told.append, processes=1)
     together = run(selection, quiet, processes=2)
     assert alone == together
-    assert {title for title, done, total in told if done == total} == {"numpy-eager", "functional", "frameworks"}
+    assert told == ["numpy-eager", "functional", FRAMEWORKS]
 
 
 def test_quick_shortens_and_says_so():
@@ -394,13 +395,14 @@ def test_quick_shortens_and_says_so():
 
 
 def test_verdicts():
-    assert judged(1.0, 1.0) == "passed"
-    assert judged(math.nan, 1e300) == "failed"
-    assert judged(math.inf, 1e300) == "failed"
-    place = Place(3, "p1", 2, math.inf, 1.0)
-    verdict = Verdict("trace", "numpy", "optax", "paper", "x", "failed", math.inf, "motion", 8.0, "why", place)
+    blank = Verdict("trace", "numpy", "optax", "paper", "x", "failed")
+    allowed = tolerances.Tolerance(8.0, "motion", "why")
+    assert blank.judged(Distance("x", 8.0), allowed).outcome == "passed"
+    assert blank.judged(Distance("x", math.nan), replace(allowed, limit=1e300)).outcome == "failed"
+    verdict = blank.judged(Distance("x", math.inf, 3, "p1", 2, math.inf, 1.0), allowed)
     assert json.loads(json.dumps(verdict.as_json()))["observed"] == "inf"
     assert "note" not in verdict.as_json()
+    assert verdict.id == "trace/optax/paper/x"
     assert str(verdict) == (
         "numpy · optax · paper · x: failed, inf motion (8 allowed) at p1[2] after step 3: inf against 1.0; why"
     )
@@ -415,38 +417,56 @@ def test_every_tolerance_has_a_reason():
     assert all(len(entry.reason) > 5 and entry.unit and entry.limit >= 0 for entry in table.values())
 
 
-def test_limits_keep_the_worst_and_count_nan_as_worse_than_any():
+def test_the_worst_of_each_tolerance_is_kept_and_nan_is_worse_than_any():
     verdicts = [
         Verdict("trace", "numpy", "optax", name, "x", "passed", seen, "motion", 8.0, "why")
         for name, seen in (("a", 1.0), ("b", 3.0), ("c", 2.0))
     ]
-    (limit,) = summary.limits(verdicts)
-    assert (limit.observed, limit.where) == (3.0, "numpy · optax · b")
-    (limit,) = summary.limits([*verdicts, replace(verdicts[0], scenario="d", observed=math.nan)])
-    assert limit.where.endswith("d")
+    ((_, found),) = tables.worst(verdicts)
+    assert (found.observed, found.where) == (3.0, "numpy · optax · b")
+    ((_, found),) = tables.worst([*verdicts, replace(verdicts[0], scenario="d", observed=math.nan)])
+    assert found.where.endswith("d")
 
 
-def test_matrix_counts_scenarios_by_their_worst_outcome():
+def test_the_matrix_counts_scenarios_by_their_worst_outcome():
     row = Verdict("trace", "numpy", "optax", "paper", "x", "passed", 1.0, "motion", 8.0)
-    cells = summary.matrix([row, replace(row, kind="square_avg", observed=9.0, unit="ulp", outcome="failed")])
-    cell = cells["optax", "numpy"]
-    assert (cell.failed, cell.judged, cell.state, cell.motion) == (1, 1, 9.0, 1.0)
+    rows = [row, replace(row, kind="square_avg", observed=9.0, unit="ulp", outcome="failed")]
+    tally = tables.tallies(rows, ("trace",), lambda v: v.system)["optax"]["numpy"]
+    assert (tally.failed, tally.judged, tally.state, tally.motion) == (1, 1, 9.0, 1.0)
+
+
+def test_a_table_is_the_same_in_a_terminal_and_on_a_page():
+    from rich.console import Console
+
+    cells = [table.Cell("<1>", "2 · 3", "bad", "more", 0.5), "plain"]
+    shown = table.Table("A title", "a caption", ("one", "two"), [["row", *cells[:1]], cells])
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table.to_rich(shown))
+    said, page = capture.get(), table.to_html(shown)
+    for text in ("A title", "a caption", "one", "two", "row", "<1>", "2 · 3", "plain"):
+        assert text in said
+        assert escape(text) in page
+    assert '<td class="bad" style="--share:0.50" title="more">&lt;1&gt;<small>2 · 3</small></td>' in page
 
 
 @pytest.mark.parametrize(
     ("number", "text"), [(0.0, "0"), (0.001, "<.01"), (1.234, "1.2"), (33.3, "33"), (2e9, "2e+09"), (math.inf, "∞")]
 )
 def test_short_numbers(number, text):
-    assert short(number) == text
+    assert table.short(number) == text
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_charts_keep_their_labels_on_the_picture(log):
-    curves = [Curve(f"tf-keras {i}", [1, 2, 3], [1e-6, 1e-3, 1.0 + i * 1e-9]) for i in range(14)]
-    tree = ElementTree.fromstring(line_chart(curves, "x < y", log=log))
-    names = [e for e in tree.iter("text") if "name" in e.get("class")]
-    heights = sorted(float(e.get("y")) for e in names)
-    assert len(names) == 14
-    assert heights[0] > 0
-    assert heights[-1] < 300
-    assert min(b - a for a, b in pairwise(heights)) > 10
+def test_charts_name_their_curves_and_take_the_pages_colours(log):
+    curves = [Curve(f"tf-keras {i}", [1, 2, 3], [1e-6, 1e-3, 1.0 + i]) for i in range(14)]
+    svg = line_chart([*curves, Curve("multiopt", [1, 2, 3], [math.nan, 1.0, 2.0])], "x < y", log=log)
+    tree = ElementTree.fromstring(svg)
+    assert tree.get("role") == "img"
+    assert tree.get("aria-label").startswith("x < y over steps: tf-keras 0, ")
+    texts = [element.text for element in tree.iter("{http://www.w3.org/2000/svg}text")]
+    legend = [text for text in texts if text.startswith(("tf-keras", "multiopt"))]
+    # In the order in which the curves end.
+    assert (len(legend), legend[0], legend[-1]) == (15, "tf-keras 13", "tf-keras 0")
+    assert "var(--tf-keras)" in svg
+    assert not re.search("#[0-9a-f]{6}", svg)

@@ -1,5 +1,6 @@
 """Every wrong optimizer dies by the suite's own checks, and the right one does not."""
 
+import dataclasses
 import json
 from fractions import Fraction
 
@@ -9,47 +10,59 @@ import pytest
 pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 
-from multiopt.conformance.data.tracefile import load_all
-from multiopt.conformance.mutation.hunt import HUNTERS, Hunter
-from multiopt.conformance.mutation.mutants import MUTANTS, TRUE, fma
+from multiopt.conformance.checks.examples import make_case
+from multiopt.conformance.data.traces import load_all
+from multiopt.conformance.mutation.formulas import ELEMENTWISE, FORMULAS, contracted
+from multiopt.conformance.mutation.mutants import MUTANTS, TRUE
+from multiopt.conformance.mutation.testing import CHECKS, MutationTest
+from multiopt.conformance.targets.run import run_target
 
 from multiopt.cli import main
 
 
 @pytest.fixture(scope="module")
-def hunter():
-    return Hunter(load_all())
+def test():
+    return MutationTest(load_all())
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_every_mutant_dies(name, hunter):
-    hunt = hunter.hunt(MUTANTS[name], until_dead=True)
-    assert not hunt.survived
-    verdict = hunt.verdict()
+def test_every_mutant_dies(name, test):
+    # The quickest first; `multiopt check --mutants` tells what each of them finds.
+    result = test.run(MUTANTS[name], ("bits", "oracle", "trace", "law"), until_dead=True)
+    assert not result.survived
+    verdict = result.verdict()
     assert verdict.outcome == "passed"
     assert "killed by" in verdict.note
 
 
-def test_the_true_rule_survives(hunter):
-    hunt = hunter.hunt(TRUE["true"])
-    assert hunt.survived, hunt.verdict()
+def test_the_true_rule_survives(test):
+    result = test.run(TRUE)
+    assert result.survived, result.verdict()
 
 
-def test_a_check_that_kills_the_true_rule_is_wrong(hunter):
-    # Judged as the true rule, a mutant dies: then the hunt has failed.
-    import dataclasses
-
+def test_a_check_that_rejects_the_true_rule_is_wrong():
+    # Judged as the true rule, a mutant dies: then the mutation test has failed. Answers are kept by name.
     impostor = dataclasses.replace(MUTANTS["ascends"], name="true")
-    # Answers are kept by name: this one needs a hunter of its own.
-    assert Hunter(hunter.files).hunt(impostor, until_dead=True).verdict().failed
+    assert MutationTest(load_all()).run(impostor, until_dead=True).verdict().failed
 
 
-@pytest.mark.parametrize("hunter_name", HUNTERS)
-def test_each_kind_of_check_kills(hunter_name, hunter):
+@pytest.mark.parametrize("check", CHECKS)
+def test_each_kind_of_check_kills(check, test):
     # Not one kind of check is idle; and the bits see what no tolerance can.
     victim = {"oracle": "eps-twice", "trace": "eps-twice", "bits": "fused-multiply-add", "law": "lr-inside-u"}
-    assert any(v.failed for v in hunter.verdicts(hunter_name, MUTANTS[victim[hunter_name]]))
-    assert not any(v.failed for v in hunter.verdicts("oracle", MUTANTS["fused-multiply-add"]))
+    assert any(v.failed for v in test.verdicts(check, MUTANTS[victim[check]]))
+
+
+def test_rounding_alone_is_within_the_tolerances(test):
+    assert not any(v.failed for v in test.verdicts("oracle", MUTANTS["fused-multiply-add"]))
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_wrong_formulas_run_on_the_engine_that_users_run(name):
+    case = make_case("plain", "float32", ((5,), (2, 3)), 3, 0)
+    host, eager = (run_target(MUTANTS[name].target(engine), case) for engine in ("host", "eager"))
+    assert host.bits() == eager.bits()
+    assert MUTANTS[name].build(case, "host").opt.engine == ("host" if name in ELEMENTWISE else "eager")
 
 
 def test_there_are_enough_and_each_says_what_it_does():
@@ -58,26 +71,27 @@ def test_there_are_enough_and_each_says_what_it_does():
     assert len({mutant.about for mutant in MUTANTS.values()}) == len(MUTANTS)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_the_emulated_multiply_add_rounds_once(dtype):
+def test_the_multiply_add_rounds_once():
     rng = np.random.default_rng(0)
-    a = dtype(0.9)
-    b, c = (rng.standard_normal(300).astype(dtype) * dtype(10) ** rng.integers(-6, 6, 300).astype(dtype) for _ in "bc")
-    got = fma(a, b, c)
-    assert (got != a * b + c).any()
-    for value, x, y in zip(got, b, c, strict=True):
-        exact = Fraction(float(a)) * Fraction(float(x)) + Fraction(float(y))
-        below, above = (np.nextafter(value, dtype(s * np.inf)) for s in (-1, 1))
+    old, new = rng.standard_normal(300), rng.standard_normal(300) * 10.0 ** rng.integers(-6, 6, 300)
+    got = contracted(np, 0.9, 1 - 0.9, old, new)
+    added = (1 - 0.9) * (new * new)
+    assert (got != 0.9 * old + added).any()
+    for value, x, y in zip(got, old, added, strict=True):
+        exact = Fraction(0.9) * Fraction(float(x)) + Fraction(float(y))
+        below, above = (np.nextafter(value, s * np.inf) for s in (-1, 1))
         # Nothing representable is nearer.
         assert abs(Fraction(float(value)) - exact) <= min(abs(Fraction(float(v)) - exact) for v in (below, above))
+    with np.errstate(invalid="ignore"):
+        assert contracted(np, 0.9, 1 - 0.9, np.array(np.inf), np.array(1.0)) == np.inf
 
 
 def test_the_command_prints_a_table(capsys, monkeypatch, tmp_path):
     pytest.importorskip("rich")
-    import multiopt.conformance.mutation.hunt as hunt
+    import multiopt.conformance.mutation.testing as testing
 
     few = {name: MUTANTS[name] for name in ("eps-outside-root", "lr-inside-u")}
-    monkeypatch.setattr(hunt, "MUTANTS", few)
+    monkeypatch.setattr(testing, "MUTANTS", few)
     path = tmp_path / "mutants.json"
     assert main(["check", "--mutants", "--json", str(path)]) == 0
     said = capsys.readouterr().out

@@ -2,86 +2,47 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import entry_points
 
+import numpy as np
 import pytest
 
 pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 pytest.importorskip("rich")
 
-from multiopt.conformance.checks.verdict import Verdict
-from multiopt.conformance.targets.namespaces import check_id, expect, find, read_xfails
-from multiopt.conformance.targets.players import PLAYERS
+import toyarrays
+from multiopt.backends import registry
+from multiopt.conformance.checks import judge
+from multiopt.conformance.checks.judge import Judge
+from multiopt.conformance.checks.same_bits import runs
+from multiopt.conformance.checks.verdict import Verdict, expect, read_xfails
+from multiopt.conformance.targets import target as targets
 
+from multiopt import backends
 from multiopt.cli import main
-
-#: A namespace of its own array type on top of NumPy. Its square root is off by one unit in the last place.
-BROKEN = """
-import sys
-import numpy as np
-import array_api_compat.numpy as inner
-
-class Array:
-    def __init__(self, values): self._values = np.asarray(values)
-    def __array_namespace__(self, api_version=None): return sys.modules[__name__]
-    def __dlpack__(self, **options): return np.ascontiguousarray(self._values).__dlpack__(**options)
-    def __dlpack_device__(self): return self._values.__dlpack_device__()
-    def __setitem__(self, key, value): self._values[key] = unwrap(value)
-    def __getattr__(self, name):
-        if name.startswith("__"): raise AttributeError(name)
-        return getattr(self._values, name)
-    dtype = property(lambda self: self._values.dtype)
-    shape = property(lambda self: self._values.shape)
-    ndim = property(lambda self: self._values.ndim)
-    device = "cpu"
-
-def unwrap(value):
-    if isinstance(value, Array): return value._values
-    if isinstance(value, (list, tuple)): return type(value)(map(unwrap, value))
-    return value
-
-def wrap(value): return Array(value) if isinstance(value, (np.ndarray, np.generic)) else value
-
-def method(name):
-    def call(self, *args):
-        with np.errstate(all="ignore"):
-            return wrap(getattr(np.asarray(self._values), name)(*map(unwrap, args)))
-    return call
-
-for _name in ("add radd sub rsub mul rmul truediv rtruediv pow neg pos abs and or xor invert rshift lshift lt le gt ge "
-              "eq ne mod floordiv").split():
-    setattr(Array, f"__{_name}__", method(f"__{_name}__"))
-for _name in ("getitem", "bool", "int", "float", "index", "len"):
-    setattr(Array, f"__{_name}__", method(f"__{_name}__"))
-
-def __getattr__(name):
-    found = getattr(inner, name)
-    if isinstance(found, type) or not callable(found): return found
-    def call(*args, **options):
-        options = {key: unwrap(value) for key, value in options.items()}
-        with np.errstate(all="ignore"):
-            return wrap(found(*map(unwrap, args), **options))
-    return call
-
-def sqrt(x):
-    root = np.sqrt(x._values)
-    return Array(OFF(root))
-"""
-OFF = {"sound": "lambda root: root", "broken": "lambda root: np.where(root > 0, np.nextafter(root, np.inf), root)"}
 
 
 @pytest.fixture
-def namespace(request, tmp_path, monkeypatch):
-    """A namespace of a name of its own, sound or broken."""
-    pytest.importorskip("array_api_compat")
-    kind = request.param
-    name = f"namespace_{kind}"
-    (tmp_path / f"{name}.py").write_text(f"OFF = lambda root: OFFSET(root)\n{BROKEN}\nOFFSET = {OFF[kind]}\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield name
-    PLAYERS.pop(name, None)
-    sys.modules.pop(name, None)
+def toy(monkeypatch):
+    """A namespace that multiopt has never heard of."""
+    for name in ("_libraries", "_backends"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    monkeypatch.setattr(registry, "_by_type", {})
+    monkeypatch.setattr(targets, "_namespaces", {})
+    return toyarrays
+
+
+@pytest.fixture
+def broken(toy, monkeypatch):
+    """The same with a square root that is off by one unit in the last place."""
+
+    def sqrt(array):
+        root = np.sqrt(array.values)
+        return toy.Array(np.where(root > 0, np.nextafter(root, root.dtype.type(np.inf)), root))
+
+    monkeypatch.setattr(toy, "sqrt", sqrt)
 
 
 #: Enough scenarios to see something, few enough to be quick.
@@ -97,43 +58,41 @@ def check(capsys, *arguments):
     return status, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("namespace", ["sound"], indirect=True)
-def test_a_sound_namespace_passes(namespace, capsys):
-    status, said = check(capsys, "--namespace", namespace, *FEW)
+@pytest.mark.parametrize("option", ["--namespace", "--backend"])
+def test_a_library_from_outside_passes(option, toy, capsys):
+    """By its import name alone; or registered, so that it is a target like any other, on the fastest engine."""
+    if option == "--backend":
+        assert "toyarrays" not in targets.all_targets()
+        backends.register(toy.LIBRARY)
+        assert targets.all_targets()["toyarrays"].about == "ToyArrays"
+    status, said = check(capsys, option, "toyarrays", *FEW)
     assert status == 0, said
-    assert namespace in said
+    assert "toyarrays" in said
 
 
-@pytest.mark.parametrize("namespace", ["broken"], indirect=True)
-def test_a_broken_root_is_seen_and_can_be_expected(namespace, capsys, tmp_path):
-    # One unit is within the tolerance for another framework; it is the bits that tell. They are looked at over the
-    # whole suite only, so ask for them apart.
-    from multiopt.conformance.checks.across import Across
-    from multiopt.conformance.checks.judge import Judge
-
-    player = find(namespace)
-    runs = [v for name in ("plain", "accumulate 3, average") for v in Across(Judge()).verdicts(player, "float64", name)]
-    assert [v.outcome for v in runs] == ["failed", "failed"]
-    assert [check_id(v) for v in runs] == [
+def test_a_broken_root_is_seen_and_can_be_expected(broken, tmp_path):
+    # One unit is within the tolerance for another framework; it is the bits that tell.
+    target = targets.find("toyarrays")
+    cases = [runs(target)[f"float64, {name}"] for name in ("plain", "accumulate 3, average")]
+    verdicts = [verdict for case in cases for verdict in Judge().against_bits(target, case)]
+    assert [v.outcome for v in verdicts] == ["failed", "failed"]
+    assert [v.id for v in verdicts] == [
         "bits/float64, plain/all states",
         "bits/float64, accumulate 3, average/all states",
     ]
-    assert 0 < float(runs[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
+    assert 0 < float(verdicts[0].note.rpartition("; ")[2].partition(" ulp")[0]) < 64
     path = tmp_path / "xfails.txt"
     path.write_text("# known\nbits/float64, plain/all states  # its root\n")
-    judged = expect(runs, read_xfails(path))
+    judged = expect(verdicts, read_xfails(path))
     assert [v.outcome for v in judged] == ["expected failure", "failed"]
     assert judged[0].reason == "expected: its root"
 
 
-@pytest.mark.parametrize("namespace", ["broken"], indirect=True)
-def test_the_command_lists_ids_and_takes_them_back(namespace, capsys, tmp_path, monkeypatch):
-    import multiopt.conformance.checks.judge as judge
-
+def test_the_command_lists_ids_and_takes_them_back(broken, capsys, tmp_path, monkeypatch):
     # With tolerances of 0 the broken root shows in every scenario.
-    strict = {kind: judge.Tolerance(0.0, t.unit, t.reason) for kind, t in judge.TRACE.items()}
+    strict = {kind: replace(tolerance, limit=0.0) for kind, tolerance in judge.TRACE.items()}
     monkeypatch.setattr(judge, "TRACE", strict)
-    arguments = ("--namespace", namespace, "--scenario", "paper", "--against", "tf-raw", "--against", "torch-forloop")
+    arguments = ("--namespace", "toyarrays", "--scenario", "paper", "--against", "tf-raw", "--against", "torch-forloop")
     status, said = check(capsys, *arguments)
     assert status == 1
     ids = [line for line in said.splitlines() if line.startswith("trace/")]

@@ -1,6 +1,7 @@
-"""Parity for other people's tests: what agrees passes, what parts is told where, and known differences are named."""
+"""Parity for other people's tests: what agrees passes, what differs is told where, and known differences are named."""
 
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +12,10 @@ from multiopt.conformance import (
     assert_same_trajectory,
     record_trajectory,
 )
-from multiopt.conformance.data.specification import Config
-from multiopt.conformance.data.tracefile import load, path_of
+from multiopt.conformance.data.case import Case
+from multiopt.conformance.data.traces import load, path_of
 from multiopt.conformance.mutation.mutants import MUTANTS
-from multiopt.conformance.targets.replay import question_of
+from multiopt.conformance.targets.optimizers import adapt, options_of
 from processes import run_python
 
 import multiopt
@@ -29,7 +30,7 @@ def torchs(**options):
     return lambda params: torch.optim.Adadelta([torch.tensor(p, requires_grad=True) for p in params], **options)
 
 
-def parted(a, b, **options):
+def different(a, b, **options):
     with pytest.raises(TrajectoryError) as caught:
         assert_same_trajectory(a, b, **options)
     return caught.value
@@ -77,9 +78,9 @@ def test_optax_agrees_and_is_named_where_it_ascends():
     optax = pytest.importorskip("optax")
     params = [np.linspace(-1, 1, 5, dtype=np.float32), np.array(0.5, np.float32)]
     assert_same_trajectory(optax.adadelta(0.5, rho=0.95), ours(lr=0.5, rho=0.95), params=params)
-    error = parted(optax.adadelta(), ours(), params=params)
+    error = different(optax.adadelta(), ours(), params=params)
     assert "maximize True in a and False in b" in str(error)
-    error = parted(optax.adadelta(0.5, rho=0.95, eps=1e-5), ours(), params=params)
+    error = different(optax.adadelta(0.5, rho=0.95, eps=1e-5), ours(), params=params)
     assert "lr 0.5 in a and 1.0 in b, rho 0.95 in a and 0.9 in b, eps 1e-05 in a and 1e-06 in b" in str(error)
 
 
@@ -117,7 +118,7 @@ def test_recorded_traces_and_plain_sequences():
     pytest.importorskip("safetensors")
     trace = load(path_of("torch-forloop")).traces["learning-rate"]
     assert_same_trajectory(trace, ours(lr=0.3))
-    error = parted(trace, ours(lr=0.25))
+    error = different(trace, ours(lr=0.25))
     assert "lr 0.3 in a and 0.25 in b" in str(error)
     gradients = [[np.array([1.0, -2.0])], [np.array([0.5, 0.0])]]
     recorded = record_trajectory(multiopt.Adadelta([np.ones(2)]), gradients)
@@ -125,12 +126,12 @@ def test_recorded_traces_and_plain_sequences():
     assert assert_same_trajectory(plain, ours(), gradients=gradients) == {"x": 0.0}
     # Without gradients one can be compared, but not explained.
     wrong = [plain[0], plain[1], [plain[2][0] + 1e-3]]
-    error = parted(plain, wrong)
+    error = different(plain, wrong)
     assert error.explanations == []
-    assert error.partings[0].step == 2
+    assert error.differences[0].step == 2
 
 
-# --- where they part ---
+# --- where they differ ---
 
 
 def test_says_where():
@@ -138,10 +139,10 @@ def test_says_where():
     gradients[2][0] = np.array([[0, 0, 0], [0, 2.0, 0]])
     states = [record_trajectory(multiopt.Adadelta([np.zeros((2, 3)), np.ones(1)]), gradients) for _ in range(2)]
     states[1].states["acc_delta"][0][3, 1, 1] *= 1.5
-    error = parted(*states)
-    (wrong,) = [p for p in error.partings if p.units > p.allowed]
+    error = different(*states)
+    (wrong,) = [p for p in error.differences if p.units > p.allowed]
     assert (wrong.kind, wrong.step, wrong.tensor, wrong.index) == ("acc_delta", 3, 0, (1, 1))
-    assert "part after step 3 of 4" in str(error)
+    assert "differ after step 3 of 4" in str(error)
     assert "acc_delta of params[0][1, 1]" in str(error)
     assert "x and square_avg" in str(error) or "square_avg and x still agree" in str(error)
     assert "the gradient there was 2.0, the parameter 0.0" in str(error)
@@ -153,11 +154,11 @@ def test_nan_is_infinitely_far_and_agrees_with_nan():
     a, b = (record_trajectory(multiopt.Adadelta([np.zeros(2)]), gradients) for _ in range(2))
     assert_same_bits(a, b)
     b.states["x"][0][1, 1] = 0.0
-    assert parted(a, b).partings[-1].units == np.inf
+    assert different(a, b).differences[-1].units == np.inf
 
 
 def test_refuses_what_cannot_be_compared():
-    with pytest.raises(ValueError, match="start apart"):
+    with pytest.raises(ValueError, match="start from different values"):
         assert_same_trajectory(multiopt.Adadelta([np.ones(2)]), multiopt.Adadelta([np.zeros(2)]))
     with pytest.raises(ValueError, match="one dtype"):
         assert_same_trajectory(multiopt.Adadelta([np.ones(2)]), multiopt.Adadelta([np.ones(2, np.float32)]))
@@ -203,10 +204,10 @@ def test_other_options_are_found(case, known):
         a, b = (stripped(record_trajectory(make([p.copy() for p in params]), gradients), columns) for make in (a, b))
         # Without a name for its options, only frameworks' defaults and one number apart from them are looked for.
         if case in ("lr", "float32", "decay coupling"):
-            return check_unnamed(parted(a, b, gradients=gradients), case)
-        assert expected.partition(" in a")[0] in str(parted(a, b, gradients=gradients))
+            return check_unnamed(different(a, b, gradients=gradients), case)
+        assert expected.partition(" in a")[0] in str(different(a, b, gradients=gradients))
         return None
-    error = parted(a, b, params=params)
+    error = different(a, b, params=params)
     assert causes(error) == ["options"]
     assert expected in str(error)
     return None
@@ -222,72 +223,44 @@ def check_unnamed(error, case):
         assert "float32" in str(error)
 
 
+SCHEDULE = {"lr": lambda step: 0.5 * 0.8**step}
 OPTIONS = {
     "lr-inside-u": {"lr": 0.5},
     "lr-through-float32": {"lr": 0.3},
-    "coupled-for-decoupled": {"weight_decay": 0.1, "decoupled": True},
     "decay-without-lr": {"weight_decay": 0.1, "decoupled": True, "lr": 0.5},
-    "decoupled-for-coupled": {"weight_decay": 0.1},
-    "decay-ignored": {"weight_decay": 0.1},
+    "coupled-for-decoupled": {"weight_decay": 0.1, "decoupled": True},
     "decay-before-maximize": {"weight_decay": 0.1, "maximize": True},
     "maximize-ignored": {"maximize": True},
     "clip-after-decay": {"weight_decay": 0.5, "clip_value": 0.5},
     "clip-ignored": {"clip_value": 0.5},
     "norm-clipped-before-value": {"clip_value": 0.5, "clip_global_norm": 1.0},
-    "norm-of-each-for-norm-of-all": {"clip_global_norm": 1.0},
     "small-norms-raised": {"clip_global_norm": 3.0},
-    "norm-plus-1e-6": {"clip_global_norm": 1.0},
-    "sum-for-mean": {"accumulate": 2},
     "clip-before-accumulation": {"accumulate": 2, "clip_value": 0.5},
-    "last-gradient-only": {"accumulate": 2},
-    "average-before-update": {"ema": 0.75},
-    "average-momentum-swapped": {"ema": 0.75},
-    "schedule-one-late": {"lr": lambda step: 0.5 * 0.8**step},
-    "schedule-one-early": {"lr": lambda step: 0.5 * 0.8**step},
-    "schedule-frozen": {"lr": lambda step: 0.5 * 0.8**step},
+    **{key: {"weight_decay": 0.1} for key in ("decoupled-for-coupled", "decay-ignored")},
+    **{key: {"clip_global_norm": 1.0} for key in ("norm-of-each-for-norm-of-all", "norm-plus-1e-6")},
+    **{key: {"accumulate": 2} for key in ("sum-for-mean", "last-gradient-only")},
+    **{key: {"ema": 0.75} for key in ("average-before-update", "average-momentum-swapped")},
+    **dict.fromkeys(("schedule-one-late", "schedule-one-early", "schedule-frozen"), SCHEDULE),
 }
 #: Some look the same as another option, which then is what is said.
 AS_OPTIONS = {
-    "ascends",
-    "clip-ignored",
-    "coupled-for-decoupled",
-    "decay-ignored",
-    "decay-without-lr",
-    "decoupled-for-coupled",
-    "lr-through-float32",
-    "maximize-ignored",
-    "rho-swapped",
-    "schedule-frozen",
-}
+    "ascends", "clip-ignored", "coupled-for-decoupled", "decay-ignored", "decay-without-lr", "decoupled-for-coupled",
+    "lr-through-float32", "maximize-ignored", "rho-swapped", "schedule-frozen",
+}  # fmt: skip
 #: Only bits tell, or other gradients than these.
 BITS_ONLY = {"fused-multiply-add", "reciprocal-root", "one-root-of-the-quotient", "squares-scaled-first"}
 ELSEWHERE = {"subnormals-flushed", "complex-squares", "missing-gradient-is-zero"}
 
 
-class Wrong:
-    """A mutant as an optimizer of one's own: an adapter."""
-
-    def __init__(self, name, params, gradients, **options):
-        config = {
-            "clipvalue": options.pop("clip_value", None),
-            "global_clipnorm": options.pop("clip_global_norm", None),
-            "ema_momentum": options.pop("ema", None),
-        }
-        lr = options.pop("lr", 1.0)
-        kind = "decoupled" if options.pop("decoupled", False) else "coupled" if "weight_decay" in options else None
-        rates = tuple(lr(t) for t in range(len(gradients) + 1)) if callable(lr) else None
-        asked = Config(lr=rates[0] if rates else lr, decay_kind=kind, **config, **options)
-        self.machine = MUTANTS[name].machine(question_of("", params[0].dtype.name, asked, params, gradients, rates))
-        self.name, self.dtype = name, params[0].dtype.name
-
-    def step(self, number, gradients):
-        self.machine.step(number, gradients)
-
-    def states(self):
-        return self.machine.states()
+def wrong(name, params, gradients, **options):
+    """A mutant as an optimizer of one's own, which does not say what it was asked for."""
+    config, rates = options_of(adapt(multiopt.Adadelta([p.copy() for p in params], **options)), len(gradients) + 1)
+    case = Case("", params[0].dtype.name, config, params, gradients, rates=rates)
+    made = MUTANTS[name].build(case, "eager")
+    return SimpleNamespace(name=name, dtype=made.dtype, step=made.step, states=made.states)
 
 
-def question(dtype=np.float64, steps=8):
+def case(dtype=np.float64, steps=8):
     rng = np.random.default_rng(11)
     params = [rng.uniform(-1, 1, shape).astype(dtype) for shape in ((6,), (2, 3))]
     return params, [[rng.standard_normal(p.shape).astype(dtype) for p in params] for _ in range(steps)]
@@ -296,8 +269,8 @@ def question(dtype=np.float64, steps=8):
 @pytest.mark.parametrize("name", [name for name in MUTANTS if name not in BITS_ONLY | ELSEWHERE])
 def test_mistakes_are_recognised(name):
     options = OPTIONS.get(name, {"rho": 0.95, "eps": 1e-5} if "float32" in name else {})
-    params, gradients = question()
-    error = parted(ours(**options), Wrong(name, params, gradients, **options), params=params, gradients=gradients)
+    params, gradients = case()
+    error = different(ours(**options), wrong(name, params, gradients, **options), params=params, gradients=gradients)
     told = causes(error)
     expected = "options" if name in AS_OPTIONS else name
     assert expected in told, error
@@ -306,11 +279,10 @@ def test_mistakes_are_recognised(name):
 
 @pytest.mark.parametrize("name", sorted(BITS_ONLY))
 def test_other_bits_are_recognised(name):
-    params, gradients = question(steps=20)
-    wrong = Wrong(name, params, gradients)
-    assert_same_trajectory(ours(), wrong, params=params, gradients=gradients)
+    params, gradients = case(steps=20)
+    assert_same_trajectory(ours(), wrong(name, params, gradients), params=params, gradients=gradients)
     with pytest.raises(TrajectoryError) as caught:
-        assert_same_bits(ours(), Wrong(name, params, gradients), params=params, gradients=gradients)
+        assert_same_bits(ours(), wrong(name, params, gradients), params=params, gradients=gradients)
     assert causes(caught.value) == [name]
 
 
@@ -336,33 +308,31 @@ def test_a_mistake_in_torch_code_is_recognised():
     def mine(params):
         return Mine([torch.tensor(p, requires_grad=True) for p in params], lr=0.5)
 
-    error = parted(torchs(lr=0.5), mine, params=F64)
+    error = different(torchs(lr=0.5), mine, params=F64)
     assert causes(error)[0] == "eps-outside-root"
     assert "ε is added outside the square roots" in str(error)
 
 
 def test_a_scheduler_one_step_late_is_recognised():
     torch = pytest.importorskip("torch")
-    from multiopt.conformance.targets.adapters import adapt
 
     tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
     start = tensors[0].numpy().copy()
     theirs = torch.optim.Adadelta(tensors, lr=0.5)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs, 0.8)
     late = adapt(theirs, after_step=lambda step: scheduler.step() if step > 0 else None)
-    error = parted(multiopt.Adadelta([start], lr=lambda step: 0.5 * 0.8**step), late, steps=6)
+    error = different(multiopt.Adadelta([start], lr=lambda step: 0.5 * 0.8**step), late, steps=6)
     assert "schedule-one-late" in causes(error)
 
 
 def test_torch_clipping_goes_between():
     torch = pytest.importorskip("torch")
-    from multiopt.conformance.targets.adapters import adapt
 
     tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
     start = tensors[0].numpy().copy()
     clip = lambda step: torch.nn.utils.clip_grad_norm_(tensors, 0.5)  # noqa: E731
     theirs = adapt(torch.optim.Adadelta(tensors), before_step=clip)
-    error = parted(multiopt.Adadelta([start], clip_global_norm=0.5), theirs)
+    error = different(multiopt.Adadelta([start], clip_global_norm=0.5), theirs)
     assert "norm-plus-1e-6" in causes(error)
 
 

@@ -101,7 +101,7 @@ def test_what_is_refused(plain):
     for call, kind, message in [
         (lambda: init([plain.grad(np.ones(2, np.int32))]), TypeError, r"params\[0\]: expected one of the dtypes"),
         (lambda: init([1.0]), TypeError, r"params\[0\]: expected an array, got builtins.float"),
-        (lambda: init([one], state_dtype="int32"), ValueError, "state_dtype: expected None or a real floating"),
+        (lambda: init([one], state_dtype="int32"), ValueError, "state_dtype: expected one of None, 'float16'"),
         (lambda: update([one], [long], state), ValueError, r"grads\[0\]: expected shape"),
         (lambda: update([one], [wide], state), TypeError, r"grads\[0\]: expected a .* dtype float32"),
         (lambda: update([one], [1.0], state), TypeError, r"grads\[0\]: expected an array"),

@@ -5,7 +5,7 @@ import pytest
 from rules import DESCENT, LR, relative
 
 from multiopt import ADADELTA, Adadelta, Optimizer, Rule, optimizer
-from multiopt.update import FusedUpdate
+from multiopt.update import FusedUpdate, compose
 
 
 def test_the_order_of_options_is_the_documented_one():
@@ -34,7 +34,7 @@ def test_equal_updates_have_one_program():
 def watched(monkeypatch):
     """An optimizer of two groups, the updates it makes, and the programs and numbers that its engine gets."""
     made, ran = [], []
-    monkeypatch.setattr(optimizer, "FusedUpdate", lambda *a, **k: made.append(FusedUpdate(*a, **k)) or made[-1])
+    monkeypatch.setattr(optimizer, "compose", lambda *a: made.append(compose(*a)) or made[-1])
     opt = Adadelta([{"params": np.ones(2)}, {"params": np.ones(2), "lr": lambda step: 0.5}], engine="eager")
     engine = type(opt.bindings[0].buckets[0].engine)
     kept = engine.update

@@ -5,24 +5,13 @@ import threading
 
 import numpy as np
 import pytest
-from libraries import LIBRARIES, library_of
+from keras_arrays import made
 from processes import run_python
 
 from multiopt.keras import IndexedSlices, Variable
-from multiopt.keras.aggregation import VariableAggregation, VariableSynchronization
 from multiopt.keras.distribute import ReplicaContext, Replicas, get_replica_context
+from multiopt.keras.distribute.aggregation import VariableAggregation, VariableSynchronization
 from multiopt.keras.legacy import Adadelta
-
-
-@pytest.fixture(params=["numpy", "torch", "jax"])
-def lib(request):
-    with library_of(LIBRARIES[request.param]) as library:
-        yield library
-
-
-def made(lib, values):
-    # float32, because JAX allows float64 by thread, and replicas are threads.
-    return Variable(lib.param(np.asarray(values, np.float32)))
 
 
 def grad(lib, values):
@@ -38,7 +27,7 @@ def alone(gradients, dtype=np.float64):
     return v.numpy()
 
 
-@pytest.mark.feature("A:aggregation", "E:aggregation")
+@pytest.mark.feature("AE:aggregation")
 def test_gradients_are_summed_over_replicas(lib):
     v = made(lib, [0.0, 0.0])
     opt = Adadelta(1.0)
@@ -53,7 +42,7 @@ def test_gradients_are_summed_over_replicas(lib):
     np.testing.assert_array_equal(v.numpy(), alone([[4.0, -0.5]] * 3, np.float32))
 
 
-@pytest.mark.feature("A:aggregation", "E:aggregation")
+@pytest.mark.feature("AE:aggregation")
 def test_clipping_comes_after_the_sum():
     v = Variable(np.zeros(1))
     opt = Adadelta(1.0, clipvalue=2.0)
@@ -61,7 +50,7 @@ def test_clipping_comes_after_the_sum():
     np.testing.assert_array_equal(v.numpy(), alone([[2.0]]))
 
 
-@pytest.mark.feature("A:experimental_aggregate_gradients", "E:experimental_aggregate_gradients")
+@pytest.mark.feature("AE:experimental_aggregate_gradients")
 def test_the_user_may_aggregate(lib):
     """The example of the document."""
     v = made(lib, [0.0])
@@ -183,7 +172,7 @@ def test_replicas_that_differ_are_refused():
         Replicas(2).run(unequal, [(3,), (1,)])
 
 
-@pytest.mark.feature("A:add_weight", "E:add_weight")
+@pytest.mark.feature("AE:add_weight")
 @pytest.mark.parametrize(("aggregation", "expected"), [("sum", 9.0), ("mean", 3.0), ("only_first_replica", 1.0)])
 def test_variables_that_replicas_assign_to(aggregation, expected):
     opt = Adadelta()
@@ -242,10 +231,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.feature("A:aggregation", "E:aggregation")
-@pytest.mark.feature("A:experimental_aggregate_gradients", "E:experimental_aggregate_gradients")
-def test_processes_of_torch_distributed(tmp_path):
-    torch = pytest.importorskip("torch")
+@pytest.mark.feature("AE:aggregation", "AE:experimental_aggregate_gradients")
+def test_processes_of_torch_distributed(tmp_path, torch):
     if not torch.distributed.is_available():
         pytest.skip("PyTorch was built without torch.distributed")
     code = f"import sys; sys.argv = ['', {str(tmp_path / 'meeting')!r}]\n{PROCESS}"

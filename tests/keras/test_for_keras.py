@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 import pytest
+from keras_arrays import run_example
 from processes import run_python
 
 PROGRAM = """
@@ -102,7 +103,7 @@ for bad, error in (({"rho": 2.0}, ValueError), ({"epsilon": -1.0}, ValueError), 
         continue
     raise AssertionError(bad)
 if keras.backend.backend() == "torch":
-    engine, = {b.engine.name for _, bound in ours.optimizer._engines.updates for b, _ in bound.buckets}
+    engine, = set(ours.optimizer._tensors.update.engines)
     print(engine)
 print("done")
 """
@@ -155,17 +156,15 @@ def test_without_keras(monkeypatch):
     from multiopt.keras.for_keras import for_keras
 
     monkeypatch.setitem(sys.modules, "keras", None)
-    monkeypatch.delitem(sys.modules, "multiopt.keras.inside_keras", raising=False)
+    monkeypatch.delitem(sys.modules, "multiopt.keras.for_keras.adadelta", raising=False)
     with pytest.raises(ImportError, match="for_keras needs Keras 3"):
         for_keras()
 
 
-def test_the_example(tmp_path):
+def test_the_example():
     if find_spec("keras") is None:
         pytest.skip("keras is not installed")
-    from test_examples import run
-
-    lines = run("keras_three_backends.py", tmp_path).splitlines()
+    lines = run_example("keras_three_backends.py").splitlines()
     assert [line.split()[0] for line in lines] == list(BACKENDS)
     for line in lines:
         if "not installed" not in line:

@@ -2,23 +2,21 @@
 
 import copy
 import json
-import os
 import pickle
 from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
 import pytest
-from multiopt.conformance.data import tracefile
-from multiopt.conformance.data.inputs import Sparse
-from multiopt.conformance.recording.keras_arguments import arguments
-from multiopt.conformance.reference.floats import parts
+from keras_arrays import made
+from libraries import LIBRARIES
+from multiopt.conformance.data import traces as files
+from multiopt.conformance.data.case import Sparse
+from multiopt.conformance.data.floats import parts
+from multiopt.conformance.targets.arguments import keras_options
 from processes import run_python
 
-from multiopt import backends
-from multiopt.keras import IndexedSlices, Variable, schedules
-from multiopt.keras.differentiate import GradientTape
-from multiopt.keras.optimizer import Adadelta, Optimizer
+from multiopt.keras import Adadelta, GradientTape, IndexedSlices, Optimizer, Variable, schedules
 
 SYSTEMS = ["tf-keras", "tf-keras-dtensor", "keras-torch", "keras-jax", "keras-tensorflow"]
 #: What the systems do otherwise than ours, by what their documents say, by what the core says, or by mistake.
@@ -49,7 +47,7 @@ COARSE = {
 @cache
 def traces(system):
     pytest.importorskip("safetensors")
-    return tracefile.load(tracefile.path_of(system)).traces
+    return files.load(files.path_of(system)).traces
 
 
 def nonnegative(x):
@@ -63,7 +61,7 @@ def test_numbers_of_the_real_systems(system):
     """Every recorded scenario, each state after each step."""
     judged = set()
     for name, trace in traces(system).items():
-        if trace.refusal or OTHERWISE.keys() & set(trace.quirks) or trace.dtype not in ("float32", "float64"):
+        if trace.refusal or OTHERWISE.keys() & set(trace.deviations) or trace.dtype not in ("float32", "float64"):
             continue
         judged.add(name)
         c, clock = trace.config, [0]
@@ -71,7 +69,7 @@ def test_numbers_of_the_real_systems(system):
         constraint = nonnegative if c.constraint else None
         variables = [Variable(x, constraint=None if i else constraint) for i, x in enumerate(start)]
         opt = Adadelta(
-            **arguments(c, schedules, clock),
+            **keras_options(c, schedules, clock),
             gradient_accumulation_steps=c.accumulate if c.accumulate > 1 else None,
         )
         opt.build(variables)
@@ -79,11 +77,13 @@ def test_numbers_of_the_real_systems(system):
             opt.iterations.assign(c.first_iteration)
         # A float64 run differs by lr's float32 rounding at most: 6e-8 of it; a float32 run by a few roundings a step.
         # Keras' cosine has a float32 pi on JAX, whatever the rest is.
-        rough = trace.dtype == "float32" or COARSE & set(trace.quirks) or name == "schedule-cosine"
+        rough = trace.dtype == "float32" or COARSE & set(trace.deviations) or name == "schedule-cosine"
         rtol = 2e-6 * np.sqrt(trace.steps / 10) if rough else 1e-13
         for t in range(trace.steps):
             clock[0] = t
-            grads = [IndexedSlices(g.values, g.indices) if isinstance(g, Sparse) else g for g in trace.gradients(t)]
+            grads = [
+                IndexedSlices(g.values, g.indices) if isinstance(g, Sparse) else g for g in trace.case.gradients[t]
+            ]
             with missing() if any(g is None for g in grads) else nullcontext():
                 opt.apply(grads, variables)
             held = {
@@ -94,9 +94,9 @@ def test_numbers_of_the_real_systems(system):
             }
             for kind, boxes in held.items():
                 for i, box in enumerate(boxes):
-                    ours, theirs = parts(box.numpy()), parts(trace.arrays[f"{kind}/p{i}"][t + 1])
+                    ours, theirs = parts(box.numpy()), parts(trace.states[kind][i][t + 1])
                     # Near a zero crossing, the parameter is judged by what it has moved.
-                    size = np.abs(trace.arrays[f"{kind}/p{i}"][: t + 2])
+                    size = np.abs(trace.states[kind][i][: t + 2])
                     with np.errstate(invalid="ignore"):
                         size = np.max(np.where(np.isfinite(size), size, 0), initial=0.0)
                     close = np.isclose(
@@ -106,18 +106,12 @@ def test_numbers_of_the_real_systems(system):
         if trace.has("finalized"):
             opt.finalize_variable_values(variables)
             for i, box in enumerate(variables):
-                np.testing.assert_allclose(
-                    box.numpy(), trace.arrays[f"finalized/p{i}"], rtol=max(rtol, 1e-12), atol=1e-12
-                )
+                np.testing.assert_allclose(box.numpy(), trace.states["finalized"][i], rtol=max(rtol, 1e-12), atol=1e-12)
     assert len(judged) > 30, judged
 
 
 def missing():
     return pytest.warns(UserWarning, match="no gradient for the variables")
-
-
-def host(array):
-    return backends.of(array).to_host(array)
 
 
 def one(opt, g=1.0, x=2.0):
@@ -141,22 +135,6 @@ def test_defaults_and_configuration():
     assert again.name == "mine"
 
 
-@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # Keras' own, with PyTorch and NumPy 2
-def test_configurations_of_keras_load():
-    os.environ.setdefault("KERAS_BACKEND", "torch")
-    keras = pytest.importorskip("keras", exc_type=ImportError)
-    config = keras.optimizers.Adadelta(0.5, weight_decay=0.1, gradient_accumulation_steps=3).get_config()
-    opt = Adadelta.from_config(config)
-    ours = opt.get_config()
-    assert {name: ours[name] for name in config} == config
-    assert (
-        keras.optimizers.Adadelta.from_config(
-            {name: value for name, value in ours.items() if name != "jit_compile"}
-        ).get_config()
-        == config
-    )
-
-
 @pytest.mark.feature("D:kwargs")
 def test_arguments_of_other_generations():
     Adadelta(is_legacy_optimizer=False)
@@ -170,31 +148,21 @@ def test_arguments_of_other_generations():
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "error"),
     [
-        ({"learning_rate": -1.0}, "learning_rate"),
-        ({"rho": 1.5}, "rho"),
-        ({"epsilon": -1e-7}, "epsilon"),
-        ({"weight_decay": -0.1}, "weight_decay"),
-        ({"clipnorm": 0.0}, "clipnorm"),
-        ({"clipvalue": -1.0}, "clipvalue"),
-        ({"clipnorm": 1.0, "global_clipnorm": 1.0}, "one of them at most"),
-        ({"ema_momentum": 1.5}, "ema_momentum"),
-        ({"ema_overwrite_frequency": 0}, "ema_overwrite_frequency"),
-        ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps"),
-        ({"gradient_accumulation_steps": 2.5}, "gradient_accumulation_steps"),
-        ({"loss_scale_factor": 0.0}, "loss_scale_factor"),
+        *[({name: -1.0}, ValueError) for name in ("learning_rate", "rho", "epsilon", "weight_decay", "clipvalue")],
+        *[({name: 0.0}, ValueError) for name in ("clipnorm", "global_clipnorm", "loss_scale_factor")],
+        ({"clipnorm": 1.0, "global_clipnorm": 1.0}, ValueError),
+        *[({name: 1.5}, ValueError) for name in ("rho", "ema_momentum", "gradient_accumulation_steps")],
+        ({"ema_overwrite_frequency": 0}, ValueError),
+        ({"gradient_accumulation_steps": 1}, ValueError),
+        *[({name: "yes"}, TypeError) for name in ("learning_rate", "use_ema", "jit_compile", "mesh")],
     ],
+    ids=str,
 )
-def test_refused_values(options, message):
-    with pytest.raises(ValueError, match=message):
+def test_options_out_of_range_or_of_another_type(options, error):
+    with pytest.raises(error, match=next(iter(options))):
         Adadelta(**options)
-
-
-def test_refused_types():
-    for options in ({"use_ema": 1}, {"jit_compile": "yes"}, {"learning_rate": "fast"}, {"mesh": 4}):
-        with pytest.raises(TypeError, match=next(iter(options))):
-            Adadelta(**options)
 
 
 @pytest.mark.feature("D:learning_rate-attribute", "D:iterations")
@@ -252,8 +220,7 @@ def test_schedules_and_callables():
 
 
 @pytest.mark.feature("D:rho")
-def test_rho_may_be_a_tensor():
-    torch = pytest.importorskip("torch")
+def test_rho_may_be_a_tensor(torch):
     expected = one(Adadelta(1.0, rho=0.5)).numpy()
     for rho in (np.float32(0.5), np.array(0.5), torch.tensor(0.5), Variable(np.array(0.5))):
         assert one(Adadelta(1.0, rho=rho)).numpy() == expected
@@ -262,8 +229,7 @@ def test_rho_may_be_a_tensor():
     assert one(opt).numpy() == expected
 
 
-def test_plain_arrays_are_written_in_place():
-    torch = pytest.importorskip("torch")
+def test_plain_arrays_are_written_in_place(torch):
     jax = pytest.importorskip("jax")
     for x, g in [(np.ones(3), np.ones(3)), (torch.ones(3), torch.ones(3))]:
         same = x
@@ -286,16 +252,16 @@ def test_what_apply_gradients_refuses_changes_nothing():
     state = [v.numpy() for v in opt.variables]
     good = (np.ones(2), a)
     cases = [
-        (3, TypeError, "iterable"),
+        (3, TypeError, "pairs"),
         ([np.ones(2)], TypeError, "pair"),
         ([(np.ones(2), a, 1)], TypeError, "pair"),
-        ([(None, a), (None, b)], ValueError, "at least one gradient"),
+        ([(None, a), (None, b)], ValueError, "a gradient for at least one of a, b"),
         ([good, (np.ones(2), b)], ValueError, "gradient of 'b'"),
         ([good, (np.ones(3, np.float32), b)], TypeError, "gradient of 'b'"),
         ([good, ([1.0, 2.0, 3.0], b)], TypeError, "gradient of 'b'"),
         ([good, good], ValueError, "once"),
         ([good, (np.ones(2), Variable(np.ones(2), name="c"))], KeyError, "c: expected one of the 2"),
-        ([good, (np.ones(2), "c")], TypeError, "variable 1"),
+        ([good, (np.ones(2), "c")], TypeError, r"variables\[1\]: expected a Variable"),
     ]
     for pairs, error, message in cases:
         with pytest.raises(error, match=message):
@@ -397,8 +363,8 @@ def test_jit_compile_chooses_the_engine():
         opt, x = Adadelta(1.0, jit_compile=jit, global_clipnorm=1.0), np.linspace(-1, 1, 100)
         for t in range(3):
             opt.apply([np.sin(x + t)], [x])
-        found[jit] = x, opt._fused.updates[0][1].buckets[0][0].engine.name
-    assert [found[True][1], found[False][1]] == ["host", "eager"]
+        found[jit] = x, opt._adadelta_step().engines
+    assert [found[True][1], found[False][1]] == [["host"], ["eager"]]
     np.testing.assert_array_equal(found[True][0], found[False][0])
 
 
@@ -435,20 +401,14 @@ class Momentum3(Momentum):
 
 
 @pytest.mark.parametrize("kind", [Momentum, Momentum3])
-@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
 @pytest.mark.feature("D:update_step", "D:build")
-def test_an_optimizer_of_ones_own(kind, library):
-    make = {
-        "numpy": np.array,
-        "torch": lambda a: pytest.importorskip("torch").tensor(a),
-        "jax": lambda a: pytest.importorskip("jax").numpy.asarray(a),
-    }[library]
-    a, b = (Variable(make(np.array(v, np.float32)), name=n) for n, v in (("a", [1.0, 2.0]), ("b", [3.0])))
+def test_an_optimizer_of_ones_own(kind, lib):
+    a, b = made(lib, [1.0, 2.0], name="a"), made(lib, [3.0], name="b")
     opt = kind(0.5, 0.5, weight_decay=0.125, clipvalue=1.0, use_ema=True, ema_momentum=0.5)
     opt.exclude_from_weight_decay(var_names=["b"])
     x, m, average = [np.array([1.0, 2.0]), np.array([3.0])], [0.0, 0.0], [np.array([1.0, 2.0]), np.array([3.0])]
     for g in ([2.0, -0.5], [-0.25, 0.5]):
-        opt.apply([make(np.array(g, np.float32)), make(np.array(g[:1], np.float32))], [a, b])
+        opt.apply([lib.grad(np.array(part, np.float32)) for part in (g, g[:1])], [a, b])
         for i, own in enumerate((np.array(g), np.array(g[:1]))):
             x[i] = x[i] - 0.5 * 0.125 * x[i] * (i == 0)
             m[i] = 0.5 * m[i] - 0.5 * np.clip(own, -1, 1)
@@ -476,15 +436,13 @@ def test_a_subclass_of_adadelta_may_change_the_step():
         g = np.array([3.0 + t, -1.0])
         doubled.apply([g], [x])
         twice.apply([g], [y])
-    # The norms are added up in another order, in float64.
-    np.testing.assert_allclose(x, y, rtol=1e-14)
+    np.testing.assert_array_equal(x, y)  # the norms are exact, and 2 is a power of 2
     with pytest.raises(TypeError, match="abstract"):
         Optimizer()
 
 
 @pytest.mark.feature("D:add_variable", "D:add_variable_from_reference")
-def test_variables_of_an_optimizer():
-    torch = pytest.importorskip("torch")
+def test_variables_of_an_optimizer(torch):
     opt = Momentum()
     early = opt.add_variable()
     assert (early.shape, early.dtype, early.backend.name) == ((), "float32", "numpy")
@@ -506,8 +464,7 @@ def test_variables_of_an_optimizer():
 
 
 @pytest.mark.feature("D:compute_gradients", "D:minimize", "D:minimize-tape")
-def test_gradients_of_a_loss():
-    torch = pytest.importorskip("torch")
+def test_gradients_of_a_loss(torch):
     jax = pytest.importorskip("jax")
     moved = []
     for array in (torch.tensor([2.0, 3.0]), jax.numpy.asarray([2.0, 3.0])):
@@ -546,10 +503,9 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("library", ["numpy", "torch", "jax", "jax-jit"])
 def test_stateless_apply_is_apply(library, options):
-    make = {
-        "numpy": np.array,
-        "torch": lambda a: pytest.importorskip("torch").tensor(a),
-    }.get(library, lambda a: pytest.importorskip("jax").numpy.asarray(a))
+    held = LIBRARIES[library.removesuffix("-jit")]
+    held.need()
+    make = held.param
     starts = [np.array([1.0, -2.0], np.float32), np.array([[0.5]], np.float32)]
     variables = [Variable(make(s), name=f"v{i}", constraint=abs) for i, s in enumerate(starts)]
     rate = schedules.ExponentialDecay(1.0, 2, 0.5)
@@ -564,14 +520,17 @@ def test_stateless_apply_is_apply(library, options):
     for t in range(5):
         grads = [make((np.cos(s + t) * 3).astype(np.float32)) for s in starts]
         opt.apply(grads, variables)
-        before = [host(a).copy() for a in (*values, *state)]
+        before = [np.array(a).copy() for a in (*values, *state)]
         new = apply(state, grads, values)
         for array, old in zip((*values, *state), before, strict=True):
-            np.testing.assert_array_equal(host(array), old)  # the inputs are left alone
+            np.testing.assert_array_equal(np.array(array), old)  # the inputs are left alone
         values, state = new
         for box, value in zip((*variables, *opt.variables), (*values, *state), strict=True):
-            # XLA contracts to FMA, and norms are added up in float32; a few units in the last place a step.
-            np.testing.assert_allclose(box.numpy(), host(value), rtol=2e-6, atol=1e-7)
+            if library == "jax-jit":
+                # XLA contracts to FMA, and norms are added up in float32; a few units in the last place a step.
+                np.testing.assert_allclose(box.numpy(), np.array(value), rtol=2e-6, atol=1e-7)
+            else:
+                np.testing.assert_array_equal(box.numpy(), np.array(value))
     assert [v.numpy().any() for v in pure.variables if "accumulated" in v.name] == [False] * 4
     with pytest.raises(ValueError, match="stateless_apply: expected 2"):
         pure.stateless_apply(state[1:], grads, values)
@@ -579,11 +538,7 @@ def test_stateless_apply_is_apply(library, options):
         Adadelta().stateless_apply([], [], [])
 
 
-@pytest.mark.parametrize("library", ["numpy", "torch", "jax"])
-def test_state_moves_between_libraries(library):
-    jnp = pytest.importorskip("jax").numpy
-    torch = pytest.importorskip("torch")
-    make = {"numpy": np.array, "torch": torch.tensor, "jax": jnp.asarray}[library]
+def test_state_moves_between_libraries(lib):
     options = {"gradient_accumulation_steps": 2, "use_ema": True, "clipnorm": 1.0}
     rng = np.random.default_rng(0)
     grads = rng.normal(size=(7, 5)).astype(np.float32)
@@ -592,7 +547,7 @@ def test_state_moves_between_libraries(library):
         source.apply([g], [x])
     store = {}
     source.save_own_variables(store)
-    v, target = Variable(make(x.copy())), Adadelta(1.0, **options)
+    v, target = made(lib, x), Adadelta(1.0, **options)
     with pytest.raises(ValueError, match="store: expected 1 arrays"):
         target.load_own_variables(store)
     with pytest.raises(ValueError, match="built"):
@@ -601,7 +556,7 @@ def test_state_moves_between_libraries(library):
     target.load_own_variables(store)
     for g in grads[3:]:
         source.apply([g], [x])
-        target.apply([make(g)], [v])
+        target.apply([lib.grad(g)], [v])
     np.testing.assert_array_equal(v.numpy(), x)
     for a, b in zip(source.variables, target.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy())
@@ -633,27 +588,34 @@ def test_the_constraint_comes_last():
     assert opt._model_variables_moving_average[0].numpy()[0] < 0  # it has seen the value before
 
 
-def test_sparse_rows_are_the_dense_gradient():
-    torch = pytest.importorskip("torch")
-    jax = pytest.importorskip("jax")
+def test_sparse_rows_are_the_dense_gradient(lib):
     rows = np.array([[1.0, 2.0], [3.0, 4.0], [-1.0, 0.5]], np.float32)
     dense = np.zeros((4, 2), np.float32)
     np.add.at(dense, [2, 0, 2], rows)
     expected = np.ones((4, 2), np.float32)
     Adadelta(1.0, clipvalue=1.5).apply([dense], [expected])
-    for make in (np.array, torch.tensor, jax.numpy.asarray):
-        v = Variable(make(np.ones((4, 2), np.float32)))
-        opt = Adadelta(1.0, clipvalue=1.5)
-        opt.apply([IndexedSlices(make(rows), [2, 0, 2])], [v])
-        # torch's float32 square root, and XLA's FMA, may be off by a unit or two.
-        np.testing.assert_allclose(v.numpy(), expected, rtol=3e-7)
+    v, opt = made(lib, np.ones((4, 2))), Adadelta(1.0, clipvalue=1.5)
+    opt.apply([IndexedSlices(lib.grad(rows), [2, 0, 2])], [v])
+    np.testing.assert_array_equal(v.numpy(), expected)
     with pytest.raises(ValueError, match="gradient of"):
-        opt.apply([IndexedSlices(make(rows), [2, 0, 9])], [v])
+        opt.apply([IndexedSlices(lib.grad(rows), [2, 0, 9])], [v])
+
+
+def test_norms_are_exact_for_optimizers_of_ones_own(lib):
+    """In float32, the squares of these would overflow."""
+    options = {"learning_rate": 1.0, "momentum": 0.0, "clipnorm": 5.0}
+    big, v = np.array([3e30, 4e30], np.float32), made(lib, [0.0, 0.0])
+    opt = Momentum3(**options)
+    opt.build([v])
+    (pure,), _ = opt.stateless_apply([box.value for box in opt.variables], [lib.grad(big)], [v.value])
+    opt.apply([lib.grad(big)], [v])
+    np.testing.assert_allclose(v.numpy(), [-3.0, -4.0], rtol=2e-7)  # the factor, and the product with it
+    np.testing.assert_array_equal(lib.back(pure), v.numpy())
 
 
 def test_tensorflow_is_not_imported():
     code = (
-        "import sys, numpy as np; from multiopt.keras.optimizer import Adadelta\n"
+        "import sys, numpy as np; from multiopt.keras import Adadelta\n"
         "x = np.ones(3); Adadelta(1.0).apply([x.copy()], [x])\n"
         "print([m for m in ('tensorflow', 'keras', 'torch', 'jax', 'cupy') if m in sys.modules])"
     )

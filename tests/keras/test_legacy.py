@@ -4,44 +4,14 @@ import copy
 import json
 import math
 import pickle
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
-from libraries import LIBRARIES, library_of
+from keras_arrays import after, made, run_example, single
 
 from multiopt.keras import IndexedSlices, Variable, schedules
 from multiopt.keras.legacy import Adadelta, Operation, Optimizer
-
-
-@pytest.fixture(params=["numpy", "torch", "jax"])
-def lib(request):
-    with library_of(LIBRARIES[request.param]) as library:
-        yield library
-
-
-def made(lib, values, dtype=np.float32, **options):
-    return Variable(lib.param(np.asarray(values, dtype)), **options)
-
-
-def single(value):
-    """As TensorFlow holds a Python number."""
-    return float(np.float32(value))
-
-
-def after(steps, lr=0.001, rho=0.95, eps=1e-7, x=0.0, state=None):
-    """Zeiler's algorithm for one number, in double, with TensorFlow's float32 numbers; `lr` may be a list."""
-    v, u = state or (0.0, 0.0)
-    rho = single(rho)
-    for i, g in enumerate(steps):
-        v = rho * v + (1 - rho) * g * g
-        d = math.sqrt(u + eps) / math.sqrt(v + eps) * g
-        u = rho * u + (1 - rho) * d * d
-        x -= single(lr[i] if isinstance(lr, list) else lr) * d
-    return x, v, u
 
 
 def descend(opt, gradients, x=0.0):
@@ -59,7 +29,7 @@ CLOSE = {"rel": 1e-13, "abs": 1e-18}
 # --- the rule and its hyperparameters ---
 
 
-@pytest.mark.feature("B:rule", "A:learning_rate", "B:learning_rate", "A:rho", "B:rho", "A:epsilon", "B:epsilon")
+@pytest.mark.feature("B:rule", "AB:learning_rate", "AB:rho", "AB:epsilon")
 def test_the_formula():
     gradients = [1.0, -0.5, 2.0, 0.0, 0.25]
     opt = Adadelta(learning_rate=1.0, rho=0.9, epsilon=1e-6)
@@ -72,7 +42,7 @@ def test_the_formula():
     assert float(opt.get_slot(v, "accum_var")) == pytest.approx(accum_var, **CLOSE)
 
 
-@pytest.mark.feature("A:defaults", "A:name", "B:name", "E:name")
+@pytest.mark.feature("A:defaults", "ABE:name")
 def test_defaults():
     opt = Adadelta()
     assert opt.get_config() == {
@@ -120,7 +90,7 @@ def test_no_epsilon_means_1e_7_as_in_tensorflow(epsilon):
     assert Adadelta(epsilon=epsilon).epsilon == 1e-7
 
 
-@pytest.mark.feature("A:tensor-hypers", "B:tensor-hypers", "E:hyper-tensors")
+@pytest.mark.feature("AB:tensor-hypers", "E:hyper-tensors")
 def test_hyperparameters_as_arrays(lib):
     def scalar(value):
         return lib.param(np.array(value))
@@ -202,7 +172,7 @@ class Halving(schedules.LearningRateSchedule):
         return {}
 
 
-@pytest.mark.feature("A:schedule", "E:schedule")
+@pytest.mark.feature("AE:schedule")
 def test_schedules_are_called_with_the_iteration():
     schedule = Halving()
     x = descend(Adadelta(schedule), [1.0, 1.0, 1.0])
@@ -212,7 +182,7 @@ def test_schedules_are_called_with_the_iteration():
     assert descend(Adadelta(schedules.ExponentialDecay(1.0, 1, 0.5)), [1.0] * 3) == pytest.approx(expected, **CLOSE)
 
 
-@pytest.mark.feature("A:decay", "B:decay")
+@pytest.mark.feature("AB:decay")
 def test_decay_is_inverse_in_time_and_multiplies_on_a_schedule():
     gradients = [1.0] * 4
     # 1, .667, .5, .4: not rounded again after the division, which TensorFlow does in float64 too.
@@ -236,7 +206,7 @@ def test_setting_decay_has_an_effect_which_in_tensorflow_it_has_not():
     assert opt.get_config()["decay"] == 1.0
 
 
-@pytest.mark.feature("A:lr", "B:lr")
+@pytest.mark.feature("AB:lr")
 def test_lr_wins_with_a_warning():
     with pytest.warns(UserWarning, match="use learning_rate"):
         opt = Adadelta(1.0, lr=0.25)
@@ -248,8 +218,7 @@ def test_lr_wins_with_a_warning():
 # --- clipping, transformers, constraints ---
 
 
-@pytest.mark.feature("A:clipvalue", "B:clipvalue", "E:clipvalue", "A:clipnorm", "B:clipnorm", "E:clipnorm")
-@pytest.mark.feature("E:global_clipnorm")
+@pytest.mark.feature("ABE:clipvalue", "ABE:clipnorm", "E:global_clipnorm")
 @pytest.mark.parametrize("as_attribute", [False, True])
 @pytest.mark.parametrize(
     ("options", "first", "second"),
@@ -371,8 +340,7 @@ def test_no_rows_change_nothing(lib):
     assert int(opt.iterations) == 1
 
 
-def test_sparse_embeddings_of_torch():
-    torch = pytest.importorskip("torch")
+def test_sparse_embeddings_of_torch(torch):
     table = torch.nn.Embedding(4, 2, sparse=True)
     before = table.weight.detach().clone()
     table(torch.tensor([1, 1, 3])).sum().backward()
@@ -384,9 +352,7 @@ def test_sparse_embeddings_of_torch():
 # --- apply_gradients ---
 
 
-@pytest.mark.feature("A:apply_gradients", "B:apply_gradients", "E:apply_gradients")
-@pytest.mark.feature("A:apply_gradients-name", "B:apply_gradients-name", "E:apply_gradients-name")
-@pytest.mark.feature("A:iterations", "B:iterations", "E:iterations")
+@pytest.mark.feature("ABE:apply_gradients", "ABE:apply_gradients-name", "ABE:iterations")
 def test_apply_gradients(lib):
     v, w = made(lib, [1.0, 2.0]), made(lib, [3.0])
     opt = Adadelta(1.0, name="trainer")
@@ -399,14 +365,14 @@ def test_apply_gradients(lib):
     assert opt.apply_gradients([]) == Operation("trainer", 2)  # nothing to do, as in TensorFlow
 
 
-@pytest.mark.feature("A:apply_gradients-typeerror", "B:apply_gradients-typeerror", "E:apply_gradients-typeerror")
+@pytest.mark.feature("ABE:apply_gradients-typeerror")
 @pytest.mark.parametrize("wrong", [3, None, [1, 2], [(1, 2, 3)], "ab", [np.ones(2)[0]]])
 def test_malformed_pairs_are_refused(wrong):
-    with pytest.raises(TypeError, match=r"grads_and_vars: expected \(gradient, variable\) pairs"):
+    with pytest.raises(TypeError, match=r"grads_and_vars: expected an iterable of \(gradient, variable\) pairs"):
         Adadelta().apply_gradients(wrong)
 
 
-@pytest.mark.feature("A:apply_gradients-valueerror", "B:apply_gradients-valueerror", "E:apply_gradients-valueerror")
+@pytest.mark.feature("ABE:apply_gradients-valueerror")
 def test_no_gradient_for_any_variable_is_refused():
     opt = Adadelta()
     with pytest.raises(ValueError, match="expected a gradient for at least one of a, b, got none"):
@@ -439,13 +405,12 @@ def test_a_gradient_that_does_not_fit_is_refused_and_nothing_is_written(gradient
     assert int(opt.iterations) == 0
 
 
-def test_wrong_libraries_and_dtypes_are_refused():
-    torch = pytest.importorskip("torch")
+def test_wrong_libraries_and_dtypes_are_refused(torch):
     with pytest.raises(TypeError, match="expected a numpy array, as its variable's, got a torch array"):
         Adadelta().apply_gradients([(torch.ones(2), Variable(np.ones(2, np.float32)))])
     with pytest.raises(TypeError, match="counts: expected one of the dtypes float16"):
         Adadelta().apply_gradients([(np.ones(2, np.int32), Variable([1, 2], name="counts"))])
-    with pytest.raises(TypeError, match=r"grads_and_vars\[0\]\[1\]: expected a Variable or an array"):
+    with pytest.raises(TypeError, match=r"variables\[0\]: expected a Variable or an array"):
         Adadelta().apply_gradients([(np.ones(2), "v")])
 
 
@@ -455,8 +420,7 @@ def test_a_variable_that_comes_twice_is_updated_twice(lib):
     assert v.numpy()[0] == pytest.approx(after([1.0, 2.0], 1.0)[0], **CLOSE)
 
 
-def test_plain_arrays_are_variables_too():
-    torch = pytest.importorskip("torch")
+def test_plain_arrays_are_variables_too(torch):
     for x, ones in [(np.zeros(2), np.ones(2)), (torch.zeros(2), torch.ones(2))]:
         opt = Adadelta(1.0)
         opt.apply_gradients([(ones, x)])
@@ -480,8 +444,7 @@ def test_many_variables_of_several_dtypes_and_new_ones_later(lib):
         )
 
 
-def test_two_libraries_in_one_call():
-    torch = pytest.importorskip("torch")
+def test_two_libraries_in_one_call(torch):
     v, w = Variable(np.zeros(2)), Variable(torch.zeros(2, dtype=torch.float64))
     Adadelta(1.0).apply_gradients([(np.ones(2), v), (torch.ones(2, dtype=torch.float64), w)])
     np.testing.assert_array_equal(v.numpy(), w.numpy())
@@ -490,9 +453,7 @@ def test_two_libraries_in_one_call():
 # --- state ---
 
 
-@pytest.mark.feature("A:weights", "B:weights", "E:weights", "A:variables", "B:variables", "E:variables")
-@pytest.mark.feature("A:get_slot_names", "B:get_slot_names", "E:get_slot_names")
-@pytest.mark.feature("A:get_weights", "B:get_weights", "E:get_weights", "A:get_slot", "B:get_slot", "E:get_slot")
+@pytest.mark.feature("ABE:weights", "ABE:variables", "ABE:get_slot_names", "ABE:get_weights", "ABE:get_slot")
 def test_the_order_of_the_weights_is_tensorflows(lib):
     v, w = made(lib, [0.0, 0.0], name="v"), made(lib, [0.0], name="w")
     opt = Adadelta(1.0)
@@ -517,7 +478,7 @@ def test_the_order_of_the_weights_is_tensorflows(lib):
         opt.get_slot(made(lib, [1.0]), "accum_grad")
 
 
-@pytest.mark.feature("A:set_weights", "B:set_weights", "E:set_weights")
+@pytest.mark.feature("ABE:set_weights")
 def test_set_weights_continues_a_run(lib):
     gradients = [np.array([g], np.float32) for g in (1.0, -2.0, 0.5, 3.0)]
     v = made(lib, [1.0])
@@ -546,7 +507,7 @@ def test_set_weights_continues_a_run(lib):
     assert int(second.iterations) == 0
 
 
-@pytest.mark.feature("A:add_slot", "B:add_slot", "E:add_slot")
+@pytest.mark.feature("ABE:add_slot")
 def test_add_slot(lib):
     v = made(lib, np.zeros((2, 3)), np.float64, name="v")
     opt = Adadelta()
@@ -561,7 +522,7 @@ def test_add_slot(lib):
     assert opt.weights[0] is slot  # and iterations is not first then, as in TensorFlow
 
 
-@pytest.mark.feature("A:add_weight", "B:add_weight", "E:add_weight")
+@pytest.mark.feature("ABE:add_weight")
 def test_add_weight(lib):
     opt = Adadelta()
     assert opt.add_weight("early", (2,)).backend.name == "numpy"
@@ -577,7 +538,7 @@ def test_add_weight(lib):
         opt.add_weight("each", (), aggregation="median")
 
 
-@pytest.mark.feature("A:iterations", "B:iterations", "E:iterations")
+@pytest.mark.feature("ABE:iterations")
 def test_iterations_may_be_set_before_their_first_use():
     opt = Adadelta(1.0, decay=1.0)
     opt.iterations = Variable(np.array(3, np.int64), trainable=False, name="global_step")
@@ -615,8 +576,7 @@ def fast():
     return 0.5
 
 
-@pytest.mark.feature("A:get_config", "B:get_config", "A:from_config", "B:from_config", "E:from_config")
-@pytest.mark.feature("A:custom_objects", "B:custom_objects", "E:custom_objects")
+@pytest.mark.feature("AB:get_config", "ABE:from_config", "ABE:custom_objects")
 @pytest.mark.parametrize(
     "options",
     [
@@ -639,7 +599,7 @@ def test_configuration(options):
     assert descend(twin, [1.0, 2.0]) == descend(Adadelta(**options), [1.0, 2.0])
 
 
-@pytest.mark.feature("A:custom_objects", "B:custom_objects", "E:custom_objects")
+@pytest.mark.feature("ABE:custom_objects")
 def test_a_function_that_is_not_known_is_refused():
     config = Adadelta(fast).get_config()
     assert config["learning_rate"] == "fast"
@@ -715,18 +675,9 @@ def test_the_base_class_alone_does_nothing():
 
 @pytest.mark.feature("E:custom-dense", "E:custom-sparse", "E:custom-slots", "E:custom-config")
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_the_example_runs(library, tmp_path):
+def test_the_example_runs(library):
     pytest.importorskip(library)
-    example = Path(__file__).parent.parent.parent / "examples" / "keras_custom_optimizer.py"
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(example), library],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    lines = run_example("keras_custom_optimizer.py", library).splitlines()
     losses = [float(line.rsplit(maxsplit=1)[1]) for line in lines if line.startswith("step")]
     assert len(losses) == 5
     assert losses[0] > 1

@@ -107,7 +107,7 @@ def real():
     return pytest.importorskip("keras")
 
 
-@pytest.mark.feature("A:schedule", "E:schedule", "D:schedule")
+@pytest.mark.feature("ADE:schedule")
 @pytest.mark.parametrize("schedule", EXAMPLES, ids=repr)
 def test_it_is_that_of_keras(schedule, real):
     theirs = real.optimizers.schedules.deserialize(schedules.serialize(schedule))
@@ -169,7 +169,7 @@ def test_a_schedule_that_keras_has_not_is_refused():
         schedules.serialize(0.5)
 
 
-@pytest.mark.feature("A:custom_objects", "B:custom_objects", "E:custom_objects")
+@pytest.mark.feature("ABE:custom_objects")
 def test_a_schedule_of_ones_own_comes_back_by_its_name():
     stored = json.loads(json.dumps(schedules.serialize(Sawtooth(0.5, 4))))
     assert stored["class_name"] == "Sawtooth"
@@ -191,7 +191,7 @@ def test_what_is_no_configuration_is_refused():
 # --- optimizers ---
 
 
-@pytest.mark.feature("A:get_config", "A:from_config", "B:get_config", "B:from_config")
+@pytest.mark.feature("AB:get_config", "AB:from_config")
 def test_a_legacy_configuration_loads():
     opt = keras.deserialize(LEGACY)
     assert type(opt) is keras.legacy.Adadelta
@@ -222,6 +222,10 @@ def test_real_keras_loads_ours(real):
     assert (theirs.rho, theirs.clipnorm) == (0.9, 1.0)
     again = keras.deserialize(real.optimizers.serialize(theirs))
     assert again.get_config()["learning_rate"] == ours.get_config()["learning_rate"]
+    config = real.optimizers.Adadelta(0.5, weight_decay=0.1, gradient_accumulation_steps=3).get_config()
+    taken = keras.Adadelta.from_config(config).get_config()
+    assert taken.pop("jit_compile")
+    assert taken == config == real.optimizers.Adadelta.from_config(taken).get_config()
 
 
 def test_a_configuration_for_tf_keras():

@@ -5,21 +5,13 @@ import pickle
 
 import numpy as np
 import pytest
+from keras_arrays import made
 from libraries import LIBRARIES, library_of
 
-from multiopt.keras import IndexedSlices, Variable, sparse
-from multiopt.keras.initializers import fresh, like
-from multiopt.keras.variable import Boxes
-
-
-@pytest.fixture(params=["numpy", "torch", "jax"])
-def lib(request):
-    with library_of(LIBRARIES[request.param]) as library:
-        yield library
-
-
-def made(lib, values, dtype=np.float32, **options):
-    return Variable(lib.param(np.asarray(values, dtype)), **options)
+from multiopt.keras import IndexedSlices, Variable
+from multiopt.keras.variables import slices as sparse
+from multiopt.keras.variables.initializers import fresh, like
+from multiopt.keras.variables.variable import Boxes
 
 
 def test_it_says_what_it_holds(lib):
@@ -108,16 +100,14 @@ def test_it_stands_in_expressions_for_its_array(lib):
     assert {v: 1}[v] == 1  # hashable, by identity
 
 
-def test_torch_functions_take_it():
-    torch = pytest.importorskip("torch")
+def test_torch_functions_take_it(torch):
     v = Variable(torch.tensor([1.0, 4.0]))
     assert torch.sqrt(v).tolist() == [1, 2]
     assert torch.stack([v, v]).shape == (2, 2)
     assert torch.nn.functional.mse_loss(input=v, target=torch.zeros(2)).item() == 8.5
 
 
-def test_trainable_tensors_require_gradients():
-    torch = pytest.importorskip("torch")
+def test_trainable_tensors_require_gradients(torch):
     tensor = torch.ones(2)
     v = Variable(tensor)
     assert tensor.requires_grad
@@ -152,8 +142,7 @@ def test_a_plain_array_gets_one_box():
     assert boxes.of(np.ones(3)) is not v
 
 
-def test_a_plain_array_that_cannot_be_written_to_is_refused():
-    jnp = pytest.importorskip("jax.numpy")
+def test_a_plain_array_that_cannot_be_written_to_is_refused(jnp):
     with pytest.raises(TypeError, match="x: jax arrays are immutable; expected a Variable"):
         Boxes().of(jnp.ones(3), "x")
     with pytest.raises(TypeError, match="x: expected a Variable or an array"):
@@ -214,8 +203,7 @@ def test_rows_are_taken_out_and_put_back(lib):
     assert (after is array) == lib.mutable
 
 
-def test_torch_sparse_gradients_become_rows():
-    torch = pytest.importorskip("torch")
+def test_torch_sparse_gradients_become_rows(torch):
     table = torch.nn.Embedding(4, 2, sparse=True)
     table(torch.tensor([1, 1, 3])).sum().backward()
     rows = sparse.as_gradient(table.weight.grad)

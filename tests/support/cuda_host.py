@@ -10,20 +10,36 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from functools import cache, cached_property
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
+import pytest
 from multiopt.backends.engines.cuda.driver import Driver
-from multiopt.backends.engines.cuda.engine import CudaEngine
 from multiopt.backends.numpy import NumpyBackend
-from multiopt.backends.protocol import Bucket
 
 HEADER = Path(__file__).with_name("cuda_host.h")
 GXX = shutil.which("g++")
-WITHOUT_GXX = "there is no g++ to compile the kernels with"
+
+
+def _missing() -> str | None:
+    """Why the kernels cannot be run on the CPU, or None."""
+    if GXX is None:
+        return "there is no g++ to compile the kernels with"
+    if find_spec("cuda") is None or find_spec("cuda.bindings") is None:
+        return "cuda-bindings is not installed"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    return "this machine has a CUDA driver: see test_gpu.py"
+
+
+MISSING = _missing()
 
 
 @cache
@@ -44,6 +60,18 @@ def library(text: str) -> str:
     return str(folder / f"{stem}.so")
 
 
+@cache
+def stand_in() -> ctypes.CDLL:
+    """The stand-in for libcuda, which `cuda.bindings` gets in place of NVIDIA's."""
+    from cuda.bindings._internal import driver
+
+    made = ctypes.CDLL(library(HEADER.with_name("cuda_host_driver.cpp").read_text()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(driver, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(_handle_uint=made._handle))
+        assert Driver().cuda  # they look for it once
+    return made
+
+
 class HostDriver(Driver):
     """The driver's caller, on a libcuda of one device that is the CPU. What was launched is kept in `launches`."""
 
@@ -57,12 +85,6 @@ class HostDriver(Driver):
     def rejects(self, ordinal: int) -> str | None:
         return None
 
-    @cached_property
-    def library(self) -> Any:
-        made = ctypes.CDLL(library(HEADER.with_name("cuda_host_driver.cpp").read_text()))
-        self._declare(made)
-        return made
-
     def compiled(self, source: str, capability: int) -> bytes:
         (name,) = re.findall(r"^KERNEL\((\w+)\)", source, re.MULTILINE)
         meets = str("sync_block();" in source.partition("KERNEL(")[2]).lower()
@@ -70,11 +92,11 @@ class HostDriver(Driver):
 
     def kernel(self, source: str, name: str, ordinal: int) -> Any:
         function = super().kernel(source, name, ordinal)
-        self.names[function.value] = name
+        self.names[int(function)] = name
         return function
 
     def launch(self, kernel: Any, ordinal: int, stream: int, grid: int, arguments: Sequence[Any]) -> None:
-        self.launches.append((self.names[kernel.value], grid))
+        self.launches.append((self.names[int(kernel)], grid))
         held = [a if isinstance(a, int) else a.copy() for a in arguments]
         self._do(lambda: super(HostDriver, self).launch(kernel, ordinal, stream, grid, held))
 
@@ -94,7 +116,7 @@ class HostDriver(Driver):
 
     @captures.setter
     def captures(self, value: bool) -> None:
-        self.library.set_capturing(int(value))
+        stand_in().set_capturing(int(value))
 
     def replay(self) -> None:
         """Run the captured graph."""
@@ -104,12 +126,22 @@ class HostDriver(Driver):
     def accesses(self) -> tuple[int, int]:
         """Count 16-byte accesses so far, by all drivers: those that were not aligned, and all."""
         counts = (ctypes.c_int64 * 2)()
-        self.library.count_accesses(counts)
+        stand_in().count_accesses(counts)
         return counts[0], counts[1]
 
 
-class FakeBackend(NumpyBackend):
-    """NumPy arrays that say they are CuPy's, on a CUDA device."""
+class CudaArray(np.ndarray):
+    """An array that is taken for one on a CUDA device."""
+
+
+class HostBackend(NumpyBackend):
+    """NumPy's backend, for arrays on the CUDA device that is the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__("cupy", array_api_compat.numpy)
+
+    def rejects(self, array: Any) -> None:
+        return None
 
     def host_memory(self, device: str) -> None:
         return None
@@ -120,15 +152,14 @@ class FakeBackend(NumpyBackend):
     def device(self, array: Any) -> str:
         return "cuda:0"
 
-    def layout(self, array: Any) -> Any:
-        flags = array.flags
-        return "C" if flags.c_contiguous else "F" if flags.f_contiguous else None
+    def full_like(self, array: Any, value: float, dtype: str) -> Any:
+        return super().full_like(array, value, dtype).view(CudaArray)
 
-    def addresses(self, arrays: Sequence[Any], layouts: Sequence[Any], out: np.ndarray) -> int:
-        for i, (array, layout) in enumerate(zip(arrays, layouts, strict=True)):
-            right = array.flags.c_contiguous if layout == "C" else layout == "F" and array.flags.f_contiguous
-            out[i] = array.ctypes.data if right else -1
-        return int((out < 0).sum())
+    def from_host(self, array: np.ndarray, dtype: str, like: Any = None) -> Any:
+        return super().from_host(array, dtype, like).view(CudaArray)
+
+    def ordinal(self, device: str) -> int:
+        return 0
 
     def on(self, device: str) -> Any:
         return contextlib.nullcontext()
@@ -138,13 +169,3 @@ class FakeBackend(NumpyBackend):
 
     def stream(self, device: str) -> int:
         return 0
-
-
-def bucket(params: list[Any], state: dict[str, list[Any]], grad_dtype: str | None = None) -> Bucket:
-    """A bucket of NumPy arrays for the CUDA engine on the CPU."""
-    backend = FakeBackend("cupy", array_api_compat.numpy)
-    dtype = backend.dtype(params[0])
-    held = backend.dtype(next(iter(state.values()))[0]) if state else dtype
-    names = [f"params[{i}]" for i in range(len(params))]
-    engine: Any = CudaEngine(HostDriver())
-    return Bucket(backend, engine, "cuda:0", dtype, grad_dtype or dtype, held, names, params, state)

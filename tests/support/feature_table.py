@@ -21,7 +21,7 @@ A and B are `multiopt.keras.legacy`, whose base class is E; D is `multiopt.keras
 
 
 def covered() -> dict[str, list[tuple[str, str]]]:
-    """``"A:clipnorm"`` → the tests, as file and name, that are marked with it. Read from the source, not imported."""
+    """``"A:clipnorm"`` → the tests, as file and name, that are marked with it; read from their source."""
     found: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -34,7 +34,9 @@ def covered() -> dict[str, list[tuple[str, str]]]:
 def _marks(node: ast.FunctionDef | ast.ClassDef) -> Iterator[str]:
     for decorator in node.decorator_list:
         if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.feature":
-            yield from (argument.value for argument in decorator.args)  # type: ignore[attr-defined]
+            for argument in decorator.args:
+                letters, _, key = ast.literal_eval(argument).partition(":")
+                yield from (f"{letter}:{key}" for letter in letters)
 
 
 def known() -> set[str]:

@@ -2,7 +2,7 @@
 
 The documents: A, ``tf.keras.optimizers.Adadelta`` of TensorFlow 2.3; B, the same of TensorFlow 2.1; D,
 ``tf.keras.dtensor.experimental.optimizers.Adadelta``; E, ``tf.keras.optimizers.Optimizer`` of TensorFlow 2.4.
-A test says what it covers by a mark: ``@pytest.mark.feature("A:clipnorm", "B:clipnorm")``.
+A test says what it covers by a mark: ``@pytest.mark.feature("AB:clipnorm")``, for the feature in A and in B.
 """
 
 from __future__ import annotations

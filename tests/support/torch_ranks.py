@@ -1,4 +1,4 @@
-"""One rank of the distributed tests: run by test_torch_distributed.py, in as many processes as there are ranks.
+"""One rank of the distributed tests: run by tests/torch/test_distributed.py, in as many processes as there are ranks.
 
 Each check is a function of the mesh; it raises where something is wrong. Gradients are made from a seed, so that
 every rank, and one process alone, know them whole.
@@ -12,11 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
@@ -28,23 +24,25 @@ SHAPES = [(7, 5), (3,), (2, 9), (13, 6, 2)]
 OPTIONS = {"lr": 0.7, "rho": 0.8, "weight_decay": 0.02}
 
 
+def tensors(seed, scale=1):
+    generator = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
 def start():
-    generator = torch.Generator().manual_seed(11)
-    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+    return [torch.nn.Parameter(x) for x in tensors(11)]
 
 
 def gradients(step):
-    generator = torch.Generator().manual_seed(100 + step)
-    return [torch.randn(shape, generator=generator) * 3 for shape in SHAPES]
+    return tensors(100 + step, 3)
 
 
-def alone(steps, clip=None, options=OPTIONS, skip=()):
-    """What one process gets."""
-    params = [torch.nn.Parameter(x) for x in start()]
-    opt, norms = Adadelta(params, **options), []
-    for step in range(steps):
+def train(params, steps, clip=None, skip=(), layout=None, first=0, opt=None):
+    """Steps with known gradients, except those that `skip` names by step and parameter; with the norms, if clipped."""
+    opt, norms = opt or Adadelta(params, **OPTIONS), []
+    for step in range(first, steps):
         for i, (p, g) in enumerate(zip(params, gradients(step), strict=True)):
-            p.grad = None if (step, i) in skip else g
+            p.grad = None if (step, i) in skip else distribute_tensor(g, *layout) if layout else g
         if clip is not None:
             norms.append(clip_grad_norm_(params, clip))
         opt.step()
@@ -57,24 +55,12 @@ def same_bits(a, b, what):
         raise AssertionError(f"{what}: {(a - b).abs().max()} apart")
 
 
-def sharded(mesh, placements):
-    return [torch.nn.Parameter(distribute_tensor(x, mesh, placements)) for x in start()]
-
-
-def steps_on_shards(mesh, placements, clip, skip=(), grad_placements=None):
-    params = sharded(mesh, placements)
-    opt, norms = Adadelta(params, **OPTIONS), []
-    for step in range(4):
-        for i, (p, g) in enumerate(zip(params, gradients(step), strict=True)):
-            p.grad = None if (step, i) in skip else distribute_tensor(g, mesh, grad_placements or placements)
-        if clip is not None:
-            norms.append(clip_grad_norm_(params, clip))
-        opt.step()
-    return params, opt, norms
+def sharded(*layout):
+    return [torch.nn.Parameter(distribute_tensor(x.detach(), *layout)) for x in start()]
 
 
 def layouts(mesh):
-    """Every way to lay tensors out that a mesh of this many ranks has."""
+    """Every way to lay tensors out that a mesh of this many ranks has: a mesh and placements."""
     yield mesh, [Shard(0)]
     yield mesh, [Replicate()]
     if mesh.size() == 4:
@@ -86,34 +72,30 @@ def layouts(mesh):
 def check_shards_have_the_bits_of_the_whole(mesh):
     for clip in (None, 0.9, 1e6):
         for skip in ((), {(0, 1), (2, 0)}):
-            whole, opt, norms = alone(4, clip, skip=skip)
-            for own_mesh, placements in layouts(mesh):
-                params, other, found = steps_on_shards(own_mesh, placements, clip, skip)
+            whole, opt, norms = train(start(), 4, clip, skip)
+            for layout in layouts(mesh):
+                params, other, found = train(sharded(*layout), 4, clip, skip, layout)
                 for i, (p, q) in enumerate(zip(params, whole, strict=True)):
-                    same_bits(p, q, f"{placements}, clip {clip}: parameter {i}")
+                    same_bits(p, q, f"{layout}, clip {clip}: parameter {i}")
                     own, its = other.state[p], opt.state[q]
                     for slot in ("square_avg", "acc_delta"):
                         assert isinstance(own[slot], DTensor)
-                        assert own[slot].placements == p.placements
-                        assert own[slot].device_mesh == p.device_mesh
-                        same_bits(own[slot], its[slot], f"{placements}: {slot} {i}")
+                        assert (own[slot].placements, own[slot].device_mesh) == (p.placements, p.device_mesh)
+                        same_bits(own[slot], its[slot], f"{layout}: {slot} {i}")
                     assert type(own["step"]) is torch.Tensor
                     assert own["step"] == its["step"]
                 assert norms == found, (norms, found)
 
 
 def check_gradients_laid_out_otherwise(mesh):
-    whole, _, norms = alone(4, 0.9)
-    params, _, found = steps_on_shards(mesh, [Shard(0)], 0.9, grad_placements=[Replicate()])
+    whole, _, norms = train(start(), 4, 0.9)
+    params, _, found = train(sharded(mesh, [Shard(0)]), 4, 0.9, layout=(mesh, [Replicate()]))
     for p, q in zip(params, whole, strict=True):
         same_bits(p, q, "replicated gradients")
     assert norms == found
-    params = sharded(mesh, [Shard(0)])
-    opt = Adadelta(params)
     # PyTorch refuses a plain gradient of a DTensor where it is assigned, or the optimizer does.
-    with pytest.raises(RuntimeError):  # noqa: PT012
-        give(params, 0)
-        opt.step()
+    with pytest.raises(RuntimeError):
+        train(sharded(mesh, [Shard(0)]), 1)
 
 
 def check_clipping_that_must_raise(mesh):
@@ -139,8 +121,8 @@ def batch(rank, size):
     return x[rank * (8 // size) : (rank + 1) * (8 // size)]
 
 
-def trained(model, opt, x, steps=5, clip=None):
-    for _ in range(steps):
+def trained(model, opt, x, clip=None):
+    for _ in range(5):
         opt.zero_grad()
         model(x).square().mean().backward()
         if clip is not None:
@@ -189,13 +171,10 @@ def check_fsdp(mesh):
 
 
 def check_zero_redundancy(mesh):
-    params = [torch.nn.Parameter(x) for x in start()]
+    params = start()
     opt = ZeroRedundancyOptimizer(params, Adadelta, **OPTIONS)
-    for step in range(4):
-        for p, g in zip(params, gradients(step), strict=True):
-            p.grad = g
-        opt.step()
-    whole, reference, _ = alone(4)
+    train(params, 4, opt=opt)
+    whole, reference, _ = train(start(), 4)
     for p, q in zip(params, whole, strict=True):
         same_bits(p, q, "ZeroRedundancyOptimizer")
     opt.consolidate_state_dict(to=0)
@@ -204,8 +183,7 @@ def check_zero_redundancy(mesh):
         for key in its:
             for slot in its[key]:
                 same_bits(state[key][slot], its[key][slot], f"ZeroRedundancyOptimizer: {slot}")
-        plain = Adadelta([torch.nn.Parameter(x) for x in start()])
-        plain.load_state_dict(opt.state_dict())
+        Adadelta(start()).load_state_dict(opt.state_dict())
 
 
 class Holder(torch.nn.Module):
@@ -216,44 +194,31 @@ class Holder(torch.nn.Module):
         self.weights = torch.nn.ParameterList(params)
 
 
-def give(params, step, mesh=None, placements=None):
-    for p, g in zip(params, gradients(step), strict=True):
-        p.grad = g if mesh is None else distribute_tensor(g, mesh, placements)
-
-
 def check_saving(mesh, folder):
     """Three steps on shards, then a checkpoint."""
     holder = Holder(sharded(mesh, [Shard(0)]))
-    params = list(holder.weights)
-    opt = Adadelta(params, **OPTIONS)
-    for step in range(3):
-        give(params, step, mesh, [Shard(0)])
-        opt.step()
+    _, opt, _ = train(list(holder.weights), 3, layout=(mesh, [Shard(0)]))
     model_state, opt_state = get_state_dict(holder, opt)
     dcp.save({"model": model_state, "opt": opt_state}, checkpoint_id=folder)
 
 
 def check_loading(mesh, folder):
     """Load what another number of ranks has saved, laid out otherwise, and go on: the bits of never having stopped."""
-    whole, reference, _ = alone(6)
-    for own_mesh, placements in layouts(mesh):
+    whole, reference, _ = train(start(), 6)
+    for layout in layouts(mesh):
         for kind in (Adadelta, torch.optim.Adadelta):
-            holder = Holder(sharded(own_mesh, placements))
+            holder = Holder(sharded(*layout))
             params = list(holder.weights)
             opt = kind(params, lr=9.0)
             model_state, opt_state = get_state_dict(holder, opt)
             state = {"model": model_state, "opt": opt_state}
             dcp.load(state, checkpoint_id=folder)
-            set_state_dict(
-                holder, opt, model_state_dict=state["model"], optim_state_dict=state["opt"], options=StateDictOptions()
-            )
+            set_state_dict(holder, opt, model_state_dict=state["model"], optim_state_dict=state["opt"])
             assert opt.param_groups[0]["lr"] == OPTIONS["lr"]
-            for step in range(3, 6):
-                give(params, step, own_mesh, placements)
-                opt.step()
+            train(params, 6, layout=layout, first=3, opt=opt)
             if kind is Adadelta:
                 for p, q in zip(params, whole, strict=True):
-                    same_bits(p, q, f"resharded to {placements}")
+                    same_bits(p, q, f"resharded to {layout}")
                     same_bits(opt.state[p]["acc_delta"], reference.state[q]["acc_delta"], "resharded state")
                     assert opt.state[p]["step"] == 6
             else:

@@ -24,7 +24,7 @@ def run_ranks(count, task, folder, store):
         for rank in range(count)
     ]
     try:
-        outputs = [rank.communicate(timeout=240) for rank in ranks]
+        outputs = [rank.communicate(timeout=900) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -2,39 +2,32 @@
 
 import inspect
 
+import numpy as np
 import pytest
 from processes import run_python
+from torch.optim import lr_scheduler, swa_utils
+from torch_pairs import SPREAD, THEIRS, Adadelta, assert_equal, assert_same, ones, torch
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("numba", reason="the host engine needs numba")
-
-from torch.optim import lr_scheduler, swa_utils  # noqa: E402
-
-import multiopt  # noqa: E402
-from multiopt.torch import Adadelta, clip_grad_norm_  # noqa: E402
-from multiopt.torch import adadelta as face  # noqa: E402
-from multiopt.torch.scaling import Scaling  # noqa: E402
-
-THEIRS = torch.optim.Adadelta
+import multiopt
+from multiopt.torch import adadelta as face
+from multiopt.torch import clip_grad_norm_
+from multiopt.torch.scaling import Scaling
 
 
-def model_and_data(seed=0):
-    torch.manual_seed(seed)
+def trained(kind, steps, each=lambda opt, model: None, **options):
+    """A small model after some steps, and what `each` returned before every one of them."""
+    torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Linear(6, 16), torch.nn.BatchNorm1d(16), torch.nn.Tanh(), torch.nn.Linear(16, 1)
     )
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randn(32, 6, generator=generator)
-    return model, x, x.sin().sum(1, keepdim=True)
-
-
-def loss_of(model, x, y):
-    return torch.nn.functional.mse_loss(model(x), y)
-
-
-def assert_same(ours, theirs, **tolerances):
-    for a, b in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(a.detach(), b.detach(), **tolerances)
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(1))
+    opt, seen = kind(model.parameters(), **options), []
+    for _ in range(steps):
+        opt.zero_grad()
+        torch.nn.functional.mse_loss(model(x), x.sin().sum(1, keepdim=True)).backward()
+        seen.append(each(opt, model))
+        opt.step()
+    return list(model.parameters()), seen
 
 
 # --- schedulers ---
@@ -76,33 +69,23 @@ def test_every_scheduler_is_tried():
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_scheduler(name, tensor_lr):
+    """Warnings are errors in these tests: a scheduler warns of an optimizer that it finds strange."""
+
     def train(kind):
-        model, x, y = model_and_data()
-        opt = kind(model.parameters(), lr=torch.tensor(0.5) if tensor_lr else 0.5)
-        scheduler, rates = SCHEDULERS[name](opt), []
-        for _ in range(8):
-            opt.zero_grad()
-            loss = loss_of(model, x, y)
-            loss.backward()
-            opt.step()
-            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
-            rates.append(float(opt.param_groups[0]["lr"]))
-        return list(model.parameters()), rates
+        schedulers = {}
 
-    (ours, rates), (theirs, other) = train(Adadelta), train(THEIRS)
-    assert rates == other
-    # Eight steps through a batch norm spread a difference of one unit in the last place.
-    assert_same(ours, theirs, rtol=1e-4, atol=1e-5)
+        def rate(opt, model):
+            if not schedulers:
+                schedulers[opt] = SCHEDULERS[name](opt)
+            else:
+                schedulers[opt].step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            return float(opt.param_groups[0]["lr"])
 
+        return trained(kind, 9, rate, lr=torch.tensor(0.5) if tensor_lr else 0.5)
 
-def test_a_scheduler_does_not_find_its_optimizer_strange():
-    """It warns where `step` was overwritten, or called after its own."""
-    model, x, y = model_and_data()
-    opt = Adadelta(model.parameters())
-    scheduler = lr_scheduler.StepLR(opt, 1)
-    loss_of(model, x, y).backward()
-    opt.step()
-    scheduler.step()  # warnings are errors in these tests
+    (ours, rates), (theirs, others) = train(Adadelta), train(THEIRS)
+    assert rates == others
+    assert_same(ours, theirs, **SPREAD)
 
 
 # --- GradScaler ---
@@ -113,9 +96,8 @@ def test_a_scheduler_does_not_find_its_optimizer_strange():
 def test_grad_scaler(unscaled, options):
     def train(kind):
         params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 3)]
-        opt = kind(params, **options)
+        opt, scales = kind(params, **options), []
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
-        scales = []
         for step in range(6):
             opt.zero_grad()
             scaler.scale(sum((p**2).sum() for p in params)).backward()
@@ -126,22 +108,21 @@ def test_grad_scaler(unscaled, options):
             scaler.step(opt)
             scaler.update()
             scales.append(scaler.get_scale())
-        return params, opt, scales
+        assert [own["step"] for own in opt.state.values()] == [4, 4]
+        assert not hasattr(opt, "found_inf")
+        return params, scales
 
-    (ours, a, scales), (theirs, b, others) = train(Adadelta), train(THEIRS)
+    (ours, scales), (theirs, others) = train(Adadelta), train(THEIRS)
     assert scales == others
     # The scale is a power of two: dividing by it within the step or before is the same.
     assert_same(ours, theirs)
-    for p, q in zip(ours, theirs, strict=True):
-        assert a.state[p]["step"] == b.state[q]["step"] == 4
-    assert not hasattr(a, "found_inf")
 
 
 @pytest.mark.parametrize("found", [0.0, 1.0, 2.0])
 def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
     """On CUDA the host does not look at `found_inf`: the pass does. Here it is told that it may not look."""
     monkeypatch.setattr(face.Scaling, "of", lambda opt: Scaling(torch.tensor(4.0), torch.tensor(found), False))
-    params = [torch.nn.Parameter(torch.linspace(-1, 1, 7)), torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]
+    params = [torch.nn.Parameter(torch.linspace(-1, 1, 7)), ones(2, dtype=torch.bfloat16)]
     plain = [torch.nn.Parameter(p.detach().clone()) for p in params]
     for p, q in zip(params, plain, strict=True):
         p.grad, q.grad = torch.full_like(p, 2.0), torch.full_like(p, 0.5)
@@ -153,7 +134,7 @@ def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
     other = Adadelta(plain, maximize=True)
     if not found:
         other.step()
-    assert_same(params, plain, rtol=0, atol=0)
+    assert_equal(params, plain)
     for p in params:
         assert opt.state[p]["step"] == (0 if found else 1)
         assert (opt.state[p]["square_avg"].isfinite()).all()
@@ -162,37 +143,29 @@ def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
 @pytest.mark.parametrize("engine", ["host", "eager"])
 def test_a_guarded_pass_keeps_everything(engine):
     """A rule of anybody's, on every engine: NaN included."""
-    from multiopt.binding import Job, Pass, make_buckets, prepare, run
+    from multiopt.binding import Binding, run
+    from multiopt.update import FusedUpdate
 
     for skip in (0.0, 1.0):
         x = torch.linspace(-1, 1, 5)
         g = torch.tensor([1.0, float("nan"), 0.0, float("inf"), -2.0])
-        ((bucket, indices),) = make_buckets(multiopt.ADADELTA, [x], ["x"], engine=engine)
-        one_pass = Pass(multiopt.ADADELTA, guarded=True)
-        prepare(bucket, one_pass)
-        before = [column[0].clone() for column in bucket.arrays()]
+        binding = Binding(multiopt.ADADELTA, [x], ["x"], engine=engine)
+        before = [binding.column(k)[0].clone() for k in range(3)]
         numbers = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "skip": torch.tensor(skip)}
-        run([Job(bucket, indices, one_pass, [g], numbers)])
-        for old, column in zip(before, bucket.arrays(), strict=True):
-            assert torch.equal(old, column[0]) == bool(skip)
+        run([binding.plan(FusedUpdate(multiopt.ADADELTA, guarded=True), [g], numbers)])
+        for k, old in enumerate(before):
+            assert torch.equal(old, binding.column(k)[0]) == bool(skip)
 
 
 # --- clipping ---
 
 
 def test_clipping_by_pytorch():
-    def train(kind):
-        model, x, y = model_and_data()
-        opt = kind(model.parameters())
-        for _ in range(4):
-            opt.zero_grad()
-            loss_of(model, x, y).backward()
-            torch.nn.utils.clip_grad_value_(model.parameters(), 0.05)
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
-            opt.step()
-        return model.parameters()
+    def clip(opt, model):
+        torch.nn.utils.clip_grad_value_(model.parameters(), 0.05)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
-    assert_same(train(Adadelta), train(THEIRS), rtol=1e-4, atol=1e-5)
+    assert_same(trained(Adadelta, 4, clip)[0], trained(THEIRS, 4, clip)[0], **SPREAD)
 
 
 def gradients():
@@ -211,14 +184,14 @@ def test_exact_clipping():
     exact = torch.cat(
         [torch.view_as_real(g).double().flatten() if g.is_complex() else g.double().flatten() for g in before]
     )
-    norm = clip_grad_norm_([*params, torch.nn.Parameter(torch.ones(3))], 0.5)
+    norm = clip_grad_norm_([*params, ones(3)], 0.5)
     # 4,000 squares added in double here, exactly there.
     torch.testing.assert_close(norm, exact.norm(), rtol=1e-14, atol=0)
     for p, g in zip(params, before, strict=True):
         torch.testing.assert_close(p.grad, (g * (0.5 / norm)).to(g.dtype))
     after = [p.grad.clone() for p in params]
     assert clip_grad_norm_(params, 10.0) < 0.51
-    assert_same([p.grad for p in params], after, rtol=0, atol=0)
+    assert_equal([p.grad for p in params], after)
 
 
 def test_exact_clipping_of_one_tensor_and_of_none():
@@ -247,7 +220,7 @@ def test_exact_clipping_checks_its_threshold(value):
 
 
 def test_exact_clipping_refuses_what_it_cannot_read():
-    p = torch.nn.Parameter(torch.zeros(2))
+    p = ones(2)
     p.grad = torch.ones(2).to_sparse()
     with pytest.raises(TypeError, match=r"parameters\[0\].grad: expected a plain tensor"):
         clip_grad_norm_([p], 1.0)
@@ -259,19 +232,21 @@ def test_exact_clipping_refuses_what_it_cannot_read():
 @pytest.mark.parametrize("kind_of_average", ["ema", "swa"])
 def test_averaged_models(kind_of_average):
     def train(kind):
-        model, x, y = model_and_data()
-        opt = kind(model.parameters())
-        function = swa_utils.get_ema_multi_avg_fn(0.9) if kind_of_average == "ema" else swa_utils.get_swa_multi_avg_fn()
-        average = swa_utils.AveragedModel(model, multi_avg_fn=function)
-        for _ in range(5):
-            opt.zero_grad()
-            loss_of(model, x, y).backward()
-            opt.step()
-            average.update_parameters(model)
-        swa_utils.update_bn([x], average)
-        return average.parameters()
+        averages = {}
 
-    assert_same(train(Adadelta), train(THEIRS), rtol=1e-4, atol=1e-5)
+        def update(opt, model):
+            if not averages:
+                averages[opt] = swa_utils.AveragedModel(model, multi_avg_fn=function)
+            averages[opt].update_parameters(model)
+
+        trained(kind, 5, update)
+        (average,) = averages.values()
+        swa_utils.update_bn([torch.linspace(-1, 1, 192).reshape(32, 6)], average)
+        return average.state_dict().values()
+
+    ema = kind_of_average == "ema"
+    function = swa_utils.get_ema_multi_avg_fn(0.9) if ema else swa_utils.get_swa_multi_avg_fn()
+    assert_same(train(Adadelta), train(THEIRS), **SPREAD)
 
 
 # --- memory that others see ---
@@ -307,7 +282,7 @@ if __name__ == "__main__":
 
 def test_parameters_shared_between_processes():
     """Both processes' work arrives: one alone would come to where 21 steps lead."""
-    w = torch.nn.Parameter(torch.ones(1))
+    w = ones(1)
     opt = Adadelta([w])
     w.grad = torch.ones(1)
     opt.step()
@@ -322,8 +297,6 @@ def test_parameters_shared_between_processes():
 
 
 def test_same_bits_as_the_core():
-    import numpy as np
-
     rng = np.random.default_rng(0)
     start, grads = rng.standard_normal(1000).astype("f"), rng.standard_normal((5, 1000)).astype("f")
     array, tensor = start.copy(), torch.nn.Parameter(torch.from_numpy(start.copy()))

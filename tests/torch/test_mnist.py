@@ -15,20 +15,8 @@ PROGRAM = Path(__file__).parent.parent.parent / "examples" / "torch_mnist.py"
 
 def test_same_losses_with_either_optimizer(monkeypatch, capsys):
     def run(optimizer):
-        options = [
-            "--double",
-            "--epochs",
-            "1",
-            "--log-interval",
-            "1",
-            "--images",
-            "320",
-            "--batch-size",
-            "32",
-            "--optimizer",
-            optimizer,
-        ]
-        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *options])
+        options = "--double --epochs 1 --log-interval 1 --images 320 --batch-size 32 --optimizer"
+        monkeypatch.setattr(sys, "argv", [str(PROGRAM), *options.split(), optimizer])
         try:
             runpy.run_path(str(PROGRAM), run_name="__main__")
         finally:

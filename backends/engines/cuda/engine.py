@@ -17,6 +17,7 @@ Clipping by norm makes small temporary arrays in the library; when CuPy captures
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,11 @@ import numpy as np
 from ...generic import FLOATING, Array, Backend
 from ...protocol import Bucket, NormTable
 from .. import norms
+from ..locate import mixes, real_dtypes
 from ..program import Program
 from . import source
 from .driver import Driver
-from .tables import Tables, ordinal_of
+from .tables import Tables
 
 __all__ = ["CudaEngine"]
 
@@ -48,12 +50,10 @@ class CudaEngine:
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         """Serve arrays whose backend tells their addresses on a CUDA device."""
-        if backend.cuda_memory(device) is None:
+        memory = backend.cuda_memory(device)
+        if memory is None:
             return f"it serves arrays on CUDA devices, not {backend.name} on {device}"
-        real = _real(dtypes)
-        if "float64" in real and not set(real) <= {"float32", "float64"}:
-            return "it does not mix float64 with half precision"
-        return self.driver.rejects(ordinal_of(device))
+        return mixes(dtypes) or self.driver.rejects(memory.ordinal(device))
 
     def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
         """See `Engine.filled_like`."""
@@ -61,7 +61,7 @@ class CudaEngine:
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Compile the program, about a tenth of a second the first time."""
-        self.driver.compile(source.update_source(program, _real(dtypes)))
+        self.driver.compile(source.update_source(program, real_dtypes(dtypes)))
 
     def update(
         self,
@@ -75,14 +75,8 @@ class CudaEngine:
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
-        addresses, used, back = tables.locate(grads)
-        kernel = source.update_source(program, _real(bucket.dtypes))
-        tables.launch(kernel, "update", [*tables.walk(addresses), scales, *numbers])
-        del used  # copies of gradients live until the kernel is on the stream
-        if back:
-            with tables.memory.on(bucket.device):
-                for array, copy in back:
-                    bucket.backend.write(array, copy)
+        kernel = source.update_source(program, real_dtypes(bucket.dtypes))
+        tables.run(kernel, "update", grads, [scales, *numbers], own=True)
         tables.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
 
     def norm_table(
@@ -91,11 +85,9 @@ class CudaEngine:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
-        addresses, used, _ = tables.locate(grads, own=False)
         sums = tables.zeros("sums", norms.COLUMNS)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
-        tables.launch(kernel, "squares", [*tables.walk(addresses), tables.address(sums), lowest, *numbers])
-        del used
+        tables.run(kernel, "squares", grads, [tables.address(sums), lowest, *numbers])
         table = sums.reshape((len(grads), norms.COLUMNS))
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
@@ -113,21 +105,15 @@ class CudaEngine:
         tables = self._tables(bucket)
         if tables.capturing():
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")
-        addresses, used, _ = tables.locate(grads, own=False)
         bad = tables.zeros("bad", 1)
         kernel = source.finite_source(FLOATING[bucket.grad_dtype])
-        tables.launch(kernel, "nonfinite", [*tables.walk(addresses), tables.address(bad)])
-        del used
+        tables.run(kernel, "nonfinite", grads, [tables.address(bad)])
         return [not b for b in bucket.backend.to_host(bad)]
 
     def _tables(self, bucket: Bucket) -> Tables:
         if "tables" not in bucket.cache:
             bucket.cache["tables"] = Tables(bucket, self.driver)
         return bucket.cache["tables"]
-
-
-def _real(dtypes: Sequence[str]) -> tuple[str, ...]:
-    return tuple(FLOATING[dtype] for dtype in dtypes)
 
 
 class _Namespace:
@@ -153,9 +139,7 @@ class _Namespace:
         return self._constants[key]
 
 
-_namespaces: dict[int, _Namespace] = {}
-
-
+@cache
 def _namespace(backend: Backend) -> _Namespace:
     """The same object each time, by which tables of one library are known."""
-    return _namespaces.setdefault(id(backend), _Namespace(backend.xp))
+    return _Namespace(backend.xp)

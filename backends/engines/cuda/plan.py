@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BLOCK", "CHUNK", "MOST_BLOCKS", "WORDS", "Plan", "aliases", "changes", "make_plan"]
+__all__ = ["BLOCK", "CHUNK", "MOST_BLOCKS", "WORDS", "Plan", "changes", "make_plan"]
 
 #: Threads of a block.
 BLOCK = 256
@@ -78,28 +78,3 @@ def changes(held: np.ndarray, now: np.ndarray) -> Iterator[tuple[int, np.ndarray
             for start in range(int(different[0]), int(different[-1]) + 1, WORDS):
                 stop = min(start + WORDS, int(different[-1]) + 1)
                 yield column * width + start, now[column, start:stop]
-
-
-def aliases(params: np.ndarray, param_bytes: np.ndarray, grads: np.ndarray, grad_bytes: np.ndarray) -> np.ndarray:
-    """Find gradients in the memory of parameters, which would change while they are read.
-
-    A gradient that is its own parameter, element upon element, is none: every element is read before it is written.
-
-    Parameters
-    ----------
-    params, grads : array of int64, shape (tensors,)
-        Addresses of the first bytes; a gradient at 0 is absent.
-    param_bytes, grad_bytes : array of int64, shape (tensors,)
-        Lengths of the ranges of memory. Those of the parameters do not overlap.
-
-    Returns
-    -------
-    array of int64
-        Indices of such gradients.
-    """
-    some = param_bytes > 0
-    begins = np.sort(params[some])
-    ends = np.sort(params[some] + param_bytes[some])
-    meets = np.searchsorted(begins, grads + grad_bytes) - np.searchsorted(ends, grads, side="right")
-    upon = (grads == params) & (grad_bytes == param_bytes)
-    return np.flatnonzero((meets > upon) & (grads != 0) & (grad_bytes > 0))

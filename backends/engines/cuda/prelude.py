@@ -17,22 +17,17 @@ typedef long long i64;
 struct float16 { u16 bits; };
 struct bfloat16 { u16 bits; };
 
-DEVICE float add(float a, float b) { return __fadd_rn(a, b); }
-DEVICE float sub(float a, float b) { return __fsub_rn(a, b); }
-DEVICE float mul(float a, float b) { return __fmul_rn(a, b); }
-DEVICE float div(float a, float b) { return __fdiv_rn(a, b); }
-DEVICE float root(float a) { return __fsqrt_rn(a); }
-DEVICE float magnitude(float a) { return fabsf(a); }
-DEVICE float exponential(float a) { return expf(a); }
-DEVICE float logarithm(float a) { return logf(a); }
-DEVICE double add(double a, double b) { return __dadd_rn(a, b); }
-DEVICE double sub(double a, double b) { return __dsub_rn(a, b); }
-DEVICE double mul(double a, double b) { return __dmul_rn(a, b); }
-DEVICE double div(double a, double b) { return __ddiv_rn(a, b); }
-DEVICE double root(double a) { return __dsqrt_rn(a); }
-DEVICE double magnitude(double a) { return fabs(a); }
-DEVICE double exponential(double a) { return exp(a); }
-DEVICE double logarithm(double a) { return log(a); }
+#define ARITHMETIC(T, kind, f) \
+  DEVICE T add(T a, T b) { return __##kind##add_rn(a, b); } \
+  DEVICE T sub(T a, T b) { return __##kind##sub_rn(a, b); } \
+  DEVICE T mul(T a, T b) { return __##kind##mul_rn(a, b); } \
+  DEVICE T div(T a, T b) { return __##kind##div_rn(a, b); } \
+  DEVICE T root(T a) { return __##kind##sqrt_rn(a); } \
+  DEVICE T magnitude(T a) { return fabs##f(a); } \
+  DEVICE T exponential(T a) { return exp##f(a); } \
+  DEVICE T logarithm(T a) { return log##f(a); }
+ARITHMETIC(float, f, f)
+ARITHMETIC(double, d, )
 
 DEVICE u32 bits_of(float a) { return __float_as_uint(a); }
 DEVICE float float_of(u32 a) { return __uint_as_float(a); }
@@ -51,12 +46,12 @@ DEVICE void store(i64 at, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
                :: "l"(at), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
 }
-DEVICE void load(u16& v, i64 at) { asm volatile("ld.global.u16 %0, [%1];" : "=h"(v) : "l"(at) : "memory"); }
-DEVICE void load(float& v, i64 at) { asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(at) : "memory"); }
-DEVICE void load(double& v, i64 at) { asm volatile("ld.global.f64 %0, [%1];" : "=d"(v) : "l"(at) : "memory"); }
-DEVICE void store(i64 at, u16 v) { asm volatile("st.global.u16 [%0], %1;" :: "l"(at), "h"(v) : "memory"); }
-DEVICE void store(i64 at, float v) { asm volatile("st.global.f32 [%0], %1;" :: "l"(at), "f"(v) : "memory"); }
-DEVICE void store(i64 at, double v) { asm volatile("st.global.f64 [%0], %1;" :: "l"(at), "d"(v) : "memory"); }
+#define ACCESS(T, kind, in, out) \
+  DEVICE void load(T& v, i64 at) { asm volatile("ld.global." kind " %0, [%1];" : out(v) : "l"(at) : "memory"); } \
+  DEVICE void store(i64 at, T v) { asm volatile("st.global." kind " [%0], %1;" :: "l"(at), in(v) : "memory"); }
+ACCESS(u16, "u16", "h", "=h")
+ACCESS(float, "f32", "f", "=f")
+ACCESS(double, "f64", "d", "=d")
 
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE bool any_of_warp(bool v) { return __any_sync(0xffffffffu, v); }

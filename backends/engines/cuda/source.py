@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import cache
 
 from .. import norms
+from ..locate import ITEMSIZES
 from ..program import LOGIC, Code, Program, TraceError
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
@@ -47,26 +48,20 @@ OPERATIONS = {
     "or": "{0} || {1}",
     "not": "!{0}",
 }
-#: For each dtype: its size in bytes and its C type. The half types are handled as bits.
-STORAGE = {
-    "float16": (2, "float16"),
-    "bfloat16": (2, "bfloat16"),
-    "float32": (4, "float"),
-    "float64": (8, "double"),
-}
+#: The C type of each dtype. The half types are handled as bits.
+C_TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
 #: Numbers of a program: which of them live on the device is told by the bits of one word.
 MOST_NUMBERS = 64
 
 #: The walk over a plan's chunks, common to the kernels; `rows` holds the tensors' sizes and first chunks.
-WALK = r"""
+WALK = """\
   for (i64 chunk = blockIdx.x; chunk < chunks; chunk += gridDim.x) {
     const int tensor = owners[chunk];
     const i64 g_at = addresses[tensor + tensors];
     if (g_at == 0) continue;
     const i64 start = (chunk - rows[tensor + tensors]) * CHUNK;
     const i64 rest = rows[tensor] - start;
-    const int n = rest < CHUNK ? (int)rest : CHUNK;
-"""
+    const int n = rest < CHUNK ? (int)rest : CHUNK;"""
 WALK_PARAMETERS = "const int* owners, const i64* rows, const i64* addresses, i64 chunks, i64 tensors"
 NUMBER_PARAMETERS = "BY_VALUE Numbers numbers, const double* live, u64 mask"
 
@@ -90,7 +85,7 @@ def code_of(program: Program) -> Code:
 
 def pack_of(dtypes: Sequence[str]) -> int:
     """Elements that a thread moves at once: 16 bytes of the narrowest array."""
-    return 16 // min(STORAGE[dtype][0] for dtype in dtypes)
+    return 16 // min(ITEMSIZES[dtype] for dtype in dtypes)
 
 
 def opening(dtypes: Sequence[str], numbers: int) -> list[str]:
@@ -123,7 +118,7 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     A tensor whose gradient has the address 0 is skipped. `scales` holds one number a tensor.
     """
     code = code_of(program)
-    arrays = [(name, STORAGE[dtype][1]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
+    arrays = [(name, C_TYPES[dtype]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
     columns = {name: j for j, (name, _) in enumerate(arrays)}
     written = [(name, c_type) for name, c_type in arrays if name != "g"]
     scalars = [f"s{k}" for k in range(len(code.scalars))]
@@ -154,7 +149,7 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
             "}",
             f"KERNEL(update)({parameters}) {{",
             indent(numbered(code), 1),
-            WALK.strip("\n"),
+            WALK,
             indent(located, 2),
             "    for (int k = (int)threadIdx.x * PACK; k < n; k += BLOCK * PACK) {",
             "      if (k + PACK <= n) {",
@@ -179,15 +174,12 @@ def square_source(program: Program, dtype: str) -> str:
     clipped by value on the way.
     """
     code = code_of(program)
-    element = [
-        "const real g = widen(g_);",
-        *declared(code.render(OPERATIONS, only=(code.measured,)), code),
-    ]
+    element = ["const real g = widen(g_);", *declared(code.render(OPERATIONS, only=(code.measured,)), code)]
     element += [f"const double wide = {code.measured};", "return mul(wide, wide);"]
     used = sorted(set(re.findall(r"\bs\d+\b", " ".join(element))), key=lambda s: int(s[1:]))
     numbers = [line for line in numbered(code) if line.split()[2] in used]
-    c_type, extra = STORAGE[dtype][1], "".join(f", {s}" for s in used)
-    constants = f"""
+    c_type, extra = C_TYPES[dtype], "".join(f", {s}" for s in used)
+    constants = f"""\
 #define LEVELS {norms.LEVELS}
 #define COLUMNS {norms.COLUMNS}
 #define EACH (CHUNK / BLOCK)
@@ -198,7 +190,7 @@ DEVICE double unit_of(int lowest, int level) {{
 DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
 {indent(element, 1)}
 }}"""
-    body = f"""
+    body = f"""\
     double s[EACH];
     #pragma unroll
     for (int m = 0; m < EACH / PACK; ++m) {{
@@ -263,25 +255,16 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
     sync_block();
   }}
 }}"""
-    parameters = f"{WALK_PARAMETERS}, i64* out, int lowest, {NUMBER_PARAMETERS}"
-    return "\n".join(
-        [
-            *opening((dtype,), len(code.scalars)),
-            constants.strip(),
-            f"KERNEL(squares)({parameters}) {{",
-            "  SHARED i64 row[COLUMNS];",
-            indent(numbers, 1),
-            WALK.strip("\n"),
-            body.strip("\n"),
-        ]
-    )
+    head = f"KERNEL(squares)({WALK_PARAMETERS}, i64* out, int lowest, {NUMBER_PARAMETERS}) {{"
+    before = [*opening((dtype,), len(code.scalars)), constants, head, "  SHARED i64 row[COLUMNS];"]
+    return "\n".join([*before, indent(numbers, 1), WALK, body])
 
 
 @cache
 def finite_source(dtype: str) -> str:
     """Source of the kernel ``nonfinite``: sets ``bad[i]`` where the gradient of tensor i is not finite."""
-    c_type = STORAGE[dtype][1]
-    body = f"""
+    c_type = C_TYPES[dtype]
+    body = f"""\
     bool odd = false;
     for (int k = (int)threadIdx.x * PACK; k < n; k += BLOCK * PACK) {{
       const i64 at = g_at + (start + k) * (i64)sizeof({c_type});
@@ -302,18 +285,15 @@ def finite_source(dtype: str) -> str:
   }}
 }}"""
     head = f"KERNEL(nonfinite)({WALK_PARAMETERS}, i64* bad) {{"
-    return "\n".join([*opening((dtype,), 0), head, WALK.strip("\n"), body.strip("\n")])
+    return "\n".join([*opening((dtype,), 0), head, WALK, body])
 
 
 @cache
 def fill_source() -> str:
     """Source of the kernel ``fill``: writes words, which travel as its arguments, to a table on the device."""
-    return "\n".join(
-        [
-            *opening(("float64",), 0),
-            f"struct Words {{ i64 v[{WORDS}]; }};",
-            "KERNEL(fill)(i64* out, int n, BY_VALUE Words words) {",
-            "  for (int k = threadIdx.x; k < n; k += BLOCK) out[k] = words.v[k];",
-            "}",
-        ]
-    )
+    kernel = f"""\
+struct Words {{ i64 v[{WORDS}]; }};
+KERNEL(fill)(i64* out, int n, BY_VALUE Words words) {{
+  for (int k = threadIdx.x; k < n; k += BLOCK) out[k] = words.v[k];
+}}"""
+    return "\n".join([*opening(("float64",), 0), kernel])

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from ...generic import FLOATING, Array, CudaMemory
+from ...generic import Array, CudaMemory
 from ...protocol import Bucket
+from ..locate import Copies, Locations, copy_blocks
 from ..program import Code
 from . import source
 from .driver import Driver
-from .plan import WORDS, Plan, aliases, changes, make_plan
+from .plan import WORDS, Plan, changes, make_plan
 
-__all__ = ["Tables", "ordinal_of"]
+__all__ = ["Tables"]
 
 WARM_UP = "do one step with the same options before it"
-
-
-def ordinal_of(device: Any) -> int:
-    """The number of a device such as ``cuda:1``; 0 where none is said."""
-    return int(str(device).partition(":")[2] or 0)
 
 
 class Tables:
@@ -34,23 +29,17 @@ class Tables:
         memory = bucket.backend.cuda_memory(bucket.device)
         assert memory is not None  # or the engine would not serve the bucket
         self.memory: CudaMemory = memory
-        self.ordinal = ordinal_of(bucket.device)
+        self.ordinal = self.memory.ordinal(bucket.device)
         if self.capturing():
             raise RuntimeError(f"cannot make an optimizer's tables during CUDA graph capture: {WARM_UP}")
-        parts = 2 if bucket.dtype.startswith("complex") else 1
-        self.layouts = [self.memory.layout(p) for p in bucket.params]
-        self.plan: Plan = make_plan(np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts)
-        itemsizes = [source.STORAGE[FLOATING[dtype]][0] for dtype in (bucket.dtype, bucket.grad_dtype)]
-        self.param_bytes, self.grad_bytes = (self.plan.sizes * itemsize for itemsize in itemsizes)
+        self.locations = Locations(bucket, self.memory)
+        self.plan: Plan = make_plan(self.locations.sizes)
         self.rooms: dict[str, Array] = {}
-        self.fixed = [
-            self.address(self.room("owners", self.plan.owners)),
-            self.address(self.room("rows", self.plan.rows)),
-        ]
-        #: The addresses of x, g and the state, a row each: what the table on the device holds, and what it shall hold.
-        self.held = np.full((2 + len(bucket.state), len(bucket.params)), -1, np.int64)
-        self.now = np.zeros_like(self.held)
-        self.room("addresses", self.held.ravel())
+        tables = {"owners": self.plan.owners, "rows": self.plan.rows}
+        self.fixed = [self.address(self.room(name, words)) for name, words in tables.items()]
+        #: What the table on the device holds: the addresses of x, g and the state, a row each.
+        self.uploaded = np.full((2 + len(bucket.state), len(bucket.params)), -1, np.int64)
+        self.room("addresses", self.uploaded.ravel())
         #: What launches that went into CUDA graphs read, each its own: a later step must not change it.
         self.captured: list[Any] = []
 
@@ -103,9 +92,16 @@ class Tables:
         kernel = self.driver.kernel(text, name, self.ordinal)
         self.driver.launch(kernel, self.ordinal, self.stream(), grid, arguments)
 
-    def walk(self, addresses: int) -> list[int]:
-        """The arguments that every walk over the plan begins with."""
-        return [*self.fixed, addresses, len(self.plan.owners), len(self.plan.sizes)]
+    def run(
+        self, text: str, name: str, grads: Sequence[Array | None], arguments: Sequence[Any], *, own: bool = False
+    ) -> None:
+        """Launch a kernel that walks over the bucket. `own` says whether it writes to the parameters and the state."""
+        address, _kept, copies = self.locate(grads, own)  # what is kept lives until the kernel is on the stream
+        walk = [*self.fixed, address, len(self.plan.owners), len(self.plan.sizes)]
+        self.launch(text, name, [*walk, *arguments])
+        with self.memory.on(self.bucket.device):
+            for copy in copies:
+                copy.write_back(self.backend)
 
     def numbers(self, code: Code, values: Mapping[str, Any]) -> list[Any]:
         """The arguments that carry the program's numbers: those at hand, and where on the device the others are."""
@@ -136,95 +132,50 @@ class Tables:
 
     # --- where the arrays are ---
 
-    def locate(
-        self, grads: Sequence[Array | None], own: bool = True
-    ) -> tuple[int, list[Array | None], list[tuple[Array, Array]]]:
-        """Bring the table of addresses up to date.
+    def locate(self, grads: Sequence[Array | None], own: bool) -> tuple[int, list[Array | None], list[Copies]]:
+        """Bring the table of addresses up to date: where on the device it is, and the arrays made for it.
 
-        Tensors whose memory cannot be walked as one run are copied, and their copies walked.
-
-        Parameters
-        ----------
-        grads : sequence of arrays or None
-        own : bool
-            Whether the parameters and the state are to be walked too.
-
-        Returns
-        -------
-        int
-            The table's address on the device.
-        list of arrays or None
-            The gradients and copies that it points at, to be held until the kernel is on the stream.
-        list of (array, array)
-            What is to be written back afterwards: an array, and its copy.
+        Tensors whose memory cannot be walked as one run are copied, and their copies walked. `own` says whether the
+        parameters and the state are walked too.
         """
-        grads, columns = list(grads), self.bucket.arrays()
-        used, back = grads.copy(), list[tuple[Array, Array]]()
-        live = [i for i, g in enumerate(grads) if g is not None]
-        rows = [0, *range(2, len(self.now))]
-        for row, arrays in zip(rows, columns, strict=True):
-            self.memory.addresses(arrays, self.layouts, self.now[row])
-        self.now[1] = 0
-        self._locate_gradients(grads, live)
-        begins = np.where(self.now[0] < 0, 0, self.now[0])
-        for i in aliases(begins, self.param_bytes * (begins != 0), np.maximum(self.now[1], 0), self.grad_bytes):
-            grads[i] = self.backend.copy(grads[i])
-            used.append(grads[i])
-            self._locate_gradients(grads, [int(i)])
-        for i in np.flatnonzero((self.now < 0).any(axis=0)).tolist():
-            if grads[i] is None:
-                continue
-            if own and (self.now[rows, i] >= 0).all():
-                used.append(self._laid_out(i, grads[i]))
-                self._locate_gradients({i: used[-1]}, [i])
-            if self.now[1, i] < 0 or not (self.now[rows, i] >= 0).all():
-                used += self._copy(i, grads[i], columns if own else [], back)
-        return self._upload(used), used, back
+        kept, odd = self.locations.find(grads)
+        now, copies = self.locations.table[:, 1:].copy(), list[Copies]()
+        for i in odd:
+            if own and i not in self.locations.odd and self._laid_out(kept, i):
+                now[i, 1] = self.locations.table[i, 2]
+            else:
+                copies += copy_blocks(self.bucket, self.memory, i, kept[i], own=own)
+                now[i] = copies[-1].table[0, 1:]
+        return self._upload(np.ascontiguousarray(now.T), (kept, copies)), kept, copies
 
-    def _locate_gradients(self, grads: Mapping[int, Array] | Sequence[Array], which: list[int]) -> None:
-        found = np.zeros(len(which), np.int64)
-        self.memory.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
-        self.now[1, which] = found
-
-    def _laid_out(self, i: int, g: Array) -> Array:
-        """A copy of a gradient that lies as its parameter does."""
+    def _laid_out(self, grads: list[Array | None], i: int) -> bool:
+        """Copy a gradient so that it lies as its parameter does, if the library makes such a copy."""
         new = self.backend.full_like(self.bucket.params[i], 0.0, self.bucket.grad_dtype)
-        self.backend.write(new, g)
-        return new
+        self.backend.write(new, grads[i])
+        grads[i] = new
+        self.locations.find_gradients(grads, [i])
+        return bool(self.locations.table[i, 2] > 0)
 
-    def _copy(self, i: int, g: Array, columns: list[list[Array]], back: list[tuple[Array, Array]]) -> list[Array]:
-        """Walk copies of one tensor's arrays in C order; the caller writes those in `back` back."""
-        arrays = [g, *(column[i] for column in columns)]
-        copies = [self.memory.contiguous(array) for array in arrays]
-        found = np.zeros(len(copies), np.int64)
-        self.memory.addresses(copies, ["C"] * len(copies), found)
-        self.now[:, i] = 0
-        self.now[[1, 0, *range(2, len(self.now))][: len(found)], i] = found
-        back += zip(arrays[1:], copies[1:], strict=True)
-        return copies
-
-    def _upload(self, used: list[Array | None]) -> int:
+    def _upload(self, now: np.ndarray, kept: Any) -> int:
         """Write what has changed to the table on the device, or all to one of its own under graph capture."""
         if not self.capturing():
-            table, held = self.rooms["addresses"], self.held
+            table, before = self.rooms["addresses"], self.uploaded
         else:
-            xp = self.backend.xp
+            like = self.bucket.params[0]
             with self.memory.on(self.bucket.device):
-                table = xp.empty(self.now.size, dtype=xp.int64, device=self.bucket.params[0].device)
-            held = np.full_like(self.now, -1)
-            self.captured.append((table, used))
+                table = self.backend.xp.empty(now.size, dtype=self.backend.xp.int64, device=like.device)
+            before = np.full_like(now, -1)
+            self.captured.append((table, kept))
         address = self.address(table)
-        for start, words in changes(held, self.now):
+        for start, words in changes(before, now):
             self.fill(address + 8 * start, words)
-        held[:] = self.now
+        before[:] = now
         return address
 
 
 def _on_device(value: Any) -> bool:
-    """Whether a number is an array on a device, and not Python's or NumPy's or in the host's memory."""
-    return not isinstance(value, (int, float, np.generic, np.ndarray)) and "cpu" not in str(
-        getattr(value, "device", "cpu")
-    )
+    """Whether a number is an array on a device, and not Python's or in this machine's memory."""
+    return "cpu" not in str(getattr(value, "device", "cpu"))
 
 
 def _plain(value: Any) -> Any:

@@ -8,24 +8,50 @@ more than a small tensor's update.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numba
 import numpy as np
 from numba import types
 
-from .kernels import long_pointer
+from .kernels import STORAGE, long_pointer
 
-__all__ = ["Exchange"]
+__all__ = ["Description", "Exchange"]
 
 #: Where the function stands in the table, after the version, a pointer to an older table and three other functions.
 FUNCTION = 40
 #: A ``DLTensor`` in 8-byte words: data, device, ndim and dtype, shape, strides, byte offset.
 WORDS = 6
-#: Values that each array's part of a fingerprint starts with, beside the shape.
+#: Words of a description that come before the shape (device, ndim and dtype) or the strides (object, address).
 HEAD = 2
-_forget_error = types.ExternalFunction("PyErr_Clear", types.void())
+#: The ``DLDevice`` and the ``DLDataType`` of what `Exchange.increment` writes to.
+CPU, FLOAT32, FLOAT64 = 1, 2 | 32 << 8 | 1 << 16, 2 | 64 << 8 | 1 << 16
+float_pointer, double_pointer = STORAGE["float32"][1], STORAGE["float64"][1]
+_list_item: Any = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
+_forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
+
+
+@dataclass(frozen=True)
+class Description:
+    """What was found out about a list of arrays.
+
+    Attributes
+    ----------
+    signature : bytes
+        The device, dtype and shape of each.
+    memory : bytes
+        Which object it is, its address and its strides, of each.
+    addresses : NumPy array of int64
+    contiguous : bool
+        Whether all lie in C order.
+    """
+
+    signature: bytes
+    memory: bytes
+    addresses: np.ndarray
+    contiguous: bool
 
 
 class Exchange:
@@ -54,71 +80,79 @@ class Exchange:
         if major.value != 1 or not address.value:
             raise ImportError(f"{kind.__name__}'s DLPack exchange API has version {major.value}, expected 1")
         describe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address.value)
-        self._fingerprint, self._locate = _fingerprint_kernel(describe), _locate_kernel(describe)
-        self._room = np.zeros(1024, np.int64)
+        self._describe, self._increment = _describe_kernel(describe), _increment_kernel(describe)
+        self._words = 1024
 
-    def fingerprint(self, arrays: Sequence[Any], where: bool = False) -> bytes | None:
-        """Device, dtype and shape of all arrays, and with `where` also addresses and strides.
+    def describe(self, arrays: list[Any]) -> Description | None:
+        """Describe arrays; None if one of them cannot be described."""
+        addresses, room = np.empty(len(arrays), np.int64), np.empty((2, self._words), np.int64)
+        used, contiguous = self._describe(id(arrays), addresses, room)
+        if used > room.shape[1]:
+            self._words = 2 * used
+            return self.describe(arrays)
+        if used < 0:
+            return None
+        return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous)
 
-        None if one of them cannot be described.
-        """
-        objects = np.fromiter(map(id, arrays), np.int64, len(arrays))
-        while (used := self._fingerprint(objects, self._room, where)) > len(self._room):
-            self._room = np.zeros(2 * used, np.int64)
-        return self._room[:used].tobytes() if used >= 0 else None
-
-    def locate(self, arrays: Sequence[Any], out: np.ndarray) -> bool:
-        """Write the addresses to `out`; whether all arrays lie in C order."""
-        return self._locate(np.fromiter(map(id, arrays), np.int64, len(arrays)), out)
+    def increment(self, arrays: list[Any]) -> bool:
+        """Add 1 to arrays of one element. If not all are float32 or float64 on the CPU, nothing is written: False."""
+        return self._increment(id(arrays), np.empty((2, len(arrays)), np.int64))
 
 
-def _fingerprint_kernel(describe: Any) -> Callable[..., int]:
-    @numba.njit("int64(int64[::1], int64[::1], boolean)")
-    def fingerprint(objects: Any, out: Any, where: bool) -> int:
-        """Return the words used, or needed if there are more than there is room for, or −1."""
-        tensor, used = np.empty(WORDS, np.int64), 0
-        for i in range(len(objects)):
-            if describe(objects[i], tensor.ctypes.data) != 0:
+def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
+    none = id(None)  # asked for a description, it would raise an error, which takes long
+
+    @numba.njit("Tuple((int64, boolean))(int64, int64[::1], int64[:, ::1])")
+    def kernel(arrays: int, addresses: Any, out: Any) -> tuple[int, bool]:
+        """Return the words used, or needed if there is no room for them, or −1; and whether all is in C order."""
+        tensor, used, contiguous = np.empty(WORDS, np.int64), 0, True
+        for i in range(len(addresses)):
+            array = _list_item(arrays, i)
+            if array == none or describe(array, tensor.ctypes.data) != 0:
                 _forget_error()
-                return -1
-            ndim = tensor[2] & 0xFFFFFFFF
-            if where:
-                if used + 1 + ndim <= len(out):
-                    out[used] = tensor[0] + tensor[5]
-                    strides = numba.carray(long_pointer(tensor[4]), ndim)
-                    for k in range(ndim):
-                        out[used + 1 + k] = strides[k]
-                used += 1 + ndim
-            if used + HEAD + ndim <= len(out):
-                out[used], out[used + 1] = tensor[1], tensor[2]
-                shape = numba.carray(long_pointer(tensor[3]), ndim)
-                for k in range(ndim):
-                    out[used + HEAD + k] = shape[k]
-            used += HEAD + ndim
-        return used
-
-    return fingerprint
-
-
-def _locate_kernel(describe: Any) -> Callable[..., bool]:
-    @numba.njit("boolean(int64[::1], int64[:])")
-    def locate(objects: Any, out: Any) -> bool:
-        tensor = np.empty(WORDS, np.int64)
-        for i in range(len(objects)):
-            if describe(objects[i], tensor.ctypes.data) != 0:
-                _forget_error()
-                return False
-            out[i] = tensor[0] + tensor[5]
+                return -1, False
+            addresses[i] = tensor[0] + tensor[5]
             ndim = tensor[2] & 0xFFFFFFFF
             shape, strides = numba.carray(long_pointer(tensor[3]), ndim), numba.carray(long_pointer(tensor[4]), ndim)
-            count = 1
+            count, expected = 1, 1
             for k in range(ndim):
                 count *= shape[k]
-            expected = 1
             for k in range(ndim - 1, -1, -1):
                 if count != 0 and shape[k] != 1 and strides[k] != expected:
-                    return False
+                    contiguous = False
                 expected *= shape[k]
+            start, used = used, used + HEAD + ndim
+            if used <= out.shape[1]:
+                out[0, start], out[0, start + 1] = tensor[1], tensor[2]
+                out[1, start], out[1, start + 1] = array, addresses[i]
+                for k in range(ndim):
+                    out[0, start + HEAD + k], out[1, start + HEAD + k] = shape[k], strides[k]
+        return used, contiguous
+
+    return kernel
+
+
+def _increment_kernel(describe: Any) -> Callable[..., bool]:
+    @numba.njit("boolean(int64, int64[:, ::1])")
+    def kernel(arrays: int, found: Any) -> bool:
+        tensor = np.empty(WORDS, np.int64)
+        for i in range(found.shape[1]):
+            if describe(_list_item(arrays, i), tensor.ctypes.data) != 0:
+                _forget_error()
+                return False
+            shape, count = numba.carray(long_pointer(tensor[3]), tensor[2] & 0xFFFFFFFF), 1
+            for k in range(len(shape)):
+                count *= shape[k]
+            found[0, i], found[1, i] = tensor[0] + tensor[5], tensor[2] >> 32
+            if count != 1 or tensor[1] & 0xFFFFFFFF != CPU or (found[1, i] != FLOAT32 and found[1, i] != FLOAT64):
+                return False
+        for i in range(found.shape[1]):
+            if found[1, i] == FLOAT32:
+                single = numba.carray(float_pointer(found[0, i]), 1)
+                single[0] += np.float32(1)
+            else:
+                double = numba.carray(double_pointer(found[0, i]), 1)
+                double[0] += 1.0
         return True
 
-    return locate
+    return kernel

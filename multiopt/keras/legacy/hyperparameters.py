@@ -11,44 +11,42 @@ import numpy as np
 from ... import backends
 from ... import schedules as core
 from .. import schedules
-from ..variable import Variable
+from ..variables.variable import Variable
 
-__all__ = ["Hyperparameters", "single"]
+__all__ = ["CLIPS", "Hyper", "Hyperparameters", "check_not_negative", "restored"]
 
-
-def single(value: float) -> float:
-    """A Python number as TensorFlow holds it: in float32, whatever the variables' dtype."""
-    return float(np.float32(value))
+Hyper = float | Callable[[], Any] | schedules.LearningRateSchedule | Any
+CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
 
 
 class Hyperparameters:
-    """Named hyperparameters, each set as a number, an array, a Variable, a callable or a schedule."""
+    """A part of `Optimizer`: named hyperparameters, which are attributes, too."""
+
+    iterations: Any
+    gradient_transformers: list[Any]
+    _initial_decay: float
 
     def __init__(self) -> None:
-        self._held: dict[str, Any] = {}
+        #: Each as a number, an array, a Variable, a callable or a schedule.
+        self._hyper: dict[str, Any] = {}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._held
+    def _set_hyper(self, name: str, value: Any) -> None:
+        """Set a hyperparameter: a number, an array, a function without arguments, or a schedule.
 
-    def names(self) -> list[str]:
-        """Those that were set, in order."""
-        return list(self._held)
-
-    def set(self, name: str, value: Any) -> None:
-        """Set one. A number goes into the Variable that holds the number before, if one does.
+        A number is assigned to the Variable of the number before, if there is one.
 
         Raises
         ------
         TypeError
-            If it is none of the things that a hyperparameter may be.
+            If it is something else.
         """
-        before = self._held.get(name)
+        before = self._hyper.get(name)
         if isinstance(value, (Real, np.generic)) and not isinstance(value, (bool, np.bool_)):
             number = np.array(float(value))  # type: ignore[arg-type]
             if isinstance(before, _Number):
                 before.assign(number)
             else:
-                self._held[name] = _Number(number, trainable=False, name=name)
+                self._hyper[name] = _Number(number, trainable=False, name=name)
             return
         if not callable(value) and not isinstance(value, Variable):
             try:
@@ -60,51 +58,70 @@ class Hyperparameters:
                     f"{name}: expected a number, an array of one element, a function without arguments or a "
                     f"LearningRateSchedule, got {value!r}"
                 )
-        self._held[name] = value
+        self._hyper[name] = value
 
-    def get(self, name: str) -> Any:
-        """What holds it: a Variable for a number, an array, a schedule; of a function, what it returns now."""
-        value = self._held[name]
-        return value if is_schedule(value) or not callable(value) else value()
+    def _get_hyper(self, name: str, dtype: str | None = None) -> Any:
+        """A hyperparameter: what holds it or, given the dtype of a computation, its current value as a Python float.
 
-    def number(self, name: str, iteration: int) -> float:
-        """Its value in an update, where `iteration` is the number of updates before.
-
-        A Python number, and what a schedule or a function gives, goes through float32, as in TensorFlow. Arrays keep
-        their own precision.
+        What holds it is a Variable for a number, an array, or a schedule; of a function, what it returns now. Python
+        numbers, and the values of schedules and functions, go through float32, as in TensorFlow; arrays keep their
+        precision.
 
         Raises
         ------
         TypeError
             If a function or a schedule returns something that is not a number.
         """
-        held = self._held[name]
-        value = held(iteration) if is_schedule(held) else self.get(name)
+        held = self._hyper[name]
+        if dtype is None:
+            return held if _is_schedule(held) or not callable(held) else held()
+        iteration = int(self.iterations)
+        value = held(iteration) if _is_schedule(held) else held() if callable(held) else held
         try:
             number = float(value)
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a number at iteration {iteration}, got {value!r}") from None
-        return single(number) if isinstance(held, _Number) or callable(held) else number
+        return float(np.float32(number)) if isinstance(held, _Number) or callable(held) else number
 
-    def stored(self, name: str) -> Any:
-        """What a configuration holds: a number, a schedule's dictionary, or the name of a function that has one."""
-        value = self._held[name]
-        if is_schedule(value):
+    def _decayed_lr(self, dtype: str) -> float:
+        """The learning rate of this update: the schedule's value, over ``1 + decay * iterations``."""
+        rate: float = self._get_hyper("learning_rate", dtype)
+        decay = self._get_hyper("decay", dtype) if "decay" in self._hyper else self._initial_decay
+        return rate / (1.0 + decay * int(self.iterations)) if decay > 0 else rate
+
+    def _serialize_hyperparameter(self, name: str) -> Any:
+        """A hyperparameter for `get_config`: a number, a schedule's dictionary, or the name of a function."""
+        value = self._hyper[name]
+        if _is_schedule(value):
             return schedules.serialize(value)
         if callable(value):
             own = getattr(value, "__name__", "<lambda>")
             return float(value()) if own == "<lambda>" else own
         return float(value)
 
+    def __getattr__(self, name: str) -> Any:
+        name = "learning_rate" if name == "lr" else name
+        if name in self.__dict__.get("_hyper", ()):
+            return self._get_hyper(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = "learning_rate" if name == "lr" else name
+        if name in self.__dict__.get("_hyper", ()):
+            self._set_hyper(name, value)
+        else:
+            if name in CLIPS and value is not None:
+                check_not_negative(name, value)
+                if self.gradient_transformers:
+                    raise ValueError(f"{name}: expected None with gradient_transformers; make clipping one of them")
+            object.__setattr__(self, name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._hyper, *["lr"] * ("learning_rate" in self._hyper)]
+
 
 def restored(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A configuration with schedules and functions in place of their dictionaries and names.
-
-    Raises
-    ------
-    ValueError
-        If a hyperparameter is a name that `custom_objects` does not have.
-    """
+    """A configuration with schedules and functions in place of their dictionaries and names."""
     found = dict(config)
     if "lr" in found:
         found["learning_rate"] = found.pop("lr")
@@ -118,13 +135,20 @@ def restored(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
     return found
 
 
-def is_schedule(value: Any) -> bool:
-    """Whether it is called with the iteration, rather than with nothing."""
+def check_not_negative(option: str, value: Any) -> None:
+    """Raise TypeError or ValueError unless it is a number of at least 0."""
+    try:
+        good = float(value) >= 0
+    except (TypeError, ValueError):
+        raise TypeError(f"{option}: expected a number, got {value!r}") from None
+    if not good:
+        raise ValueError(f"{option}: expected a number that is not negative, got {value!r}")
+
+
+def _is_schedule(value: Any) -> bool:
+    """Whether it is called with the iteration, rather than without arguments."""
     return isinstance(value, (schedules.LearningRateSchedule, core.Schedule))
 
 
 class _Number(Variable):
-    """Holds a number that was given as a Python number: in float64, so that it is given back as it came."""
-
-
-Hyper = float | Callable[[], Any] | schedules.LearningRateSchedule | Any
+    """Holds a Python number in float64, so that a configuration has the number that was given."""

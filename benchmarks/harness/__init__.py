@@ -1,0 +1,1 @@
+"""How contenders are run and timed, each in a process of its own, and what is measured."""

@@ -1,0 +1,1 @@
+"""The results as tables, as JSON and as a picture."""

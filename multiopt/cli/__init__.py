@@ -1,0 +1,5 @@
+"""The command line: ``multiopt demo | info | bench | check | record``."""
+
+from .command import main
+
+__all__ = ["main"]

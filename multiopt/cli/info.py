@@ -1,0 +1,84 @@
+"""``multiopt info``: the installed array libraries, the engine that each one gets, and why not a faster one."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+
+from ..backends import libraries, thread_count
+from .libraries import find, installed, message, version
+
+__all__ = ["add_arguments", "main"]
+
+#: Optional modules: what installs each one, and what it is for.
+MODULES = {
+    "numba": ('"multiopt[numba]"', "the host engine: compiled loops over NumPy arrays and PyTorch CPU tensors"),
+    "optree": ('"multiopt[tree]"', "parameters in nested containers"),
+    "safetensors": ('"multiopt[checkpoint]"', "save and load"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``multiopt info``: it has none."""
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the tables.
+
+    Raises
+    ------
+    ImportError
+        If rich is not installed.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console()
+    with console.status("looking at the array libraries"):
+        found = [find(library.name) for library in libraries()]
+    table = Table("library", "version", "device", "engine for float32", box=box.SIMPLE_HEAD)
+    notes = []
+    for library in found:
+        if library.problem:
+            table.add_row(library.name, library.version, "–", "–", style="dim")
+            notes.append(f"{library.name} {library.problem}")
+        for place in library.places:
+            style = "yellow" if place.reasons else "green"
+            table.add_row(library.name, library.version, Text(place.name), Text(place.engine, style=style))
+            where = f"{library.name} on {place.name}"
+            notes += [f"{where}, no {name} engine: {why}" for name, why in place.reasons.items()]
+    modules = Table("module", "version", "for", box=box.SIMPLE_HEAD)
+    for name, (requirement, purpose) in MODULES.items():
+        problem = _problem(name)
+        modules.add_row(name, version(name) or "–", purpose, style="dim" if problem else "")
+        if problem:
+            notes.append(f"{name} {problem}: pip install {requirement}")
+    console.print(table, modules)
+    lines = Table.grid(padding=(0, 1))
+    for note in (*notes, f"threads of the host engine: {_threads()}"):
+        lines.add_row(" ·", Text(note))
+    console.print(lines)
+    return 0
+
+
+def _problem(module: str) -> str:
+    if not installed(module):
+        return "is not installed"
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken module may raise anything
+        return f"does not work here ({message(error)})"
+    return ""
+
+
+def _threads() -> str:
+    try:
+        count = thread_count()
+    except ValueError as error:
+        return str(error)
+    if os.environ.get("MULTIOPT_NUM_THREADS"):
+        return f"{count}, from MULTIOPT_NUM_THREADS"
+    return f"{count}, the processors that this process may use (set MULTIOPT_NUM_THREADS to change it)"

@@ -1,0 +1,165 @@
+"""Variables bound to the core: their arrays are taken from the boxes before each update, and put back after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .. import functional
+from ..adadelta import ADADELTA
+from ..backends.generic import Array, Backend
+from ..binding import Binding, Plan, run
+from ..memory import Memory
+from ..rule import Rule
+from ..update import FusedUpdate
+from .distribute.mesh import local, reducer
+from .variables.variable import Variable
+
+__all__ = ["AdadeltaStep", "VariableBinding", "stateless"]
+
+#: Every number that an update may read.
+Values = Mapping[str, Any]
+
+
+class VariableBinding:
+    """A rule bound to variables of one array library.
+
+    `columns` are the variables and, for each slot of the rule, a Variable for each of them. `names` are the
+    variables' in messages.
+    """
+
+    def __init__(
+        self,
+        rule: Rule,
+        columns: Sequence[Sequence[Variable]],
+        engine: str = "auto",
+        names: Sequence[str] | None = None,
+    ) -> None:
+        self.rule, self.columns, self._engine = rule, [list(column) for column in columns], engine
+        self.names = [variable.name for variable in columns[0]] if names is None else list(names)
+        self._grad_names = [f"gradient of {name!r}" for name in self.names]
+        self._binding: Binding | None = None
+
+    @property
+    def variables(self) -> list[Variable]:
+        """What the rule updates."""
+        return self.columns[0]
+
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines that run it."""
+        return [bucket.engine.name for bucket in self._binding.buckets] if self._binding else []
+
+    def bound(self, memory: Memory | None = None, backend: Backend | None = None) -> Binding:
+        """The core's binding of the arrays that the variables hold now.
+
+        `memory` is that of arrays which others update, and `backend` what the arrays must belong to.
+        """
+        columns = [[local(box.value) for box in column] for column in self.columns]
+        if self._binding is None:
+            state = [dict(zip(self.rule.slots, row, strict=True)) for row in zip(*columns[1:], strict=True)]
+            self._binding = Binding(
+                self.rule, columns[0], self.names, state=state, engine=self._engine, memory=memory, backend=backend
+            )
+        for k, column in enumerate(columns):
+            for i, (old, array) in enumerate(zip(self._binding.column(k), column, strict=True)):
+                if old is not array:
+                    self._binding.put(k, i, array)
+        return self._binding
+
+    def plan(
+        self, update: FusedUpdate, grads: Sequence[Array | None], values: Values, clip_norm: float | None = None
+    ) -> Plan:
+        """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
+        shards = [None if g is None else local(g) for g in grads]
+        return self.bound().plan(update, shards, values, clip_norm=clip_norm, names=self._grad_names)
+
+    def put_back(self) -> None:
+        """Put new arrays of an immutable library into the variables."""
+        if self._binding is not None and not self._binding.backend.mutable:
+            for k, column in enumerate(self.columns):
+                for box, array in zip(column, self._binding.column(k), strict=True):
+                    box.value = array
+
+    def apply(self, update: FusedUpdate, grads: Sequence[Array | None], traced: bool = False, **hypers: Any) -> None:
+        """Do a rule's update without slots and options; where `traced`, operation by operation."""
+        if not traced:
+            run([self.plan(update, grads, hypers)])
+            self.put_back()
+            return
+        for variable, g in zip(self.variables, grads, strict=True):
+            if g is not None:
+                variable.value = stateless(self.rule, variable.value, g, **hypers)
+
+
+def stateless(rule: Rule, x: Array, g: Array, **options: Any) -> Array:
+    """The new array of a rule that has no slots, computed operation by operation."""
+    return functional.update(x, g, functional.State(0, {}), rule=rule, **options)[0]
+
+
+class AdadeltaStep:
+    """A step of Adadelta: weight decay, clipping and the rule in one pass over memory.
+
+    `columns` are the variables, of one array library, and for each of them the accumulated gradient and the
+    accumulated delta; `decayed` says which of them weight decay applies to, by default all.
+    """
+
+    def __init__(
+        self, columns: Sequence[Sequence[Variable]], decayed: Sequence[bool] | None = None, engine: str = "auto"
+    ) -> None:
+        groups: dict[tuple[bool, Any, str], list[int]] = {}
+        for i, variable in enumerate(columns[0]):
+            decay = True if decayed is None else decayed[i]
+            device = variable.backend.device(local(variable.value))
+            groups.setdefault((decay, device, variable.dtype), []).append(i)
+        self._groups: list[tuple[bool, list[int], VariableBinding]] = []
+        memory: Memory | None = None
+        backend: Backend | None = None
+        for (decay, _, _), places in groups.items():
+            group = VariableBinding(ADADELTA, [[column[i] for i in places] for column in columns], engine)
+            bound = group.bound(memory, backend)
+            memory, backend = bound.memory, bound.backend
+            self._groups.append((decay, places, group))
+
+    @property
+    def engines(self) -> list[str]:
+        """The names of the engines that run it."""
+        return [name for _, _, group in self._groups for name in group.engines]
+
+    def plan(
+        self,
+        grads: Sequence[Array | None],
+        values: Callable[[Variable], Values],
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+    ) -> list[tuple[VariableBinding, Plan]]:
+        """Check a step; nothing is written. See `step`."""
+        normed = clip_norm is not None or clip_global_norm is not None
+        plans = []
+        for decayed, places, group in self._groups:
+            own = [grads[i] for i in places]
+            if any(g is not None for g in own):
+                numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.variables[0])}
+                scaled, clipped = numbers["scale"] != 1.0, numbers["clip_value"] is not None
+                decoupled = decayed and numbers["weight_decay"] != 0.0
+                update = FusedUpdate(ADADELTA, scaled=scaled, clipped=clipped, normed=normed, decoupled=decoupled)
+                plans.append((group, group.plan(update, own, numbers, clip_norm)))
+        return plans
+
+    def step(
+        self,
+        grads: Sequence[Array | None],
+        values: Callable[[Variable], Values],
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+    ) -> None:
+        """Take a step. Everything is checked before anything is written.
+
+        `values` returns the numbers for a variable, and is called once for each device and dtype: ``lr``, ``rho``,
+        ``eps``, and optionally ``scale`` (1), ``clip_value`` (None) and ``weight_decay`` (0).
+        """
+        planned = self.plan(grads, values, clip_norm, clip_global_norm)
+        reduce = reducer([[v.value for v in group.variables] for group, _ in planned])
+        run([plan for _, plan in planned], clip_global_norm, reduce)
+        for group, _ in planned:
+            group.put_back()

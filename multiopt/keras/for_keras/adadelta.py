@@ -1,0 +1,141 @@
+"""The class behind `multiopt.keras.for_keras`. Only this module imports Keras."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+
+from ...adadelta import ADADELTA
+from ...rule import Hyper
+from .. import schedules
+from ..binding import AdadeltaStep
+from ..variables.variable import Variable
+
+__all__ = ["Adadelta"]
+
+_NAMES = ("sqrt", "square", "abs", "minimum", "maximum", "clip", "where", "sign", "exp", "log")
+#: What a rule may call, as operations of Keras: TensorFlow's tensors have no array API namespace.
+OPS = SimpleNamespace(**{name: getattr(keras.ops, name) for name in _NAMES})
+EPSILON = Hyper(1e-7, low=0.0)
+
+
+@keras.saving.register_keras_serializable(package="multiopt", name="Adadelta")
+class Adadelta(keras.optimizers.Optimizer):
+    """`multiopt`'s Adadelta as Keras' optimizer; see `multiopt.keras.for_keras` for its arguments."""
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        rho: float = 0.95,
+        epsilon: float = 1e-7,
+        name: str = "adadelta",
+        **options: Any,
+    ) -> None:
+        if isinstance(learning_rate, schedules.LearningRateSchedule):
+            learning_rate = keras.optimizers.schedules.deserialize(schedules.serialize(learning_rate))
+        rate = float(learning_rate) if isinstance(learning_rate, int) else learning_rate
+        super().__init__(learning_rate=rate, name=name, **options)
+        self.rho = ADADELTA.hypers["rho"].check("rho", rho)
+        self.epsilon = EPSILON.check("epsilon", epsilon)
+        self._tensors: _Tensors | None = None
+
+    def build(self, variables: Sequence[Any]) -> None:
+        """Create the accumulators, in the order of Keras' own Adadelta."""
+        if self.built:
+            return
+        for variable in variables:
+            if "complex" in keras.backend.standardize_dtype(variable.dtype):
+                raise TypeError(f"{variable.path}: expected a real dtype, got {variable.dtype}")
+        super().build(variables)
+        self._accumulated_grads, self._accumulated_delta_vars = self.add_optimizer_variables(
+            variables, ["accumulated_grad", "accumulated_delta_var"]
+        )
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update a variable by the rule, in the operations of Keras' backend, which may be tracing them."""
+        place = self._get_variable_index(variable)
+        targets = variable, self._accumulated_grads[place], self._accumulated_delta_vars[place]
+        dtype = keras.backend.standardize_dtype(variable.dtype)
+        wide = "float64" if dtype == "float64" else "float32"
+        given = (variable, gradient, *targets[1:], learning_rate)
+        x, g, v, u, rate = (keras.ops.cast(array, wide) for array in given)
+        new = ADADELTA.function(OPS, x, g, v, u, lr=rate, rho=self.rho, eps=self.epsilon)
+        for target, value in zip(targets, new, strict=True):
+            self.assign(target, keras.ops.cast(value, dtype))
+
+    def get_config(self) -> dict[str, Any]:
+        """The options, as Keras writes them."""
+        return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
+
+    def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
+        # Before accumulation and clipping, so that repeated rows are added up first.
+        super()._backend_apply_gradients([_dense(g) for g in grads], trainable_variables)
+
+    # --- on PyTorch, one pass of our engines does all three ---
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        return grads if _on_torch() else super()._clip_gradients(grads)
+
+    def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
+        if not _on_torch():
+            super()._apply_weight_decay(variables)
+
+    def _backend_update_step(self, grads: list[Any], trainable_variables: Sequence[Any], learning_rate: Any) -> None:
+        if not _on_torch():
+            super()._backend_update_step(grads, trainable_variables, learning_rate)
+            return
+        if self._tensors is None:
+            self._tensors = _Tensors(self)
+        self._tensors.step(self, grads, trainable_variables, float(learning_rate))
+
+
+def _on_torch() -> bool:
+    return keras.backend.backend() == "torch"
+
+
+def _dense(gradient: Any) -> Any:
+    """The gradient; TensorFlow's ``IndexedSlices`` as a dense tensor, with repeated rows added up."""
+    if type(gradient).__name__ != "IndexedSlices":
+        return gradient
+    import tensorflow as tf
+
+    return tf.convert_to_tensor(gradient)
+
+
+def _positive(threshold: float | None) -> float | None:
+    """A threshold for clipping; 0 and less mean none in Keras."""
+    return threshold if threshold and threshold > 0 else None
+
+
+class _Tensors:
+    """The model's tensors and their accumulators."""
+
+    def __init__(self, opt: Adadelta) -> None:
+        columns = opt._trainable_variables, opt._accumulated_grads, opt._accumulated_delta_vars
+        #: Variables of ours, each with that of Keras; those that Keras gave no accumulator are left out.
+        rows = [row for row in zip(*columns, strict=True) if row[1] is not None]
+        self.boxes = [[(_box(variable), variable) for variable in row] for row in rows]
+        own = [[box for box, _ in column] for column in zip(*self.boxes, strict=True)]
+        self.update = AdadeltaStep(own, [opt._use_weight_decay(row[0]) for row in rows])
+
+    def step(self, opt: Adadelta, grads: Sequence[Any], variables: Sequence[Any], rate: float) -> None:
+        """Decay, clip and update the variables that have a gradient."""
+        for box, variable in (pair for row in self.boxes for pair in row):
+            box.value = variable.value
+        given = {id(variable): g.to(variable.value.dtype) for g, variable in zip(grads, variables, strict=True)}
+        values = {
+            "lr": rate,
+            "rho": opt.rho,
+            "eps": opt.epsilon,
+            "weight_decay": opt.weight_decay or 0.0,
+            "clip_value": _positive(opt.clipvalue),
+        }
+        own = [given.get(id(row[0][1])) for row in self.boxes]
+        self.update.step(own, lambda variable: values, _positive(opt.clipnorm), _positive(opt.global_clipnorm))
+
+
+def _box(variable: Any) -> Variable:
+    return Variable(variable.value, trainable=variable.value.requires_grad, name=variable.path)

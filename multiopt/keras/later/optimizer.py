@@ -1,0 +1,388 @@
+"""The base class of optimizers of the later API: options, learning rate, gradients, configuration."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ...backends.generic import Array
+from ...options import LOSS_SCALE, WEIGHT_DECAY, check_switch, check_threshold
+from ...update import AVERAGE
+from .. import schedules
+from ..distribute import mesh as meshes
+from ..gradients import checked, pairs
+from ..variables.differentiate import gradients
+from ..variables.slices import IndexedSlices, dense
+from ..variables.variable import Variable, holding, is_traced
+from .rate import Rate
+from .step import Stepper, without_autograd
+
+__all__ = ["Optimizer"]
+
+
+#: Names of options that only the legacy optimizer has, and what to use instead.
+_LEGACY = {
+    "lr": "learning_rate",
+    "decay": "a schedule",
+    "gradient_aggregator": "a function of yours before apply_gradients",
+    "gradient_transformers": "a function of yours before apply_gradients",
+}
+_OPTIONS = (
+    *("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum"),
+    *("ema_overwrite_frequency", "jit_compile", "loss_scale_factor", "gradient_accumulation_steps"),
+)
+
+
+class Optimizer(Stepper):
+    """The base class of optimizers: subclasses define `update_step`, `build` and `get_config`.
+
+    Parameters
+    ----------
+    learning_rate : float, schedule, or callable without arguments
+        A callable is called at each step.
+    name : str
+        The optimizer's name.
+    weight_decay : float or None
+        Decoupled: ``x - learning_rate * weight_decay * x``, before the update.
+    clipnorm, clipvalue, global_clipnorm : float or None
+        Thresholds for each gradient's norm, for each element, and for the norm of all gradients together. At most one
+        of the two norms. Norms are exact, except where `stateless_apply` is traced by `jax.jit`.
+    use_ema : bool
+        Keep an exponential moving average of the variables. It is updated in every call.
+    ema_momentum : float
+        In ``new = ema_momentum * old + (1 - ema_momentum) * value``; in [0, 1].
+    ema_overwrite_frequency : int or None
+        After each of this many iterations, the variables are overwritten by their averages, before constraints are
+        applied.
+    jit_compile : bool
+        True: the fastest engine for the arrays, which is compiled. False: the eager engine, operation by operation,
+        with the same bits in float32 and float64. An optimizer with its own `update_step` runs that as it is.
+    loss_scale_factor : float or None
+        What `scale_loss` multiplies by. Gradients are divided by it first.
+    gradient_accumulation_steps : int or None
+        Number of calls, at least 2, whose gradients are averaged for one update, which the last of them makes.
+        `iterations` then counts updates, while a schedule sees calls. 0 and None are off.
+    mesh : torch DeviceMesh, jax Mesh or None
+        All variables must be on this mesh; those that `add_variable` creates are replicated on it. With or without
+        it, state that belongs to a variable has the variable's sharding. It is not part of the configuration.
+    **kwargs
+        Only for configurations of tf_keras: ``is_legacy_optimizer=False``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is unknown, of the wrong type or out of range; if both norms are set.
+
+    Notes
+    -----
+    Gradients are not added up over processes. Those of DTensors and of sharded JAX arrays are sums over the mesh
+    already; with plain arrays in several processes, the caller adds them up.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 0.001,
+        name: str = "Optimizer",
+        weight_decay: float | None = None,
+        clipnorm: float | None = None,
+        clipvalue: float | None = None,
+        global_clipnorm: float | None = None,
+        use_ema: bool = False,
+        ema_momentum: float = 0.99,
+        ema_overwrite_frequency: int | None = None,
+        jit_compile: bool = True,
+        loss_scale_factor: float | None = None,
+        gradient_accumulation_steps: int | None = None,
+        mesh: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        _check_leftover(kwargs)
+        self.name = name
+        self.weight_decay = None if weight_decay is None else WEIGHT_DECAY.check("weight_decay", weight_decay)
+        self.clipnorm = check_threshold("clipnorm", clipnorm)
+        self.clipvalue = check_threshold("clipvalue", clipvalue)
+        self.global_clipnorm = check_threshold("global_clipnorm", global_clipnorm)
+        if clipnorm is not None and global_clipnorm is not None:
+            raise ValueError(
+                f"clipnorm, global_clipnorm: expected one of them at most, got {clipnorm!r} and {global_clipnorm!r}"
+            )
+        self.use_ema = check_switch("use_ema", use_ema)
+        self.ema_momentum = AVERAGE.rule.hypers["momentum"].check("ema_momentum", ema_momentum)
+        self.ema_overwrite_frequency = _count("ema_overwrite_frequency", ema_overwrite_frequency, 1)
+        self.jit_compile = check_switch("jit_compile", jit_compile)
+        self.loss_scale_factor = (
+            None if loss_scale_factor is None else LOSS_SCALE.check("loss_scale_factor", loss_scale_factor)
+        )
+        steps = gradient_accumulation_steps or None
+        self.gradient_accumulation_steps = _count("gradient_accumulation_steps", steps, 2)
+        self.mesh = meshes.check_mesh(mesh)
+        self._rate = Rate(learning_rate)
+
+    # --- the learning rate and the counter ---
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate: a `Variable` of float64, which may be assigned; of a schedule, what the last step used.
+
+        Raises
+        ------
+        TypeError
+            If a number is assigned in place of a schedule.
+        """
+        return self._rate.shown()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._rate.assign(value)
+
+    @property
+    def iterations(self) -> Variable:
+        """The number of steps: of calls of `apply_gradients` or, with accumulation, of updates."""
+        if not self.gradient_accumulation_steps:
+            return self._iterations
+        updates = self._iterations.numpy() // self.gradient_accumulation_steps
+        return Variable(np.asarray(updates), trainable=False, name="iteration")
+
+    # --- gradients ---
+
+    def compute_gradients(
+        self, loss: Any, var_list: Any, tape: Any = None, *, grad_fn: Callable[..., Any] | None = None
+    ) -> list[tuple[Any, Variable]]:
+        """Differentiate a loss.
+
+        Parameters
+        ----------
+        loss : callable or tensor
+            A callable takes no arguments and returns the loss. A tensor needs the tape under which it was computed.
+        var_list : sequence of Variable, or callable that returns one
+            The variables.
+        tape : GradientTape or None
+            See `multiopt.keras.GradientTape`.
+        grad_fn : callable or None
+            ``grad_fn(*arrays)`` returns the gradients: for NumPy and CuPy, which have no automatic differentiation.
+
+        Returns
+        -------
+        list of (gradient, Variable)
+            A gradient may be None.
+
+        Raises
+        ------
+        ValueError
+            If gradients cannot be computed.
+        """
+        return gradients(loss, var_list, tape=tape, grad_fn=grad_fn, boxes=self._boxes)
+
+    def minimize(
+        self, loss: Any, var_list: Any, tape: Any = None, *, grad_fn: Callable[..., Any] | None = None
+    ) -> None:
+        """Differentiate a loss and apply the gradients; see `compute_gradients` and `apply_gradients`."""
+        self.apply_gradients(self.compute_gradients(loss, var_list, tape, grad_fn=grad_fn))
+
+    def scale_loss(self, loss: Any) -> Any:
+        """The loss times `loss_scale_factor`, if that is set."""
+        return loss if self.loss_scale_factor is None else loss * self.loss_scale_factor
+
+    # --- applying them ---
+
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> None:
+        """Do one step.
+
+        Parameters
+        ----------
+        grads_and_vars : iterable of (gradient, variable)
+            A gradient is an array, an `IndexedSlices`, or None, which leaves its variable unchanged. If there are no
+            pairs, nothing happens.
+
+        Raises
+        ------
+        TypeError
+            If this is no such iterable, or a gradient is not of its variable's library and dtype.
+        ValueError
+            If no gradient is given, a shape differs, or a variable occurs twice.
+        KeyError
+            If a variable is not one of those that the optimizer was built with.
+        """
+        given = pairs(grads_and_vars)
+        self.apply([g for g, _ in given], [v for _, v in given])
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
+        """Do one step, given gradients and variables separately; see `apply_gradients`.
+
+        Parameters
+        ----------
+        grads : sequence of gradients
+        trainable_variables : sequence of variables or None
+            None: those that the optimizer was built with.
+        """
+        grads = list(grads)
+        if not grads:
+            return
+        if trainable_variables is None:
+            if not self.built:
+                raise ValueError("trainable_variables: expected variables, or an optimizer that is built, got None")
+            trainable_variables = self._trainable_variables
+        variables = list(trainable_variables)
+        if len(grads) != len(variables):
+            raise ValueError(f"grads: expected one for each of {len(variables)} variables, got {len(grads)}")
+        if not self.built:
+            checked(zip(grads, variables, strict=True), self._boxes)
+            self.build(variables)
+        count = int(self._iterations.value)
+        self._apply(self._ordered(grads, variables), self._rate.at(count), count)
+        self._iterations.assign_add(1)
+
+    def _ordered(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
+        """A checked gradient for each variable of the optimizer, dense, and laid out as the variable is."""
+        given, missing = checked(zip(grads, variables, strict=True), self._boxes)
+        found: list[Any] = [None] * len(self._trainable_variables)
+        places: dict[int, Any] = {}
+        for g, box in given:
+            place = self._index_dict.get(self._var_key(box))
+            if place is None:
+                raise KeyError(
+                    f"{box.name}: expected one of the {len(found)} variables that the optimizer was built with; "
+                    "call build() with all that will be updated"
+                )
+            if place in places:
+                raise ValueError(f"{box.name}: expected each variable once, got it twice")
+            places[place] = g
+        if missing:
+            warnings.warn(f"no gradient for the variables {missing}; they are left as they are", stacklevel=4)
+        for place, g in places.items():
+            if g is not None:
+                box = self._trainable_variables[place]
+                g = dense(g, box) if isinstance(g, IndexedSlices) else g
+                found[place] = meshes.aligned(g, box.value, f"gradient of {box.name!r}")
+        return found
+
+    def _apply(self, grads: Sequence[Array | None], rate: Any, count: Any, traced: bool = False) -> None:
+        """The step, then the constraints."""
+        with without_autograd(self._trainable_variables[0].backend):
+            self._step(grads, rate, count, traced)
+            for g, box in zip(grads, self._trainable_variables, strict=True):
+                if g is not None and box.constraint is not None:
+                    box.assign(box.constraint(box.value))
+
+    def _update(self, grads: Sequence[Array | None], rate: Any, traced: bool) -> None:
+        self._rate.used = rate
+        super()._update(grads, rate, traced)
+
+    def stateless_apply(
+        self, optimizer_variables: Sequence[Array], grads: Sequence[Any], trainable_variables: Sequence[Array]
+    ) -> tuple[list[Array], list[Array]]:
+        """One step as a pure function: nothing is written; it may be traced by `jax.jit`.
+
+        Parameters
+        ----------
+        optimizer_variables : sequence of arrays
+            Values for `variables`.
+        grads : sequence of arrays
+            One for each of the variables that the optimizer was built with.
+        trainable_variables : sequence of arrays
+            Values for these.
+
+        Returns
+        -------
+        trainable_variables, optimizer_variables : list of arrays
+            The new values.
+
+        Raises
+        ------
+        ValueError
+            If the optimizer is not built, or a list has another length.
+
+        Notes
+        -----
+        Norms are exact, as in `apply`, unless JAX traces the call. While it is traced there are no values from which
+        an exact norm could be computed: XLA then sums the squares in floating point, in an order of its own.
+        """
+        if not self.built:
+            raise ValueError("stateless_apply: expected an optimizer that is built; call build() first")
+        boxes, n = [*self._trainable_variables, *self._variables], len(self._trainable_variables)
+        if len(trainable_variables) != n or len(optimizer_variables) != len(self._variables):
+            raise ValueError(
+                f"stateless_apply: expected {n} model variables and {len(self._variables)} of the optimizer's, "
+                f"got {len(trainable_variables)} and {len(optimizer_variables)}"
+            )
+        given = [*trainable_variables, *optimizer_variables]
+        # Copies, because `update_step` writes into the arrays of a mutable library.
+        values = [v if is_traced(v) else _copy(box, v) for box, v in zip(boxes, given, strict=True)]
+        seen, used = self._seen, self._rate.used
+        try:
+            with holding(boxes, values):
+                self._seen = [True] * len(seen)  # what earlier calls have seen is not part of the state
+                count = self._iterations.value
+                count = count if is_traced(count) else int(count)
+                traced = any(map(is_traced, [*given, *grads]))
+                self._apply(self._ordered(grads, self._trainable_variables), self._rate.at(count), count, traced)
+                self._iterations.value = self._iterations.value + 1
+                after = [box.value for box in boxes]
+        finally:
+            self._seen, self._rate.used = seen, used
+        return after[:n], after[n:]
+
+    # --- averages ---
+
+    def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
+        """Overwrite variables by their averages, if `use_ema` is on; to be called at the end of training.
+
+        Raises
+        ------
+        KeyError
+            If a variable is not one of those that the optimizer was built with.
+        """
+        if self.use_ema:
+            boxes = [self._boxes.of(given, f"var_list[{i}]") for i, given in enumerate(var_list)]
+            for place in [self._get_variable_index(box) for box in boxes]:
+                self._trainable_variables[place].assign(self._model_variables_moving_average[place])
+
+    # --- configuration ---
+
+    def get_config(self) -> dict[str, Any]:
+        """The options, as plain data; a callable learning rate is called."""
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        return {"name": self.name, "learning_rate": self._rate.config(), **options}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Optimizer:
+        """An optimizer from what `get_config` returned, here, in tf_keras or in Keras 3.
+
+        Parameters
+        ----------
+        config : mapping
+        custom_objects : mapping or None
+            Your own schedules, by name.
+        """
+        options = dict(config)
+        if isinstance(options.get("learning_rate"), Mapping):
+            options["learning_rate"] = schedules.deserialize(options["learning_rate"], custom_objects)
+        return cls(**options)
+
+
+def _check_leftover(kwargs: dict[str, Any]) -> None:
+    """Reject keyword arguments that are left over, except the mark of tf_keras' configurations."""
+    if kwargs.pop("is_legacy_optimizer", False):
+        raise ValueError("is_legacy_optimizer: expected False; a legacy one is multiopt.keras.legacy.Adadelta")
+    for name in kwargs:
+        if name in _LEGACY:
+            raise ValueError(f"{name}: only multiopt.keras.legacy.Adadelta has it; use {_LEGACY[name]}")
+        raise TypeError(f"{name}: unknown argument")
+
+
+def _count(name: str, value: Any, lowest: int) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+        raise ValueError(f"{name}: expected an integer of at least {lowest}, or None, got {value!r}")
+    return value
+
+
+def _copy(box: Variable, value: Any) -> Array:
+    """A copy of a value for a variable, of its library and dtype."""
+    if box.backend.name == "numpy":
+        value = np.asarray(value)  # the counter, which may come back from JAX
+    twin = Variable(box.backend.copy(box.value), trainable=False, name=box.name)
+    return twin.assign(value).value

@@ -1,0 +1,232 @@
+"""Gradients of a loss: by PyTorch's autograd, by `jax.vjp`, or by a function that the caller gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from ... import backends
+from .slices import as_gradient
+from .variable import Boxes, Variable, holding, unboxed
+
+__all__ = ["GradientTape", "flat", "gradients"]
+
+
+class GradientTape:
+    """The counterpart of ``tf.GradientTape`` for PyTorch, for training loops that were written with it.
+
+    ``with GradientTape() as tape: loss = …`` records operations, even under ``torch.no_grad``;
+    ``tape.gradient(loss, variables)`` differentiates. Trainable Variables and tensors that require gradients are
+    recorded; others after `watch`.
+
+    Parameters
+    ----------
+    persistent : bool
+        Whether `gradient` can be called more than once.
+    """
+
+    def __init__(self, persistent: bool = False) -> None:
+        self.persistent = persistent
+        self._used = False
+        self._recording: Any = None
+
+    def __enter__(self) -> GradientTape:
+        import torch
+
+        if self._recording is not None:
+            raise ValueError("tape: it is recording already")
+        self._recording = torch.enable_grad()
+        self._recording.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        recording, self._recording = self._recording, None
+        recording.__exit__(*error)
+
+    def watch(self, tensors: Any) -> None:
+        """Record operations on tensors, or Variables, that are not trainable.
+
+        Raises
+        ------
+        TypeError
+            If one is not a floating PyTorch tensor.
+        """
+        for tensor in (unboxed(t) for t in flat(tensors)):
+            _check_torch(tensor, "watch")
+            if not tensor.requires_grad:
+                tensor.requires_grad_()
+
+    def gradient(self, target: Any, sources: Any, output_gradients: Any = None) -> Any:
+        """Gradients of `target`; of the sum of its elements if it has several.
+
+        Parameters
+        ----------
+        target : tensor, or list of them
+            Computed while the tape was recording.
+        sources : Variable, tensor, or container of them
+        output_gradients : tensor, or list of them, or None
+            Gradients of the target itself; ones by default.
+
+        Returns
+        -------
+        like sources
+            A tensor, an `IndexedSlices` (of a sparse embedding), or None for a source on which the target does not
+            depend.
+
+        Raises
+        ------
+        RuntimeError
+            If the tape is not persistent and `gradient` has been called before.
+        TypeError
+            If something is not a PyTorch tensor.
+        """
+        if self._used and not self.persistent:
+            raise RuntimeError(
+                "tape: it is not persistent, so gradient can be called only once; use GradientTape(persistent=True)"
+            )
+        targets, given = flat(target), flat(sources)
+        for tensor in targets:
+            _check_torch(unboxed(tensor), "target")
+        outputs = None if output_gradients is None else flat(output_gradients)
+        found = _torch_gradients(targets, [unboxed(s) for s in given], outputs, self.persistent)
+        self._used = True
+        return _packed(sources, iter(found))
+
+
+def gradients(
+    loss: Any,
+    variables: Any,
+    *,
+    grad_loss: Any = None,
+    tape: Any = None,
+    grad_fn: Callable[..., Any] | None = None,
+    boxes: Boxes | None = None,
+) -> list[tuple[Any, Variable]]:
+    """The gradient of a loss for each variable; None for one on which the loss does not depend.
+
+    See `multiopt.keras.legacy.Optimizer.minimize` for the arguments. A callable loss reads the variables; with JAX,
+    they hold traced values while it is differentiated. With `grad_fn`, the loss is not called. `boxes` are the
+    optimizer's.
+    """
+    boxes = Boxes() if boxes is None else boxes
+    if callable(variables) and not isinstance(variables, Variable):
+        if grad_fn is None and callable(loss):
+            loss()  # once for the variables that it creates; differentiation calls it again
+        variables = variables()
+    given = _boxed(variables, boxes)
+    if grad_fn is not None:
+        if grad_loss is not None:
+            raise ValueError("grad_loss: expected None with grad_fn, which returns the gradients as they shall be")
+        found = grad_fn(*[v.value for v in given])
+        found = list(found) if isinstance(found, (list, tuple)) else [found]
+        if len(found) != len(given):
+            raise ValueError(f"grad_fn: expected {len(given)} gradients, one for each variable, got {len(found)}")
+    elif callable(loss):
+        found = _differentiated(loss, given, grad_loss, tape)
+    elif tape is not None:
+        found = tape.gradient(loss, given, grad_loss)
+    else:
+        raise ValueError("tape: expected the GradientTape under which the loss was computed, or a callable as loss")
+    return list(zip(found, given, strict=True))
+
+
+def _differentiated(loss: Callable[[], Any], variables: list[Variable], grad_loss: Any, tape: Any) -> list[Any]:
+    names = {v.backend.name for v in variables}
+    if len(names) != 1:
+        raise ValueError(f"var_list: expected variables of one array library, got {', '.join(sorted(names)) or 'none'}")
+    (name,) = names
+    if name == "torch":
+        return _by_autograd(loss, variables, grad_loss, tape)
+    if name == "jax":
+        return _by_jax(loss, variables, grad_loss)
+    raise ValueError(
+        f"{variables[0].name}: {name} has no automatic differentiation, so the gradient cannot be computed; give "
+        "grad_fn, a function of the variables' arrays that returns a gradient for each, or call apply_gradients"
+    )
+
+
+def flat(tree: Any) -> list[Any]:
+    """The leaves of lists, tuples and dicts."""
+    if isinstance(tree, dict):
+        return [leaf for value in tree.values() for leaf in flat(value)]
+    if isinstance(tree, (list, tuple)):
+        return [leaf for value in tree for leaf in flat(value)]
+    return [tree]
+
+
+def _packed(tree: Any, leaves: Iterator[Any]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _packed(value, leaves) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_packed(value, leaves) for value in tree]
+    return next(leaves)
+
+
+def _boxed(variables: Any, boxes: Boxes) -> list[Variable]:
+    try:
+        return [boxes.of(v, f"var_list[{i}]") for i, v in enumerate(flat(variables))]
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _check_torch(tensor: Any, what: str) -> None:
+    try:
+        name = backends.of(tensor).name
+    except TypeError as error:
+        raise TypeError(f"{what}: {error}") from None
+    if name != "torch":
+        raise TypeError(
+            f"{what}: a tape records PyTorch tensors, got a {name} array; give minimize a function as loss instead"
+            + ("" if name == "jax" else ", and grad_fn")
+        )
+
+
+# --- PyTorch ---
+
+
+def _torch_gradients(targets: Sequence[Any], sources: Sequence[Any], outputs: Any, keep: bool) -> list[Any]:
+    import torch
+
+    for source in sources:
+        _check_torch(source, "sources")
+    targets = [unboxed(t) for t in targets]
+    seeds = [torch.ones_like(t) for t in targets] if outputs is None else [unboxed(o) for o in outputs]
+    recorded = [i for i, s in enumerate(sources) if s.requires_grad]
+    pairs = [(t, o) for t, o in zip(targets, seeds, strict=True) if t.requires_grad]
+    found: list[Any] = [None] * len(sources)
+    if recorded and pairs:
+        ends, ones = zip(*pairs, strict=True)
+        some = torch.autograd.grad(ends, [sources[i] for i in recorded], ones, retain_graph=keep, allow_unused=True)
+        for i, gradient in zip(recorded, some, strict=True):
+            found[i] = None if gradient is None else as_gradient(gradient)
+    return found
+
+
+def _by_autograd(loss: Callable[[], Any], variables: Sequence[Variable], grad_loss: Any, tape: Any) -> list[Any]:
+    tape = GradientTape() if tape is None else tape
+    plain = [v.value for v in variables if v.value.is_leaf and not v.value.requires_grad]
+    for tensor in plain:
+        tensor.requires_grad_()
+    try:
+        with tape:
+            value = loss()
+        return tape.gradient(value, list(variables), grad_loss)
+    finally:
+        for tensor in plain:
+            tensor.requires_grad_(False)
+
+
+# --- JAX ---
+
+
+def _by_jax(loss: Callable[[], Any], variables: Sequence[Variable], grad_loss: Any) -> list[Any]:
+    import jax
+
+    def function(values: list[Any]) -> Any:
+        with holding(variables, values):
+            return jax.numpy.asarray(unboxed(loss()))
+
+    value, pull = jax.vjp(function, [v.value for v in variables])
+    seed = jax.numpy.ones_like(value) if grad_loss is None else jax.numpy.asarray(unboxed(grad_loss), value.dtype)
+    (found,) = pull(jax.numpy.broadcast_to(seed, value.shape))
+    return list(found)

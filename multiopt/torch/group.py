@@ -1,0 +1,203 @@
+"""What a step needs to know about a parameter group: found out once, and anew when something has moved.
+
+A step over a thousand small tensors is as fast as the questions that are asked of each tensor, so what has to be
+asked in every step is asked of whole lists, in C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from itertools import pairwise, repeat
+from operator import is_, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import _get_capturable_supported_devices
+
+from ..adadelta import ADADELTA
+from ..backends.torch import is_sharded, is_whole, local
+from ..binding import Plan
+from ..update import FusedUpdate
+from .operations import update_by_operations
+from .tensors import BACKEND, TensorBinding, is_readable
+
+__all__ = ["GroupCache", "counter_dtype", "same"]
+
+State = MutableMapping[str, Any]
+Grads = Sequence[Tensor | None]
+#: Gives an update's numbers as an engine wants them on a device; as PyTorch's operations want them for None.
+Values = Callable[[torch.device | None], Mapping[str, Any]]
+SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+_step = itemgetter("step")
+
+
+def counter_dtype() -> torch.dtype:
+    """The dtype of a step counter, as PyTorch has it."""
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+
+
+def same(old: Sequence[Any], new: Iterable[Any]) -> bool:
+    """Whether two lists hold the very same objects."""
+    new = list(new)
+    return len(old) == len(new) and all(map(is_, old, new))
+
+
+class GroupCache:
+    """The parameters of a group that have a gradient or a state, bound to their state.
+
+    `states` are the optimizer's, and are not changed before `keep_new_states`; `where` is what the parameters' names
+    begin with. All are updated by PyTorch's operations if `by_operations`, else only those that no engine reads.
+    """
+
+    def __init__(
+        self,
+        group: Mapping[str, Any],
+        grads: Grads,
+        states: Mapping[Tensor, State],
+        where: str,
+        by_operations: bool,
+    ) -> None:
+        if group["foreach"] and group["differentiable"]:
+            raise AssertionError("_foreach ops don't support autograd")
+        if _any_sparse(grads):
+            raise RuntimeError("Adadelta does not support sparse gradients")
+        self.group_params, self.options = list(group["params"]), _options(group, by_operations)
+        self.indices = [i for i, p in enumerate(self.group_params) if grads[i] is not None or states.get(p)]
+        self.idle = sorted(set(range(len(grads))) - set(self.indices))
+        self.params = [self.group_params[i] for i in self.indices]
+        self.new_states: dict[Tensor, State] = {}
+        self.states = [
+            states.get(p) or self.new_states.get(p) or self.new_states.setdefault(p, _new_state(p, group["capturable"]))
+            for p in self.params
+        ]
+        self.steps = list(map(_step, self.states))
+        if not all(isinstance(step, Tensor) for step in self.steps):
+            raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
+        if group["capturable"]:
+            _check_capturable(self.params, self.steps)
+        self.plain_steps = not by_operations and all(type(step) is Tensor for step in self.steps)
+        given = group.get("param_names")
+        names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
+        kinds: dict[Any, list[int]] = {}
+        for j, (p, i) in enumerate(zip(self.params, self.indices, strict=True)):
+            kinds.setdefault(None if by_operations else _kind(p, grads[i]), []).append(j)
+        #: Places, in `params`, of those that no engine reads.
+        self.by_operations = kinds.pop(None, [])
+        #: Bindings of the others, each with the places of its parameters.
+        self.bindings: list[tuple[TensorBinding, list[int]]] = []
+        for (sharded, _, grad_dtype), places in kinds.items():
+            # Tensors that share memory are updated one after another.
+            alone = _overlap([self.params[j] for j in places])
+            for own in [[j] for j in places] if alone else [places]:
+                params, own_states = [self.params[j] for j in own], [self.states[j] for j in own]
+                binding = TensorBinding([names[j] for j in own], params, own_states, grad_dtype, sharded)
+                self.bindings.append((binding, own))
+
+    def is_current(self, group: Mapping[str, Any], by_operations: bool) -> bool:
+        """Whether options, parameters and state are what they were, and where they were."""
+        return (
+            self.options == _options(group, by_operations)
+            and same(self.group_params, group["params"])
+            and all(self.states)
+            and same(self.steps, map(_step, self.states))
+            and all(binding.is_current() for binding, _ in self.bindings)
+        )
+
+    def local_grads(self, grads: Grads) -> list[Grads] | None:
+        """The gradients for each binding; None if others have come than it was made for."""
+        if any(grads[i] is not None for i in self.idle) or (self.by_operations and _any_sparse(grads)):
+            return None
+        own, found = self._own(grads), []
+        for binding, places in self.bindings:
+            its = binding.local_grads(own if len(places) == len(own) else [own[j] for j in places])
+            if its is None:
+                return None
+            found.append(its)
+        return found
+
+    def plans(self, local_grads: Sequence[Grads], update: FusedUpdate, values: Values) -> list[Plan]:
+        """Check what the engines have to do."""
+        return [
+            binding.plan(update, own, values(binding.tensors[0].device))
+            for (binding, _), own in zip(self.bindings, local_grads, strict=True)
+            if any(g is not None for g in own)
+        ]
+
+    def keep_new_states(self, states: MutableMapping[Tensor, State]) -> None:
+        """Give the optimizer the states that are new."""
+        states.update(self.new_states)
+        self.new_states = {}
+
+    def update_by_operations(self, grads: Sequence[Any], update: FusedUpdate, values: Values) -> None:
+        """Update those that no engine reads."""
+        for j in self.by_operations:
+            if (g := grads[self.indices[j]]) is not None:
+                update_by_operations(update, values(None), self.params[j], g, self.states[j])
+
+    def count(self, grads: Grads, found_inf: Tensor | None) -> None:
+        """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
+        own, live = self._own(grads), self.states
+        if any(map(is_, own, repeat(None))):
+            live = [state for state, g in zip(live, own, strict=True) if g is not None]
+        if found_inf is not None:
+            _count_unless(found_inf, live)
+            self.steps = list(map(_step, self.states))
+        elif live:
+            steps = list(map(_step, live))
+            if self.plain_steps:
+                BACKEND.increment(steps)
+            else:
+                torch._foreach_add_(steps, 1)
+
+    def _own(self, grads: Grads) -> Grads:
+        return [grads[i] for i in self.indices] if self.idle else grads
+
+
+def _any_sparse(grads: Grads) -> bool:
+    return any(g is not None and g.layout in SPARSE for g in grads)
+
+
+def _options(group: Mapping[str, Any], by_operations: bool) -> tuple[Any, ...]:
+    return group["capturable"], group["foreach"], group["differentiable"], by_operations
+
+
+def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.device, torch.dtype] | None:
+    """Whether they are shards, their device, and the gradient's dtype; None for what no engine reads.
+
+    The gradient may have another dtype than the parameter, where the user said so (`Tensor.grad_dtype`).
+    """
+    sharded = is_sharded(p)
+    found = [p] if g is None else [p, g]
+    if sharded and is_whole(p) and all(map(is_sharded, found)):
+        found = [local(tensor) for tensor in found]
+    return (sharded, p.device, found[-1].dtype) if all(map(is_readable, found)) else None
+
+
+def _overlap(tensors: Sequence[Tensor]) -> bool:
+    extents = sorted(BACKEND.extent(local(tensor)) for tensor in tensors)
+    return any(one[1] > two[0] for one, two in pairwise(extent for extent in extents if extent[0] < extent[1]))
+
+
+def _new_state(p: Tensor, capturable: bool) -> State:
+    state = {"step": torch.zeros((), dtype=counter_dtype(), device=p.device if capturable else "cpu")}
+    for slot, value in ADADELTA.slots.items():
+        state[slot] = torch.full_like(p, value, memory_format=torch.preserve_format, requires_grad=False)
+    return state
+
+
+def _count_unless(found_inf: Tensor, states: Sequence[State]) -> None:
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for state in states:
+        if state["step"].device.type == "cpu" != found_inf.device.type:
+            # A counter in the host's memory would have to wait for the device.
+            state["step"] = state["step"].to(found_inf.device, non_blocking=True)
+        by_device.setdefault(state["step"].device, []).append(state["step"])
+    for device, steps in by_device.items():
+        torch._foreach_add_(steps, (found_inf == 0).to(device, steps[0].dtype, non_blocking=True))
+
+
+def _check_capturable(params: Sequence[Tensor], steps: Sequence[Tensor]) -> None:
+    supported = _get_capturable_supported_devices(supports_xla=False)
+    if not all(p.device.type == s.device.type in supported for p, s in zip(params, steps, strict=True)):
+        raise AssertionError(f"If capturable=True, params and state_steps must be on supported devices: {supported}.")
