@@ -380,17 +380,13 @@ def test_a_failing_write_leaves_the_old_file(failure, error, tmp_path, monkeypat
 
 
 def test_who_reads_while_another_writes_sees_one_file_whole(tmp_path):
+    (tmp_path / "usual").write_bytes(b"")
     opt, content = saved(tmp_path)
     with open(tmp_path / "x", "rb") as reader:
         opt.steps = 99
         opt.save(tmp_path / "x")
         assert reader.read() == content
     assert (tmp_path / "x").read_bytes() != content
-
-
-def test_the_file_has_the_usual_mode(tmp_path):
-    (tmp_path / "usual").write_bytes(b"")
-    saved(tmp_path)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
 
 
