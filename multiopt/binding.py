@@ -124,17 +124,16 @@ class Binding:
                 held = self.backend.dtype(next(iter(state[i].values())))
             grad = dtype if grad_dtypes is None else held if grad_dtypes == "state" else grad_dtypes[i]
             by_kind.setdefault((self.backend.device(array), dtype, grad, held), []).append(i)
-        for (device, *dtypes), places in by_kind.items():
-            chosen, _ = backends.engine_for(self.backend, device, dtypes, engine)
-            own = [params[i] for i in places]
+        for (device, dtype, grad, held), places in by_kind.items():
+            chosen, _ = backends.engine_for(self.backend, device, (dtype, grad, held), engine)
+            own, called = [params[i] for i in places], [names[i] for i in places]
             arrays = {
                 slot: [state[i][slot] for i in places]
                 if state and state[places[0]]
-                else chosen.filled_like(self.backend, own, value, dtypes[2])
+                else chosen.filled_like(self.backend, own, value, held)
                 for slot, value in rule.slots.items()
             }
-            own_names = [names[i] for i in places]
-            self.buckets.append(Bucket(self.backend, chosen, device, *dtypes, own_names, own, arrays, engine))
+            self.buckets.append(Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine))
             self.places.append(places)
 
     # --- what it holds ---

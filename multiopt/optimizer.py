@@ -147,8 +147,8 @@ class Optimizer:
             first, self.grouped = self.groups[0], True
             first.where, first.structure.what = "groups[0].", f"groups[0].{first.structure.what}"
             first.structure.names[:] = [f"groups[0].{name}" for name in first.structure.names]
-            others = [*self.accumulators[:1], *self.averages[:1]]
-            for binding in [self.bindings[0], *(other.binding for other in others)]:
+            beside = [a.binding for a in self.accumulators[:1]] + [a.binding for a in self.averages[:1]]
+            for binding in [self.bindings[0], *beside]:
                 binding.rename("groups[0].")
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:

@@ -53,7 +53,7 @@ LAYERS = {
     "multiopt.adadelta": ("multiopt.rule", "multiopt.options", "multiopt.optimizer"),
     "multiopt.functional": (*BINDING, *BACKENDS, "multiopt.adadelta"),
     "multiopt": (*BASE, "multiopt.optimizer", "multiopt.adadelta", "multiopt.functional"),
-    **dict.fromkeys(FACES, (*BINDING, "multiopt.backends", "multiopt.adadelta")),
+    **dict.fromkeys(FACES, (*BINDING, "multiopt.backends", "multiopt.adadelta", "multiopt.functional")),
     "multiopt.convert": (*BASE, *FACES, "multiopt.backends", "multiopt.optimizer", "multiopt.adadelta"),
     "multiopt.conformance": PUBLIC,
     "multiopt.benchmarks": PUBLIC,
@@ -88,6 +88,7 @@ ROOTS = {
     "multiopt.backends.engines": "a norm's",
     "multiopt.clipping": "a norm's",
     "multiopt.cli": "of the sizes of layers, for the first weights",
+    "multiopt.keras.later.step": "a norm's, where nothing can be looked at",
 }
 
 

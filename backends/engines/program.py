@@ -304,8 +304,10 @@ def _define() -> None:
                 setattr(kind, f"__{sign}__", lambda *values, op=op: apply(op, *values, truth=op in LOGIC))
             if sign is not None and op in BINARY and op not in LOGIC:
                 setattr(kind, f"__r{sign}__", lambda a, b, op=op: apply(op, b, a))
+    others = {"pow": power, "rpow": lambda a, b: power(b, a), "pos": lambda a: a}
     for kind in (Symbol, Scalar):
-        kind.__pow__, kind.__rpow__, kind.__pos__ = power, lambda a, b: power(b, a), lambda a: a  # type: ignore[attr-defined]
+        for name, method in others.items():
+            setattr(kind, f"__{name}__", method)
 
 
 _define()

@@ -58,7 +58,7 @@ class HostEngine:
             for address, array in zip(addresses, made, strict=True)
             for start in range(0, math.prod(array.shape) * width if address > 0 else 0, TOUCHED)
         ]
-        threads.run(lambda piece: ctypes.memset(piece[0], 0, piece[1]), pieces)
+        threads.run(lambda piece: ctypes.memset(piece[0], 0, piece[1]), pieces)  # which lets go of the GIL
         zero = value == 0 and math.copysign(1.0, value) > 0
         return [
             array if zero and address > 0 else backend.filled(array, value)

@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["run", "thread_count"]
 
@@ -36,7 +36,7 @@ def thread_count() -> int:
     return int(text)
 
 
-def run(kernel: Callable[[Piece], None], pieces: Sequence[Piece]) -> None:
+def run(kernel: Callable[[Piece], Any], pieces: Sequence[Piece]) -> None:
     """Call `kernel` once on each piece, from as many threads as are allowed; return when all are done."""
     count = min(thread_count(), len(pieces))
     if count <= 1:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...backends.generic import Array
-from ...options import LOSS_SCALE, WEIGHT_DECAY, check_switch, check_threshold
+from ...options import THRESHOLD, WEIGHT_DECAY, check_switch, check_threshold
 from ...update import AVERAGE
 from .. import schedules
 from ..distribute import mesh as meshes
@@ -115,7 +115,7 @@ class Optimizer(Stepper):
         self.ema_overwrite_frequency = _count("ema_overwrite_frequency", ema_overwrite_frequency, 1)
         self.jit_compile = check_switch("jit_compile", jit_compile)
         self.loss_scale_factor = (
-            None if loss_scale_factor is None else LOSS_SCALE.check("loss_scale_factor", loss_scale_factor)
+            None if loss_scale_factor is None else THRESHOLD.check("loss_scale_factor", loss_scale_factor)
         )
         steps = gradient_accumulation_steps or None
         self.gradient_accumulation_steps = _count("gradient_accumulation_steps", steps, 2)
