@@ -9,7 +9,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from .generic import Array, Backend, strides_overlap
+from .generic import Array, Backend, dense, strides_overlap
+from .registry import get
 
 __all__ = ["CupyBackend"]
 
@@ -46,11 +47,7 @@ class CupyBackend(Backend):
         return strides_overlap(array.shape, array.strides, array.itemsize)
 
     def native(self, dtype: str) -> Any:
-        if dtype != "bfloat16":
-            return np.dtype(dtype)
-        from ml_dtypes import bfloat16
-
-        return np.dtype(bfloat16)
+        return get("numpy").native(dtype)
 
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         with array.device:
@@ -105,16 +102,10 @@ class CupyBackend(Backend):
         """``"C"`` for a contiguous array, its strides for another dense one (Fortran's order, say), else None."""
         if array.flags.c_contiguous:
             return "C"
-        # Dense: sorted by stride, each axis steps over all that the smaller ones hold.
-        step, strides = 1, _strides(array)
-        for stride, n in sorted(zip(strides, array.shape, strict=True)):
-            if n != 1 and stride != step:
-                return None
-            step *= n
-        return strides
+        strides = _strides(array)
+        return strides if dense(array.shape, strides) else None
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
-        """Write each array's address to `out`, or −1 where its layout is another; return the number of those."""
         odd = 0
         for i, (array, layout) in enumerate(zip(arrays, layouts, strict=True)):
             if array.flags.c_contiguous if layout == "C" else _strides(array) == layout:
@@ -124,7 +115,6 @@ class CupyBackend(Backend):
         return odd
 
     def contiguous(self, array: Array) -> Array:
-        """A copy in C order."""
         with array.device:
             return array.copy(order="C")
 
@@ -132,19 +122,15 @@ class CupyBackend(Backend):
         """CuPy keeps no account of writing."""
 
     def ordinal(self, device: str) -> int:
-        """The number of a device such as ``cuda:1``."""
         return int(device.partition(":")[2])
 
     def on(self, device: str) -> Any:
-        """A context manager that makes a device the current one."""
         return cupy.cuda.Device(self.ordinal(device))
 
     def is_current(self, device: str) -> bool:
-        """Whether CuPy, left to itself, works on this device."""
         return cupy.cuda.runtime.getDevice() == self.ordinal(device)
 
     def stream(self, device: str) -> int:
-        """The handle of the current stream on a device."""
         return cupy.cuda.get_current_stream(self.ordinal(device)).ptr
 
 

@@ -53,12 +53,6 @@ class DaskBackend(Backend):
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype))
 
-    def copy(self, array: Array) -> Array:
-        return array
-
-    def parts(self, array: Array) -> list[Array]:
-        return [array.real, array.imag] if array.dtype.kind == "c" else [array]
-
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else da.map_blocks(_complex, *parts, dtype=dtype)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from .engines.norms import square_sums
 
-__all__ = ["FLOATING", "Array", "Backend", "CudaMemory", "HostMemory", "strides_overlap", "wider"]
+__all__ = ["FLOATING", "Array", "Backend", "CudaMemory", "HostMemory", "dense", "strides_overlap", "wider"]
 
 Array = Any
 #: The dtypes a parameter may have, and the real dtype of each one's parts.
@@ -109,7 +109,7 @@ class Backend:
 
     def dtype(self, array: Array) -> str:
         """The dtype's name, such as ``"float32"`` or ``"bfloat16"``."""
-        for name in ("float32", "float64", "complex64", "complex128", "float16", "bfloat16"):
+        for name in FLOATING:
             dtype = getattr(self.xp, name, None)
             if dtype is not None and array.dtype == dtype:
                 return name
@@ -192,7 +192,7 @@ class Backend:
 
     def copy(self, array: Array) -> Array:
         """A copy that shares no memory; the array itself where it is immutable."""
-        return self.xp.asarray(array, copy=True)
+        return self.xp.asarray(array, copy=True) if self.mutable else array
 
     def parts(self, array: Array) -> list[Array]:
         """Real arrays that make up the array: itself, or its real and imaginary part."""
@@ -245,6 +245,16 @@ def strides_overlap(shape: Sequence[int], strides: Sequence[int], itemsize: int)
             return True
         reach = stride * (n - 1) + reach
     return False
+
+
+def dense(shape: Sequence[int], strides: Sequence[float]) -> bool:
+    """Whether elements at these strides, in elements, fill one run of memory: C order or any other order of axes."""
+    step = 1
+    for stride, n in sorted(zip(strides, shape, strict=True)):
+        if n != 1 and stride != step:
+            return False
+        step *= n
+    return True
 
 
 def _is_mutable(xp: Any) -> bool:

@@ -41,12 +41,6 @@ class JaxBackend(Backend):
         # The device argument takes a sharding, which the state shares with its parameter.
         return jax.numpy.full_like(array, value, dtype=dtype, device=array.sharding)
 
-    def copy(self, array: Array) -> Array:
-        return array
-
-    def parts(self, array: Array) -> list[Array]:
-        return [array.real, array.imag] if array.dtype.kind == "c" else [array]
-
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 

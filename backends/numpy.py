@@ -84,7 +84,7 @@ class NumpyBackend(Backend):
         return whole
 
     def to_host(self, array: Array) -> np.ndarray:
-        native = np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
+        native = self.contiguous(array)
         return native.view(np.uint16) if array.dtype.name == "bfloat16" else native
 
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
@@ -104,14 +104,12 @@ class NumpyBackend(Backend):
         return self
 
     def layout(self, array: Array) -> Any:
-        """How the elements lie: ``"C"`` or ``"F"``, or None where the engine cannot walk them as one run."""
         flags = array.flags
         if not flags.aligned or not array.dtype.isnative:
             return None
         return "C" if flags.c_contiguous else "F" if flags.f_contiguous else None
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
-        """Write each array's address to `out`, or −1 where its layout is another; return the number of those."""
         from .engines.host.kernels import gather
 
         capsules = [a.__array_struct__ for a in arrays]
@@ -119,7 +117,6 @@ class NumpyBackend(Backend):
         return gather(np.fromiter(map(id, capsules), np.int64, len(arrays)), need, out)
 
     def contiguous(self, array: Array) -> Array:
-        """A native, aligned copy in C order."""
         return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
 
     def touched(self, arrays: Sequence[Array]) -> None:

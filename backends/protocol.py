@@ -83,12 +83,8 @@ class Bucket:
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again; the engine too, because another machine may have another one."""
         fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
-        fresh |= {
-            "signatures": [],
-            "fingerprint": None,
-            "accepted": None,
-        }  # a library's own objects, such as devices, need not pickle
-        return {**self.__dict__, **fresh}
+        # A library's own objects, such as devices, need not pickle.
+        return {**self.__dict__, **fresh, "signatures": [], "fingerprint": None, "accepted": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -146,6 +142,7 @@ class Engine(Protocol):
 
     def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
         """Make arrays like others in shape and place, filled with a value; their memory is first touched here."""
+        return [backend.full_like(array, value, dtype) for array in arrays]
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Compile what `update` needs, so that a rule outside the subset is refused before anything is written.

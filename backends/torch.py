@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .generic import Array, Backend, strides_overlap
+from .generic import Array, Backend, dense, strides_overlap
 from .registry import get
 
 __all__ = ["TorchBackend", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of"]
@@ -118,9 +118,6 @@ class TorchBackend(Backend):
     def copy(self, array: Array) -> Array:
         return array.detach().clone()
 
-    def parts(self, array: Array) -> list[Array]:
-        return [array.real, array.imag] if array.is_complex() else [array]
-
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else torch.complex(*parts)
 
@@ -132,10 +129,8 @@ class TorchBackend(Backend):
 
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         array = np.asarray(array, order="C")
-        if dtype == "bfloat16":
-            tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(array)
+        half = dtype == "bfloat16"
+        tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if half else torch.from_numpy(array)
         return tensor if like is None else tensor.to(like.device)
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
@@ -152,18 +147,13 @@ class TorchBackend(Backend):
 
     def layout(self, array: Array) -> Any:
         """``"C"`` for a contiguous tensor, its strides for another dense one (channels last, say), else None."""
+        if array.is_conj() or array.is_neg():
+            return None
         if array.is_contiguous():
-            return None if array.is_conj() or array.is_neg() else "C"
-        # Dense: sorted by stride, each axis steps over all that the smaller ones hold.
-        step = 1
-        for stride, n in sorted(zip(array.stride(), array.shape, strict=True)):
-            if n != 1 and stride != step:
-                return None
-            step *= n
-        return None if array.is_conj() or array.is_neg() else array.stride()
+            return "C"
+        return array.stride() if dense(array.shape, array.stride()) else None
 
     def addresses(self, arrays: Sequence[Array], layouts: Sequence[Any], out: np.ndarray) -> int:
-        """Write each tensor's address to `out`, or −1 where its layout is another; return the number of those."""
         known, strange = self.described(arrays), set[int]()
         if isinstance(known, Described) and known.description.contiguous and layouts.count("C") == len(arrays):
             out[:] = known.description.addresses
@@ -180,27 +170,21 @@ class TorchBackend(Backend):
         return len(strange)
 
     def contiguous(self, array: Array) -> Array:
-        """A copy in C order."""
         return array.detach().resolve_conj().resolve_neg().contiguous().clone()
 
     def touched(self, arrays: Sequence[Array]) -> None:
-        """Tell autograd that the tensors were written to, past its knowledge."""
         torch.autograd.graph.increment_version(arrays)
 
     def ordinal(self, device: str) -> int:
-        """The number of a device such as ``cuda:1``."""
         return int(device.partition(":")[2])
 
     def on(self, device: str) -> Any:
-        """A context manager that makes a device the current one."""
         return torch.cuda.device(device)
 
     def is_current(self, device: str) -> bool:
-        """Whether PyTorch, left to itself, works on this device: it follows the tensors."""
-        return True
+        return True  # it follows the tensors
 
     def stream(self, device: str) -> int:
-        """The handle of the current stream on a device."""
         return torch.cuda.current_stream(device).cuda_stream
 
 
@@ -247,13 +231,7 @@ def local(tensor: Any) -> torch.Tensor:
 
 
 def with_layout_of(param: Any, tensor: Any) -> Any:
-    """A DTensor with the mesh and the placements of `param`; itself if it has them.
-
-    Raises
-    ------
-    RuntimeError
-        If it is not a DTensor.
-    """
+    """A DTensor with the mesh and the placements of `param`; itself if it has them. Another tensor is an error."""
     if not is_sharded(tensor):
         raise RuntimeError(f"expected a DTensor, as its parameter is, got a {type(tensor).__name__}")
     if tensor.placements == param.placements and tensor.device_mesh == param.device_mesh:
@@ -262,20 +240,9 @@ def with_layout_of(param: Any, tensor: Any) -> Any:
 
 
 def sum_over_shards(xp: Any, table: Array, tensors: Sequence[Any]) -> Array:
-    """Add up the rows of tensors that are sharded, over the dimensions of the mesh that shard them.
+    """Add up a table's rows of integers, one a tensor, over the dimensions of the mesh that shard their tensors.
 
-    Parameters
-    ----------
-    xp : module
-        The table's namespace.
-    table : array
-        Of integers, a row for each tensor; it may be written to.
-    tensors : sequence of Tensor
-
-    Returns
-    -------
-    array
-        The sums, in the same namespace.
+    `xp` is the table's namespace, and the sums'. The table may be written to.
     """
     whole = torch.as_tensor(table)
     groups: dict[Any, list[int]] = {}

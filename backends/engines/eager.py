@@ -6,13 +6,13 @@ elementwise, so the blocking does not change a bit.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..generic import Array, Backend, wider
-from ..protocol import Bucket, Job, NormTable
+from ..protocol import Bucket, Engine, Job, NormTable
 from . import norms
 from .locate import Ranges, blocks, extents
 from .program import Program
@@ -23,69 +23,64 @@ __all__ = ["EagerEngine", "elementwise"]
 BLOCK = 32 * 1024
 
 
-class EagerEngine:
+class EagerEngine(Engine):
     """Runs a program eagerly, in the library of the arrays."""
 
     name = "eager"
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Serve everything."""
         return None
 
-    def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
-        """See `Engine.filled_like`."""
-        return [backend.full_like(array, value, dtype) for array in arrays]
-
-    def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
-        """Have nothing to compile."""
-
     def update(self, job: Job, norm_scales: Array | None) -> None:
-        """See `Engine.update`."""
-        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
-        dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
-        scalars = {name: values[name] for name in program.scalars if name != "norm_scale"}
-        for i, g in enumerate(_copy_aliased_grads(bucket, grads)):
+        bucket, program = job.bucket, job.program
+        scalars = {name: job.values[name] for name in program.scalars if name != "norm_scale"}
+        for i, g in enumerate(_copy_aliased_grads(bucket, job.grads)):
             if g is None:
                 continue
             own = dict(scalars)  # each tensor's own: a lazy library reads them later
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 own["norm_scale"] = float(norm_scales[i])
-            self._update_one(bucket, i, g, elementwise(program, own, wider(bucket.dtypes)), dtypes)
-
-    def _update_one(self, bucket: Bucket, i: int, g: Array, function: Any, dtypes: list[str]) -> None:
-        backend, old = bucket.backend, [arrays[i] for arrays in bucket.arrays()]
-        whole = not backend.blocked or g.ndim == 0
-        for box in [None] if whole else blocks(tuple(g.shape), BLOCK):
-            views = [a if box is None else a[box] for a in (old[0], g, *old[1:])]
-            parts = zip(*(backend.parts(view) for view in views), strict=True)
-            new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
-            joined = [backend.join(list(pieces), dtype) for pieces, dtype in zip(new, dtypes, strict=True)]
-            for j, (arrays, array) in enumerate(zip(bucket.arrays(), joined, strict=True)):
-                if backend.mutable:
-                    backend.write(views[j + (j > 0)], array)
-                else:
-                    arrays[i] = array
+            _update_one(bucket, i, g, elementwise(program, own, wider(bucket.dtypes)))
 
     def norm_table(self, job: Job, lowest: int) -> NormTable:
-        """See `Engine.norm_table`; the table is a NumPy array."""
-        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
-        backend, computing = bucket.backend, wider([bucket.grad_dtype])
+        backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
 
         def prepare(xp: Any, g: Array) -> Array:
-            return program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
+            return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), job.values)
 
-        table = np.zeros((len(grads), norms.COLUMNS), np.int64)
-        for i, g in enumerate(grads):
-            for box in [None] if g is None or not backend.blocked or g.ndim == 0 else blocks(tuple(g.shape), BLOCK):
-                for part in [] if g is None else backend.parts(g if box is None else g[box]):
+        table = np.zeros((len(job.grads), norms.COLUMNS), np.int64)
+        for i, g in enumerate(job.grads):
+            if g is None:
+                continue
+            for box in _boxes(backend, g):
+                for part in backend.parts(g if box is None else g[box]):
                     table[i] += np.asarray(backend.square_sums(prepare, part, lowest))
         return NormTable(np, table)
 
     def finite(self, job: Job) -> list[bool]:
-        """See `Engine.finite`."""
-        bucket, grads = job.bucket, job.grads
-        return [g is None or all(map(bucket.backend.finite, bucket.backend.parts(g))) for g in grads]
+        backend = job.bucket.backend
+        return [g is None or all(map(backend.finite, backend.parts(g))) for g in job.grads]
+
+
+def _boxes(backend: Backend, array: Array) -> Iterable[Any]:
+    """Indices of the blocks that an array is walked in; None where it is taken whole."""
+    return blocks(tuple(array.shape), BLOCK) if backend.blocked and array.ndim else [None]
+
+
+def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
+    backend, old = bucket.backend, [arrays[i] for arrays in bucket.arrays()]
+    dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
+    for box in _boxes(backend, g):
+        x, *state = views = old if box is None else [a[box] for a in old]
+        parts = zip(*(backend.parts(view) for view in (x, g if box is None else g[box], *state)), strict=True)
+        new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
+        joined = [backend.join(list(pieces), dtype) for pieces, dtype in zip(new, dtypes, strict=True)]
+        for arrays, view, array in zip(bucket.arrays(), views, joined, strict=True):
+            if backend.mutable:
+                backend.write(view, array)
+            else:
+                arrays[i] = array
 
 
 def _copy_aliased_grads(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:

@@ -12,6 +12,7 @@ tables into factors, on the host or on the device, without looking at a value.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 __all__ = [
@@ -49,21 +50,9 @@ def units(lowest: int) -> list[float]:
 
 
 def square_sums(xp: Any, g: Any, lowest: int) -> list[int]:
-    """One row of the table for a gradient.
+    """One row of the table, as `COLUMNS` Python integers, for a gradient in float64, scaled and clipped by value.
 
-    Parameters
-    ----------
-    xp : namespace
-        An array API namespace with float64 and int64.
-    g : array of float64
-        The gradient, already scaled and clipped by value; any shape.
-    lowest : int
-        See `lowest_exponent`.
-
-    Returns
-    -------
-    list of int
-        `COLUMNS` Python integers.
+    `xp` is any array API namespace with float64 and int64; for `lowest`, see `lowest_exponent`.
     """
     row = [0] * COLUMNS
     if math.prod(g.shape) == 0:
@@ -75,13 +64,19 @@ def square_sums(xp: Any, g: Any, lowest: int) -> list[int]:
     s = xp.where(countable, s, xp.zeros_like(s))
     largest, unit = float(xp.max(s)), units(lowest)
     top = next(level for level in range(LEVELS) if largest < unit[level] * 2.0**30)
-    for level in range(top, -1, -1):
-        # Adding and taking away 1.5 * 2**52 units rounds to whole units; what a higher level left is below one unit.
-        anchor = 1.5 * 2.0**52 * unit[level]
-        whole = (s + anchor) - anchor
-        row[level] = int(xp.sum(xp.astype(whole / unit[level], xp.int64), dtype=xp.int64))
-        s = s - whole
+    for level, whole in zip(range(top, -1, -1), slices(xp, s, unit[top::-1]), strict=True):
+        row[level] = int(xp.sum(whole, dtype=xp.int64))
     return row
+
+
+def slices(xp: Any, s: Any, descending: list[float]) -> Iterator[Any]:
+    """Cut squares into whole multiples of units, as integers: of each unit what the larger ones left."""
+    for unit in descending:
+        # Adding and taking away 1.5 * 2**52 units rounds to whole units; what a higher level left is below one unit.
+        anchor = 1.5 * 2.0**52 * unit
+        whole = (s + anchor) - anchor
+        yield xp.astype(whole / unit, xp.int64)
+        s = s - whole
 
 
 def square_of_norms(xp: Any, table: Any, lowest: int) -> Any:
@@ -111,45 +106,24 @@ def clip_factors(
 ) -> tuple[Any, Any]:
     """What each tensor's gradient is multiplied by: first its own norm is clipped, then the norm of all.
 
-    Parameters
-    ----------
-    xp : namespace
-        An array API namespace with float64 and int64.
-    table : array of int64, shape (n, COLUMNS)
-        One row a tensor; all tensors of the step, over which the global norm goes.
-    lowest : int
-        See `lowest_exponent`.
-    clip_norm : array of float64, shape (n,), or float, or None
-        Each tensor's own threshold, infinite where it has none; None where that clipping is off.
-    clip_global_norm : float or None
-        The threshold for all of them together.
-
-    Returns
-    -------
-    factors : array of float64, shape (n,)
-    norm : array of float64, shape (1,)
-        The global norm before it is clipped (after clipping by per-tensor norm).
+    `table` has a row for each of the n tensors of a step, and `clip_norm` a threshold for each, infinite where it has
+    none, or one for all, or None. Returns n factors, and the global norm before it is clipped (but after clipping by
+    per-tensor norm), of shape (1,).
     """
     squares = square_of_norms(xp, table, lowest)
     own = xp.ones_like(squares)
     if clip_norm is not None:
         own = factors(xp, squares, clip_norm)
-        table = slices(xp, squares * (own * own), lowest)
+        table = rows(xp, squares * (own * own), lowest)
     total = square_of_norms(xp, xp.sum(table, axis=0, keepdims=True, dtype=xp.int64), lowest)
     if clip_global_norm is not None:
         own = own * factors(xp, total, clip_global_norm)
     return own, xp.sqrt(total)
 
 
-def slices(xp: Any, s: Any, lowest: int) -> Any:
+def rows(xp: Any, s: Any, lowest: int) -> Any:
     """The table's rows for n squares that are at hand themselves, without looking at a value."""
     countable = s < HUGE
     nan = s != s
-    rest, columns = xp.where(countable, s, xp.zeros_like(s)), []
-    for unit in reversed(units(lowest)):
-        anchor = 1.5 * 2.0**52 * unit
-        whole = (rest + anchor) - anchor
-        columns.append(xp.astype(whole / unit, xp.int64))
-        rest = rest - whole
-    columns = [*reversed(columns), xp.astype(~countable & ~nan, xp.int64), xp.astype(nan, xp.int64)]
-    return xp.stack(columns, axis=1)
+    levels = [*slices(xp, xp.where(countable, s, xp.zeros_like(s)), units(lowest)[::-1])][::-1]
+    return xp.stack([*levels, xp.astype(~countable & ~nan, xp.int64), xp.astype(nan, xp.int64)], axis=1)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ...generic import FLOATING, Array, Backend
-from ...protocol import Bucket, Job, NormTable
+from ...protocol import Bucket, Engine, Job, NormTable
 from .. import norms
 from ..locate import mixes, real_dtypes
 from ..program import Program
@@ -34,14 +34,8 @@ from .tables import Tables
 __all__ = ["CudaEngine"]
 
 
-class CudaEngine:
-    """Runs programs compiled by NVRTC.
-
-    Parameters
-    ----------
-    driver : Driver, optional
-        What compiles and launches kernels.
-    """
+class CudaEngine(Engine):
+    """Runs programs compiled by NVRTC."""
 
     name = "cuda"
 
@@ -49,15 +43,10 @@ class CudaEngine:
         self.driver = driver or Driver()
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Serve arrays whose backend tells their addresses on a CUDA device."""
         memory = backend.cuda_memory(device)
         if memory is None:
             return f"it serves arrays on CUDA devices, not {backend.name} on {device}"
         return mixes(dtypes) or self.driver.rejects(memory.ordinal(device))
-
-    def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
-        """See `Engine.filled_like`."""
-        return [backend.full_like(array, value, dtype) for array in arrays]
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Compile the program, about a tenth of a second the first time."""
@@ -65,23 +54,22 @@ class CudaEngine:
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
-        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
-        tables = self._tables(bucket)
-        numbers = tables.numbers(source.code_of(program), values)
+        tables = self._tables(job.bucket)
+        numbers = tables.numbers(source.code_of(job.program), job.values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
-        kernel = source.update_source(program, real_dtypes(bucket.dtypes))
-        tables.run(kernel, "update", grads, [scales, *numbers], own=True)
-        tables.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
+        kernel = source.update_source(job.program, real_dtypes(job.bucket.dtypes))
+        tables.run(kernel, "update", job.grads, [scales, *numbers], own=True)
+        tables.memory.touched([p for p, g in zip(job.bucket.params, job.grads, strict=True) if g is not None])
 
     def norm_table(self, job: Job, lowest: int) -> NormTable:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
-        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
+        bucket, program = job.bucket, job.program
         tables = self._tables(bucket)
-        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
+        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **job.values})
         sums = tables.zeros("sums", norms.COLUMNS)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
-        tables.run(kernel, "squares", grads, [tables.address(sums), lowest, *numbers])
-        table = sums.reshape((len(grads), norms.COLUMNS))
+        tables.run(kernel, "squares", job.grads, [tables.address(sums), lowest, *numbers])
+        table = sums.reshape((len(job.grads), norms.COLUMNS))
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
             return NormTable(np, bucket.backend.to_host(table))
@@ -95,14 +83,13 @@ class CudaEngine:
         RuntimeError
             Under graph capture, where there is no answer.
         """
-        bucket, grads = job.bucket, job.grads
-        tables = self._tables(bucket)
+        tables = self._tables(job.bucket)
         if tables.capturing():
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")
         bad = tables.zeros("bad", 1)
-        kernel = source.finite_source(FLOATING[bucket.grad_dtype])
-        tables.run(kernel, "nonfinite", grads, [tables.address(bad)])
-        return [not b for b in bucket.backend.to_host(bad)]
+        kernel = source.finite_source(FLOATING[job.bucket.grad_dtype])
+        tables.run(kernel, "nonfinite", job.grads, [tables.address(bad)])
+        return [not b for b in job.bucket.backend.to_host(bad)]
 
     def _tables(self, bucket: Bucket) -> Tables:
         if "tables" not in bucket.cache:

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory
-from ...protocol import Bucket, Job, NormTable
+from ...protocol import Bucket, Engine, Job, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, Locations, copy_blocks, mixes, parts_of, real_dtypes
 from ..program import Program
@@ -34,19 +34,17 @@ COPIED = 1 << 18
 TOUCHED = 4 << 20
 
 
-class HostEngine:
+class HostEngine(Engine):
     """Runs programs compiled by Numba, on arrays in this machine's memory."""
 
     name = "host"
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
-        """Serve arrays whose backend tells their addresses in this machine's memory."""
         if backend.host_memory(device) is None:
             return f"it serves arrays in this machine's memory, not {backend.name} on {device}"
         return mixes(dtypes)
 
     def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
-        """See `Engine.filled_like`."""
         made = [backend.empty_like(array, dtype) for array in arrays]
         memory = backend.host_memory(backend.device(made[0]))
         assert memory is not None  # or the engine would not serve the arrays
@@ -70,10 +68,9 @@ class HostEngine:
         kernels.update_kernel(program, real_dtypes(dtypes))
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
-        """See `Engine.update`."""
-        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
-        kernel = kernels.update_kernel(program, real_dtypes(bucket.dtypes))
-        numbers = np.array(program.code.values(values), np.float64)
+        bucket, grads = job.bucket, job.grads
+        kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
+        numbers = np.array(job.program.code.values(job.values), np.float64)
         walk = _Walk.of(bucket)
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
 
@@ -85,12 +82,11 @@ class HostEngine:
         walk.memory.touched(bucket.params if walk.locations.complete else [p for p, g in live if g is not None])
 
     def norm_table(self, job: Job, lowest: int) -> NormTable:
-        """See `Engine.norm_table`; the table is a NumPy array."""
-        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
-        kernel = kernels.square_kernel(program, FLOATING[bucket.grad_dtype])
-        numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **values}))
-        walk, units = _Walk.of(bucket), np.array(norms.units(lowest))
-        out, lock = np.zeros((len(grads), norms.COLUMNS), np.int64), threading.Lock()
+        program = job.program
+        kernel = kernels.square_kernel(program, FLOATING[job.bucket.grad_dtype])
+        numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}))
+        units = np.array(norms.units(lowest))
+        out, lock = np.zeros((len(job.grads), norms.COLUMNS), np.int64), threading.Lock()
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
@@ -99,19 +95,17 @@ class HostEngine:
             with lock:
                 out[row + first : row + first + last] += sums
 
-        walk.run(bucket, grads, work)
+        _Walk.of(job.bucket).run(job.bucket, job.grads, work)
         return NormTable(np, out)
 
     def finite(self, job: Job) -> list[bool]:
-        """See `Engine.finite`."""
-        bucket, grads = job.bucket, job.grads
-        kernel = kernels.finite_kernel(FLOATING[bucket.grad_dtype])
-        bad = np.zeros(len(grads), np.uint8)
+        kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
+        bad = np.zeros(len(job.grads), np.uint8)
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             kernel(table, bad[row:], first, start, count)
 
-        _Walk.of(bucket).run(bucket, grads, work)
+        _Walk.of(job.bucket).run(job.bucket, job.grads, work)
         return [not b for b in bad]
 
 
