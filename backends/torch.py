@@ -118,6 +118,9 @@ class TorchBackend(Backend):
     def copy(self, array: Array) -> Array:
         return array.detach().clone()
 
+    def parts(self, array: Array) -> list[Array]:
+        return [array.real, array.imag] if array.is_complex() else [array]
+
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else torch.complex(*parts)
 

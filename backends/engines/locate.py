@@ -14,17 +14,9 @@ from ..generic import FLOATING, Array, Backend, HostMemory
 from ..protocol import Bucket
 
 __all__ = [
-    "ITEMSIZES",
-    "Copies",
-    "Locations",
-    "Ranges",
-    "blocks",
-    "copy_blocks",
-    "extents",
-    "mixes",
-    "parts_of",
+    "ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "copy_blocks", "extents", "mixes", "parts_of",
     "real_dtypes",
-]
+]  # fmt: skip
 
 #: Bytes of a real element of each dtype.
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
@@ -91,28 +83,16 @@ class Ranges:
 
 
 class Locations:
-    """Where a bucket's parameters, gradients and state lie.
-
-    Parameters
-    ----------
-    bucket : Bucket
-    memory : HostMemory
-        What tells the arrays' addresses.
-
-    Attributes
-    ----------
-    table : array of int64, shape (tensors, 3 + slots)
-        A row a tensor: its real elements, and the addresses of x, g and the state. The address of g is 0 where the
-        tensor is skipped.
-    """
+    """Where a bucket's parameters, gradients and state lie."""
 
     def __init__(self, bucket: Bucket, memory: HostMemory) -> None:
         self.bucket, self.memory = bucket, memory
         self.layouts = [memory.layout(p) for p in bucket.params]
+        self.sizes = np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts_of(bucket.dtype)
+        #: A row a tensor: its real elements, and the addresses of x, g and the state. The address of g is 0 where the
+        #: tensor is skipped.
         self.table = np.zeros((len(bucket.params), 3 + len(bucket.state)), np.int64)
-        self.table[:, 0] = [math.prod(p.shape) for p in bucket.params]
-        self.table[:, 0] *= parts_of(bucket.dtype)
-        self.sizes = self.table[:, 0].copy()
+        self.table[:, 0] = self.sizes
         self.param_bytes, self.grad_bytes = (
             self.sizes * ITEMSIZES[FLOATING[dtype]] for dtype in (bucket.dtype, bucket.grad_dtype)
         )
@@ -136,12 +116,8 @@ class Locations:
     def find(self, grads: Sequence[Array | None]) -> tuple[Sequence[Array | None], list[int]]:
         """Bring the table up to date.
 
-        Returns
-        -------
-        sequence of arrays or None
-            The gradients that the table points at: those in the memory of parameters are copied.
-        list of int
-            Tensors that cannot be walked as one run; the table skips them.
+        Returns the gradients that it points at, of which those in the memory of parameters are copies, and which
+        tensors cannot be walked as one run: the table skips them.
         """
         if not self.fixed:
             self._find_own()
@@ -156,10 +132,9 @@ class Locations:
             for i in aliases:
                 grads[i] = self.bucket.backend.copy(grads[i])
             self.find_gradients(grads, aliases)
-        odd = self.odd.union(np.flatnonzero(found < 0).tolist())
-        for i in odd:
-            found[i] = 0
-        return grads, [i for i in sorted(odd) if grads[i] is not None]
+        odd = sorted(self.odd.union(np.flatnonzero(found < 0).tolist()))
+        found[odd] = 0
+        return grads, [i for i in odd if grads[i] is not None]
 
     def find_gradients(self, grads: Sequence[Array | None], which: Sequence[int]) -> None:
         """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
@@ -192,20 +167,12 @@ class Locations:
 
 @dataclass
 class Copies:
-    """One tensor's arrays, or a block of them, copied in C order.
+    """One tensor's arrays, or a block of them, copied in C order."""
 
-    Attributes
-    ----------
-    table : array of int64, shape (1, 3 + slots)
-        A row of a table such as `Locations` has.
-    gradient : array
-        The copy of the gradient.
-    pairs : list of (array, array)
-        Parts of the parameter and the state, and their copies.
-    """
-
+    #: A row of a table such as `Locations` has.
     table: np.ndarray
     gradient: Array
+    #: Parts of the parameter and the state, and their copies.
     pairs: list[tuple[Array, Array]]
 
     def write_back(self, backend: Backend) -> None:

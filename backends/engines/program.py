@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from math import copysign
 from typing import Any, NoReturn
 
-__all__ = ["LOGIC", "Code", "Node", "Program", "TraceError"]
+__all__ = ["INFIX", "LOGIC", "Code", "Node", "Program", "TraceError"]
 
 SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "add": operator.add,
@@ -29,6 +29,10 @@ SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
 LARGEST_POWER = 16
 #: Operations whose outcome is a truth value; the last three also take truth values.
 LOGIC = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
+#: Templates of the operations that most languages write alike.
+SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+SIGNS |= {"eq": "==", "ne": "!="}
+INFIX = {"neg": "-{0}", **{op: f"{{0}} {sign} {{1}}" for op, sign in SIGNS.items()}}
 
 
 class TraceError(TypeError):
@@ -91,29 +95,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Code:
-    """Straight-line code for one element.
+    """Straight-line code for one element."""
 
-    Attributes
-    ----------
-    inputs : tuple of str
-        ``x``, ``g`` and the state, in order.
-    per_tensor : tuple of str
-        Inputs that hold one number per tensor (``norm_scale``, where it is used).
-    scalars : tuple
-        One expression for each number that the code reads, named ``s0``, ``s1``, …
-    nodes : tuple of Node
-        The operations, in order.
-    outputs : tuple of str
-        Names of the new ``x`` and state, in the order of the inputs without ``g``.
-    measured : str
-        Name of that of which clipping by norm takes the norm.
-    """
-
+    #: ``x``, ``g`` and the state, in order.
     inputs: tuple[str, ...]
+    #: Inputs that hold one number per tensor (``norm_scale``, where it is used).
     per_tensor: tuple[str, ...]
+    #: One expression for each number that the code reads, named ``s0``, ``s1``, …
     scalars: tuple[tuple, ...]
+    #: The operations, in order.
     nodes: tuple[Node, ...]
+    #: Names of the new ``x`` and state, in the order of the inputs without ``g``.
     outputs: tuple[str, ...]
+    #: Name of that of which clipping by norm takes the norm.
     measured: str
 
     def values(self, hypers: Mapping[str, Any]) -> list[Any]:
@@ -121,14 +115,9 @@ class Code:
         return [evaluate(expression, hypers) for expression in self.scalars]
 
     def render(self, operations: Mapping[str, str], only: tuple[str, ...] = ()) -> list[str]:
-        """Write the nodes in some language, one ``name = expression`` a node.
+        """Write the nodes as ``name = expression``, by a template for each operation with ``{0}``, … for arguments.
 
-        Parameters
-        ----------
-        operations : mapping
-            A template for each operation, with ``{0}``, ``{1}``, … for its arguments.
-        only : tuple of str
-            Write no more than what these names need; everything if empty.
+        `only`, if given, says which names are wanted: no more is written than they need.
         """
         needed = set(only or self.outputs)
         for node in reversed(self.nodes):

@@ -39,13 +39,7 @@ def call(function: Any, *arguments: Any) -> Any:
 
 
 class Nvrtc:
-    """CUDA's run-time compiler.
-
-    Raises
-    ------
-    ImportError
-        If it, or NVIDIA's bindings to it, are not installed.
-    """
+    """CUDA's run-time compiler; `ImportError` if it, or NVIDIA's bindings to it, are not installed."""
 
     def __init__(self) -> None:
         try:
@@ -63,13 +57,7 @@ class Nvrtc:
         self.nvrtc: Any = nvrtc
 
     def compile(self, source: str, capability: int, ptx: bool = False) -> bytes:
-        """Compile a source for a compute capability, to machine code where that is possible, else to PTX.
-
-        Raises
-        ------
-        RuntimeError
-            If it does not compile; the message is the compiler's.
-        """
+        """Compile a source for a compute capability, to machine code where that is possible, else to PTX."""
         exact = capability in self.supported and not ptx
         known = capability if capability in self.supported else max(s for s in self.supported if s <= capability)
         options = [f"--gpu-architecture={'sm' if exact else 'compute'}_{known}".encode(), *OPTIONS]
@@ -115,15 +103,7 @@ class Driver:
 
     @cached_property
     def cuda(self) -> Any:
-        """NVIDIA's bindings to the driver, initialised.
-
-        Raises
-        ------
-        ImportError
-            If they are not installed.
-        RuntimeError
-            If there is no driver, or it finds no device.
-        """
+        """NVIDIA's bindings to the driver, initialised; an error if there is no driver, or it finds no device."""
         from cuda.bindings import driver
 
         call(driver.cuInit, 0)

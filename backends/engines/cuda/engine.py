@@ -76,13 +76,7 @@ class CudaEngine(Engine):
         return NormTable(_namespace(bucket.backend), table)
 
     def finite(self, job: Job) -> list[bool]:
-        """See `Engine.finite`: the one question whose answer the host must wait for.
-
-        Raises
-        ------
-        RuntimeError
-            Under graph capture, where there is no answer.
-        """
+        """See `Engine.finite`: the one question whose answer the host must wait for, so that a graph cannot ask it."""
         tables = self._tables(job.bucket)
         if tables.capturing():
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")

@@ -25,23 +25,15 @@ WORDS = 500
 
 @dataclass(frozen=True)
 class Plan:
-    """How the elements of some tensors are shared out.
+    """How the elements of some tensors are shared out."""
 
-    Attributes
-    ----------
-    sizes : array of int64, shape (tensors,)
-        Real elements of each tensor.
-    firsts : array of int64, shape (tensors,)
-        The chunk with which each begins.
-    owners : array of int32, shape (chunks,)
-        The tensor to which each chunk belongs.
-    grid : int
-        Blocks to launch; 0 where there is nothing to do. Block b takes the chunks b, b + grid, b + 2 grid, ...
-    """
-
+    #: Real elements of each tensor, int64.
     sizes: np.ndarray
+    #: The chunk with which each begins, int64.
     firsts: np.ndarray
+    #: The tensor to which each chunk belongs, int32.
     owners: np.ndarray
+    #: Blocks to launch; 0 where there is nothing to do. Block b takes the chunks b, b + grid, b + 2 grid, ...
     grid: int
 
     @property
@@ -62,19 +54,11 @@ def make_plan(sizes: np.ndarray) -> Plan:
 def changes(held: np.ndarray, now: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """Say what to write so that a table holding `held` holds `now`: its rows' changed spans, in pieces of `WORDS`.
 
-    Parameters
-    ----------
-    held, now : array of int64, shape (columns, tensors)
-
-    Yields
-    ------
-    int, array of int64
-        Place in the flat table, and the words to write there.
+    Yields places in the flat table, and the words to write there.
     """
-    width = now.shape[1]
-    for column in range(now.shape[0]):
-        different = np.flatnonzero(held[column] != now[column])
+    for row, (before, after) in enumerate(zip(held, now, strict=True)):
+        different = np.flatnonzero(before != after)
         if len(different):
-            for start in range(int(different[0]), int(different[-1]) + 1, WORDS):
-                stop = min(start + WORDS, int(different[-1]) + 1)
-                yield column * width + start, now[column, start:stop]
+            stop = int(different[-1]) + 1
+            for start in range(int(different[0]), stop, WORDS):
+                yield row * len(after) + start, after[start : min(start + WORDS, stop)]

@@ -16,7 +16,7 @@ from functools import cache
 
 from .. import norms
 from ..locate import ITEMSIZES
-from ..program import LOGIC, Code, Program, TraceError
+from ..program import INFIX, LOGIC, Code, Program, TraceError
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
 
@@ -24,11 +24,11 @@ __all__ = ["MOST_NUMBERS", "code_of", "fill_source", "finite_source", "square_so
 
 #: Each operation of a traced program, in the prelude's functions.
 OPERATIONS = {
+    **INFIX,
     "add": "add({0}, {1})",
     "sub": "sub({0}, {1})",
     "mul": "mul({0}, {1})",
     "div": "div({0}, {1})",
-    "neg": "-{0}",
     "sqrt": "root({0})",
     "exp": "exponential({0})",
     "log": "logarithm({0})",
@@ -38,12 +38,6 @@ OPERATIONS = {
     "max": "({0} > {1} || {0} != {0}) ? {0} : {1}",
     "sign": "{0} > 0 ? (real)1 : {0} < 0 ? (real)-1 : {0} == 0 ? (real)0 : {0}",
     "where": "{0} ? {1} : {2}",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "gt": "{0} > {1}",
-    "ge": "{0} >= {1}",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
     "and": "{0} && {1}",
     "or": "{0} || {1}",
     "not": "!{0}",
@@ -68,13 +62,7 @@ NUMBER_PARAMETERS = "BY_VALUE Numbers numbers, const double* live, u64 mask"
 
 @cache
 def code_of(program: Program) -> Code:
-    """The program's straight-line code.
-
-    Raises
-    ------
-    TraceError
-        If it leaves the traceable subset, or has more than `MOST_NUMBERS` numbers.
-    """
+    """The program's straight-line code; a `TraceError` if it has more than `MOST_NUMBERS` numbers."""
     code = program.code
     if len(code.scalars) > MOST_NUMBERS:
         raise TraceError(
@@ -119,7 +107,6 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     """
     code = code_of(program)
     arrays = [(name, C_TYPES[dtype]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
-    columns = {name: j for j, (name, _) in enumerate(arrays)}
     written = [(name, c_type) for name, c_type in arrays if name != "g"]
     scalars = [f"s{k}" for k in range(len(code.scalars))]
     signature = [f"{'const ' if a == 'g' else ''}{t}& {a}_" for a, t in arrays]
@@ -127,19 +114,16 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     element = [f"const real {a} = widen({a}_);" for a, _ in arrays]
     element += declared(code.render(OPERATIONS), code)
     element += [f"narrow({a}_, {new});" for (a, _), new in zip(written, code.outputs, strict=True)]
-    located = [f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for a, j in columns.items() if a != "g"]
+    located = [f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for j, (a, _) in enumerate(arrays) if a != "g"]
     located += ["const real norm_scale = (real)scales[tensor];"] * bool(code.per_tensor)
     at = {a: f"{a}_at + (start + k) * (i64)sizeof({t})" for a, t in arrays}
-    extra = [*code.per_tensor, *scalars]
+    extra = "".join(f", {number}" for number in (*code.per_tensor, *scalars))
+    stores = [f"store({at[a]}, {a});" for a, _ in written]
     packs = [f"Pack<{t}> {a};" for a, t in arrays] + [f"load({a}, {at[a]});" for a, _ in arrays]
     packs += ["#pragma unroll", "for (int j = 0; j < PACK; ++j)"]
-    packs += [f"  element({', '.join([f'{a}.v[j]' for a, _ in arrays] + extra)});"]
-    packs += [f"store({at[a]}, {a});" for a, _ in written]
+    packs += [f"  element({', '.join(f'{a}.v[j]' for a, _ in arrays)}{extra});", *stores]
     single = [f"{t} {a}; load({a}, {at[a]});" for a, t in arrays]
-    single += [
-        f"element({', '.join([a for a, _ in arrays] + extra)});",
-        *[f"store({at[a]}, {a});" for a, _ in written],
-    ]
+    single += [f"element({', '.join(a for a, _ in arrays)}{extra});", *stores]
     parameters = f"{WALK_PARAMETERS}, const double* scales, {NUMBER_PARAMETERS}"
     return "\n".join(
         [

@@ -28,45 +28,28 @@ WORDS = 6
 HEAD = 2
 #: The ``DLDevice`` and the ``DLDataType`` of what `Exchange.increment` writes to.
 CPU, FLOAT32, FLOAT64 = 1, 2 | 32 << 8 | 1 << 16, 2 | 64 << 8 | 1 << 16
-float_pointer, double_pointer = STORAGE["float32"][1], STORAGE["float64"][1]
+float_pointer, double_pointer = STORAGE["float32"][0], STORAGE["float64"][0]
 _list_item: Any = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
 _forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
 
 
 @dataclass(frozen=True)
 class Description:
-    """What was found out about a list of arrays.
+    """What was found out about a list of arrays."""
 
-    Attributes
-    ----------
-    signature : bytes
-        The device, dtype and shape of each.
-    memory : bytes
-        Which object it is, its address and its strides, of each.
-    addresses : NumPy array of int64
-    contiguous : bool
-        Whether all lie in C order.
-    """
-
+    #: The device, dtype and shape of each.
     signature: bytes
+    #: Which object it is, its address and its strides, of each.
     memory: bytes
     addresses: np.ndarray
+    #: Whether all lie in C order.
     contiguous: bool
 
 
 class Exchange:
-    """The questions, for the arrays of one type.
+    """The questions, for the arrays of one type, and of types derived from it that are no more than that inside.
 
-    Parameters
-    ----------
-    kind : type
-        With ``__dlpack_c_exchange_api__``. Arrays of types derived from it can be asked too, if they are no more
-        than that inside.
-
-    Raises
-    ------
-    ImportError
-        If the type has no such table, or one of another layout.
+    `ImportError` if the type has no such table, or one of another layout.
     """
 
     def __init__(self, kind: type) -> None:
@@ -114,9 +97,7 @@ def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
             addresses[i] = tensor[0] + tensor[5]
             ndim = tensor[2] & 0xFFFFFFFF
             shape, strides = numba.carray(long_pointer(tensor[3]), ndim), numba.carray(long_pointer(tensor[4]), ndim)
-            count, expected = 1, 1
-            for k in range(ndim):
-                count *= shape[k]
+            count, expected = shape.prod(), 1
             for k in range(ndim - 1, -1, -1):
                 if count != 0 and shape[k] != 1 and strides[k] != expected:
                     contiguous = False
@@ -140,9 +121,7 @@ def _increment_kernel(describe: Any) -> Callable[..., bool]:
             if describe(_list_item(arrays, i), tensor.ctypes.data) != 0:
                 _forget_error()
                 return False
-            shape, count = numba.carray(long_pointer(tensor[3]), tensor[2] & 0xFFFFFFFF), 1
-            for k in range(len(shape)):
-                count *= shape[k]
+            count = numba.carray(long_pointer(tensor[3]), tensor[2] & 0xFFFFFFFF).prod()
             found[0, i], found[1, i] = tensor[0] + tensor[5], tensor[2] >> 32
             if count != 1 or tensor[1] & 0xFFFFFFFF != CPU or (found[1, i] != FLOAT32 and found[1, i] != FLOAT64):
                 return False

@@ -19,7 +19,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from .. import norms
-from ..program import Code, Program
+from ..locate import ITEMSIZES
+from ..program import INFIX, Code, Program
 
 __all__ = ["finite_kernel", "gather", "square_kernel", "update_kernel"]
 
@@ -27,11 +28,7 @@ __all__ = ["finite_kernel", "gather", "square_kernel", "update_kernel"]
 BLOCK = 1024
 
 OPERATIONS = {
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "div": "{0} / {1}",
-    "neg": "-{0}",
+    **INFIX,
     "sqrt": "np.sqrt({0})",
     "exp": "np.exp({0})",
     "log": "np.log({0})",
@@ -41,12 +38,6 @@ OPERATIONS = {
     "max": "({0} if {0} > {1} or {0} != {0} else {1})",
     "sign": "(one if {0} > 0 else (-one if {0} < 0 else {0} + zero))",
     "where": "({1} if {0} else {2})",
-    "lt": "{0} < {1}",
-    "le": "{0} <= {1}",
-    "gt": "{0} > {1}",
-    "ge": "{0} >= {1}",
-    "eq": "{0} == {1}",
-    "ne": "{0} != {1}",
     "and": "{0} and {1}",
     "or": "{0} or {1}",
     "not": "not {0}",
@@ -99,13 +90,12 @@ def bfloat_store(x: Any) -> Any:
     return np.uint16(rounded) if x == x else np.uint16((u >> np.uint32(16)) | np.uint32(0x40))
 
 
-#: For each dtype: its size in bytes, a pointer to it, and how an element is read and written.
-#: The half types are handled as bits.
+#: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
 STORAGE = {
-    "float16": (2, _pointer(types.uint16), "half_load({})", "half_store({})"),
-    "bfloat16": (2, _pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
-    "float32": (4, _pointer(types.float32), "{}", "{}"),
-    "float64": (8, _pointer(types.float64), "{}", "{}"),
+    "float16": (_pointer(types.uint16), "half_load({})", "half_store({})"),
+    "bfloat16": (_pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
+    "float32": (_pointer(types.float32), "{}", "{}"),
+    "float64": (_pointer(types.float64), "{}", "{}"),
 }
 capsule_pointer: Any = types.ExternalFunction(
     "PyCapsule_GetPointer", numba.core.typing.signature(types.intp, types.intp, types.intp)
@@ -140,7 +130,7 @@ SPACE = {
     "half_store": half_store,
     "bfloat_load": bfloat_load,
     "bfloat_store": bfloat_store,
-    **{f"{dtype}_at": pointer for dtype, (_, pointer, _, _) in STORAGE.items()},
+    **{f"{dtype}_at": pointer for dtype, (pointer, _, _) in STORAGE.items()},
 }
 
 
@@ -182,12 +172,10 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     code, compute = program.code, computing_dtype(dtypes)
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
-    views = [
-        f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {STORAGE[d][0]}), n)" for j, (a, d) in enumerate(arrays)
-    ]
-    element = [f"{a} = compute({STORAGE[d][2].format(f'{a}_[k]')})" for a, d in arrays]
+    views = [f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {ITEMSIZES[d]}), n)" for j, (a, d) in enumerate(arrays)]
+    element = [f"{a} = compute({STORAGE[d][1].format(f'{a}_[k]')})" for a, d in arrays]
     element += code.render(OPERATIONS)
-    element += [f"{a}_[k] = {STORAGE[d][3].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
+    element += [f"{a}_[k] = {STORAGE[d][2].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
     tensor = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element, 1)]
     loop = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(tensor, 1)]
     loop += ["count -= n", "start = 0", "i += 1"]
@@ -203,8 +191,7 @@ def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
     Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
     is scaled and clipped by value on the way.
     """
-    code, compute = program.code, computing_dtype((dtype,))
-    size, _, load, _ = STORAGE[dtype]
+    code, compute, load = program.code, computing_dtype((dtype,)), STORAGE[dtype][1]
     element = [f"g = compute({load.format('g_[k]')})", *code.render(OPERATIONS, only=(code.measured,))]
     lines = ["def squares(table, numbers, units, out, first, start, count):", "    buffer = np.empty(BLOCK)"]
     lines += indent(opening(code), 1)
@@ -213,7 +200,7 @@ n = min(table[i, 0] - start, count)
 if table[i, 2] != 0:
     for begin in range(0, n, BLOCK):
         m = min(BLOCK, n - begin)
-        g_ = carray({dtype}_at(table[i, 2] + (start + begin) * {size}), m)
+        g_ = carray({dtype}_at(table[i, 2] + (start + begin) * {ITEMSIZES[dtype]}), m)
         largest = np.int64(0)
         for k in range(m):
             ELEMENT
@@ -271,15 +258,14 @@ def add_slices(buffer: Any, m: int, largest: Any, units: Any, row: Any) -> None:
 @cache
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
-    size, _, load, _ = STORAGE[dtype]
-    double = dtype == "float64"
+    load, double = STORAGE[dtype][1], dtype == "float64"
     source = f"""
 def finite(table, bad, first, start, count):
     i = first
     while count > 0:
         n = min(table[i, 0] - start, count)
         if n > 0 and table[i, 2] != 0:
-            g_ = carray({dtype}_at(table[i, 2] + start * {size}), n)
+            g_ = carray({dtype}_at(table[i, 2] + start * {ITEMSIZES[dtype]}), n)
             largest = kind(0)
             for k in range(n):
                 largest = max(largest, kind(bits({load.format("g_[k]")})) & MAGNITUDE)
