@@ -136,51 +136,48 @@ def evaluate(expression: tuple, hypers: Mapping[str, Any]) -> Any:
     return SCALAR_OPERATORS[kind](*(evaluate(part, hypers) for part in rest))
 
 
-class Scalar:
+class Valueless:
+    """What stands for a value while a rule is traced, and has none."""
+
+    # Let NumPy scalars and arrays defer to the operators below, which refuse what is not a Python number.
+    __array_ufunc__ = None
+    what, instead = "a value", ""
+
+    def __bool__(self) -> bool:
+        refuse(f"a branch on {self.what}{self.instead}")
+
+    def __float__(self) -> float:
+        refuse(f"{self.what} turned into a Python number")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        refuse(f"'.{name}' of {self.what}")
+
+
+class Scalar(Valueless):
     """A hyperparameter, or arithmetic of hyperparameters and Python numbers."""
 
-    __array_ufunc__ = None
+    what = "a hyperparameter"
 
     def __init__(self, expression: tuple) -> None:
         self.expression = expression
 
-    def __bool__(self) -> bool:
-        refuse("a branch on a hyperparameter")
 
-    def __float__(self) -> float:
-        refuse("a hyperparameter turned into a Python number")
-
-    def __getattr__(self, name: str) -> NoReturn:
-        refuse(f"'.{name}' of a hyperparameter")
-
-
-class Question:
+class Question(Valueless):
     """A comparison of hyperparameters alone: a condition for ``xp.where``, and nothing else."""
+
+    what = "a hyperparameter"
 
     def __init__(self, op: str, values: tuple[Any, ...]) -> None:
         self.op, self.values = op, values
 
-    def __bool__(self) -> bool:
-        refuse("a branch on a hyperparameter")
 
-
-class Symbol:
+class Symbol(Valueless):
     """An array element, or (``truth``) the outcome of a comparison of elements."""
 
-    # Let NumPy scalars and arrays defer to the operators below, which refuse what is not a Python number.
-    __array_ufunc__ = None
+    what, instead = "an array", " (use xp.where)"
 
     def __init__(self, recorder: Recorder, name: str, truth: bool = False) -> None:
         self.recorder, self.name, self.truth = recorder, name, truth
-
-    def __bool__(self) -> bool:
-        refuse("a branch on an array's values (use xp.where)")
-
-    def __float__(self) -> float:
-        refuse("an array's value turned into a Python number")
-
-    def __getattr__(self, name: str) -> NoReturn:
-        refuse(f"'.{name}' of an array")
 
 
 class Recorder:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multiopt.backends.engines.cuda import plan as cuda_plan
-from multiopt.backends.engines.cuda.plan import CHUNK, WORDS, changes, make_plan
+from multiopt.backends.engines.cuda.plan import CHUNK, changes, make_plan
 
 SIZES = st.lists(st.sampled_from([0, 1, 5, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 7 * CHUNK + 3]), min_size=1)
 
@@ -61,7 +61,7 @@ def test_nothing_to_do_is_no_block() -> None:
     assert make_plan(np.array([0, 0])).grid == 0
 
 
-@given(st.integers(1, 3), st.integers(1, 2 * WORDS + 3), st.data())
+@given(st.integers(1, 3), st.integers(1, 9), st.data())
 @settings(max_examples=60, deadline=None)
 def test_changes_bring_a_table_up_to_date(columns: int, tensors: int, data: st.DataObject) -> None:
     held = np.arange(columns * tensors).reshape(columns, tensors)
@@ -70,7 +70,7 @@ def test_changes_bring_a_table_up_to_date(columns: int, tensors: int, data: st.D
         now.ravel()[place] += 1000
     table = held.ravel().copy()
     for start, words in changes(held, now):
-        assert 0 < len(words) <= WORDS
+        assert len(words)
         table[start : start + len(words)] = words
     assert np.array_equal(table.reshape(now.shape), now)
 
@@ -83,4 +83,3 @@ def test_what_did_not_move_is_not_written() -> None:
     now[1, 9] = 0
     ((start, words),) = changes(held, now)
     assert (start, words.tolist()) == (1007, [0, 1008, 0])
-    assert [len(words) for _, words in changes(held, held + 1)] == [WORDS] * 6

@@ -52,13 +52,9 @@ def make_plan(sizes: np.ndarray) -> Plan:
 
 
 def changes(held: np.ndarray, now: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Say what to write so that a table holding `held` holds `now`: its rows' changed spans, in pieces of `WORDS`.
-
-    Yields places in the flat table, and the words to write there.
-    """
+    """Say what to write so that a table holding `held` holds `now`: places in the flat table, and words for each."""
     for row, (before, after) in enumerate(zip(held, now, strict=True)):
         different = np.flatnonzero(before != after)
         if len(different):
-            stop = int(different[-1]) + 1
-            for start in range(int(different[0]), stop, WORDS):
-                yield row * len(after) + start, after[start : min(start + WORDS, stop)]
+            start, stop = int(different[0]), int(different[-1]) + 1
+            yield row * len(after) + start, after[start:stop]

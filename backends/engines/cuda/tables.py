@@ -67,10 +67,11 @@ class Tables:
         return array
 
     def fill(self, address: int, words: np.ndarray) -> None:
-        """Write at most `WORDS` words to the device."""
-        carried = np.zeros(WORDS, np.int64)
-        carried[: len(words)] = words
-        self.launch(source.fill_source(), "fill", [address, len(words), carried], grid=1)
+        """Write words to the device, a launch for each `WORDS` of them."""
+        for start in range(0, len(words), WORDS):
+            piece, carried = words[start : start + WORDS], np.zeros(WORDS, np.int64)
+            carried[: len(piece)] = piece
+            self.launch(source.fill_source(), "fill", [address + 8 * start, len(piece), carried], grid=1)
 
     # --- launching ---
 
@@ -125,9 +126,7 @@ class Tables:
         if not isinstance(scales, np.ndarray):
             return self.address(scales)
         address = self.address(self.room("scales", np.ones(len(scales))))
-        words = np.ascontiguousarray(scales, np.float64).view(np.int64)
-        for start in range(0, len(words), WORDS):
-            self.fill(address + 8 * start, words[start : start + WORDS])
+        self.fill(address, np.ascontiguousarray(scales, np.float64).view(np.int64))
         return address
 
     # --- where the arrays are ---

@@ -134,98 +134,91 @@ SPACE = {
 }
 
 
-def build(name: str, lines: list[str], signature: Any, **names: Any) -> Callable[..., Any]:
-    """Compile generated source; it is kept in linecache, so that a traceback shows its lines."""
-    source = "\n".join(lines) + "\n"
+TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
+
+
+def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
+    """Compile ``name(table, *parameters, first, start, count)``, which does `body` for the tensors of a table.
+
+    `table` has a row a tensor: its size and the addresses of x, g and the state; an address of g of 0 skips it. The
+    kernel walks over `count` elements, from element `start` of tensor `first` on and into the tensors that follow: the
+    body over the `n` elements of tensor `i` that begin at `start`. `parameters` gives types.
+    """
+    walk = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
+    walk += ["count -= n", "start = 0", "i += 1"]
+    lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
+    source = "\n".join([f"def {name}(table, {', '.join(parameters)}, first, start, count):", *indent(lines), ""])
+    # So that a traceback shows its lines.
     filename = f"<multiopt {name} {abs(hash(source)):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     space: dict[str, Any] = {**SPACE, **names}
     exec(compile(source, filename, "exec"), space)
+    signature = types.void(TABLE, *parameters.values(), types.int64, types.int64, types.int64)
     return numba.njit(signature, nogil=True, error_model="numpy")(space[name])
 
 
-def indent(lines: list[str], depth: int) -> list[str]:
-    return [" " * 4 * depth + line for line in lines]
+def indent(lines: list[str]) -> list[str]:
+    return [" " * 4 + line for line in lines]
 
 
 def computing_dtype(dtypes: tuple[str, ...]) -> Any:
     return np.float64 if "float64" in dtypes else np.float32
 
 
-def opening(code: Code) -> list[str]:
+def rounded(code: Code) -> list[str]:
     """Lines that round the numbers to the computing dtype."""
-    numbers = [f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars))]
-    return ["zero, one = compute(0), compute(1)", *numbers, "i = first", "while count > 0:"]
+    return ["zero, one = compute(0), compute(1)", *(f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars)))]
 
 
-TABLE, NUMBERS, WALK = types.int64[:, ::1], types.float64[::1], (types.int64, types.int64, types.int64)
+def view(dtype: str, column: int, first: str, length: str) -> str:
+    """An expression for elements of tensor `i`, from `first` on."""
+    return f"carray({dtype}_at(table[i, {column}] + {first} * {ITEMSIZES[dtype]}), {length})"
 
 
 @cache
 def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
-    """Compile ``update(table, scales, numbers, first, start, count)``.
+    """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
 
-    `dtypes` are those of x, g and the state. `table` has a row a tensor: its size and the addresses of x, g and the
-    state; an address of g of 0 skips the tensor. `scales` has one number a tensor, `numbers` the code's scalars.
-    The kernel updates `count` elements, from element `start` of tensor `first` on and into the tensors that follow.
+    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars.
     """
-    code, compute = program.code, computing_dtype(dtypes)
+    code = program.code
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
-    views = [f"{a}_ = carray({d}_at(table[i, {j + 1}] + start * {ITEMSIZES[d]}), n)" for j, (a, d) in enumerate(arrays)]
     element = [f"{a} = compute({STORAGE[d][1].format(f'{a}_[k]')})" for a, d in arrays]
     element += code.render(OPERATIONS)
     element += [f"{a}_[k] = {STORAGE[d][2].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
-    tensor = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element, 1)]
-    loop = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(tensor, 1)]
-    loop += ["count -= n", "start = 0", "i += 1"]
-    lines = ["def update(table, scales, numbers, first, start, count):"]
-    lines += indent(opening(code), 1) + indent(loop, 2)
-    return build("update", lines, types.void(TABLE, NUMBERS, NUMBERS, *WALK), compute=compute)
+    views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
+    body = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element)]
+    parameters = {"scales": NUMBERS, "numbers": NUMBERS}
+    return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
 
 
 @cache
 def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
-    """Compile ``squares(table, numbers, units, out, first, start, count)``: see `norms.square_sums`.
+    """Compile ``squares(table, numbers, units, out, first, start, count)``: see `build` and `norms.square_sums`.
 
     Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
     is scaled and clipped by value on the way.
     """
-    code, compute, load = program.code, computing_dtype((dtype,)), STORAGE[dtype][1]
-    element = [f"g = compute({load.format('g_[k]')})", *code.render(OPERATIONS, only=(code.measured,))]
-    lines = ["def squares(table, numbers, units, out, first, start, count):", "    buffer = np.empty(BLOCK)"]
-    lines += indent(opening(code), 1)
-    walk = f"""
-n = min(table[i, 0] - start, count)
-if table[i, 2] != 0:
-    for begin in range(0, n, BLOCK):
-        m = min(BLOCK, n - begin)
-        g_ = carray({dtype}_at(table[i, 2] + (start + begin) * {ITEMSIZES[dtype]}), m)
-        largest = np.int64(0)
-        for k in range(m):
-            ELEMENT
-            wide = np.float64({code.measured})
-            buffer[k] = wide * wide
-            largest = max(largest, double_bits(buffer[k]) & MAGNITUDE)
-        add_slices(buffer, m, largest, units, out[i - first])
-count -= n
-start = 0
-i += 1"""
-    for line in walk.strip().splitlines():
-        depth = len(line) - len(line.lstrip())
-        lines += indent([" " * depth + e for e in element], 2) if "ELEMENT" in line else indent([line], 2)
+    code = program.code
+    element = [f"g = compute({STORAGE[dtype][1].format('g_[k]')})", *code.render(OPERATIONS, only=(code.measured,))]
+    element += [f"wide = np.float64({code.measured})", "buffer[k] = wide * wide"]
+    element += ["largest = max(largest, double_bits(buffer[k]) & MAGNITUDE)"]
+    block = ["m = min(BLOCK, n - begin)", f"g_ = {view(dtype, 2, '(start + begin)', 'm')}", "largest = np.int64(0)"]
+    block += ["for k in range(m):", *indent(element), "add_slices(buffer, m, largest, units, out[i - first])"]
     return build(
         "squares",
-        lines,
-        types.void(TABLE, NUMBERS, NUMBERS, TABLE, *WALK),
-        compute=compute,
+        {"numbers": NUMBERS, "units": NUMBERS, "out": TABLE},
+        ["buffer = np.empty(BLOCK)", *rounded(code)],
+        ["for begin in range(0, n, BLOCK):", *indent(block)],
+        compute=computing_dtype((dtype,)),
         BLOCK=BLOCK,
         MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF),
         add_slices=add_slices,
     )
 
 
-HUGE, GRID_STEP, LEVELS = norms.HUGE, norms.GRID_STEP, norms.LEVELS
+HUGE, LEVELS = norms.HUGE, norms.LEVELS
 HUGE_BITS = np.float64(HUGE).view(np.int64)
 
 
@@ -259,25 +252,13 @@ def add_slices(buffer: Any, m: int, largest: Any, units: Any, row: Any) -> None:
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
     load, double = STORAGE[dtype][1], dtype == "float64"
-    source = f"""
-def finite(table, bad, first, start, count):
-    i = first
-    while count > 0:
-        n = min(table[i, 0] - start, count)
-        if n > 0 and table[i, 2] != 0:
-            g_ = carray({dtype}_at(table[i, 2] + start * {ITEMSIZES[dtype]}), n)
-            largest = kind(0)
-            for k in range(n):
-                largest = max(largest, kind(bits({load.format("g_[k]")})) & MAGNITUDE)
-            if largest >= INFINITE:
-                bad[i] = 1
-        count -= n
-        start = 0
-        i += 1"""
+    largest = f"largest = max(largest, kind(bits({load.format('g_[k]')})) & MAGNITUDE)"
+    body = [f"g_ = {view(dtype, 2, 'start', 'n')}", "largest = kind(0)", "for k in range(n):", *indent([largest])]
     return build(
         "finite",
-        source.strip().splitlines(),
-        types.void(TABLE, types.uint8[::1], *WALK),
+        {"bad": types.uint8[::1]},
+        [],
+        [*body, "if largest >= INFINITE:", *indent(["bad[i] = 1"])],
         kind=np.int64 if double else np.uint32,
         bits=double_bits if double else float_bits,
         MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF) if double else np.uint32(0x7FFFFFFF),
