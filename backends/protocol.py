@@ -23,56 +23,37 @@ __all__ = ["Bucket", "Engine", "Job", "NormTable"]
 
 @dataclass
 class Bucket:
-    """Arrays of one backend, device and dtype, with their state.
-
-    Attributes
-    ----------
-    backend : Backend
-    engine : Engine
-    device : object
-        As `Backend.device` says.
-    dtype, grad_dtype, state_dtype : str
-        Of the parameters, of their gradients and of each state array.
-    names : list of str
-        The parameters' names, for messages.
-    params : list of arrays
-    state : dict of str to list of arrays
-        One list a slot, as long as `params`.
-    wanted : str
-        The engine that was asked for.
-    cache : dict
-        The engine's own; it holds nothing that cannot be made again.
-    prepared : set
-        Updates that the engine has compiled, by whoever had it compile them.
-    kinds : set of type
-        Types of gradients that have been found good.
-    signatures : list
-        The parameters' `Backend.signature` when the bucket was made; immutable arrays change, but not in this.
-    fingerprint : object
-        The same as one value: `Backend.fingerprint`.
-    accepted : object
-        The `Backend.fingerprint` of gradients that have been found good, if there is one for each parameter.
-    watched : bool
-        Whether whoever made the bucket sees to it that its arrays stay where they are in memory, and makes another one
-        if they do not.
-    """
+    """Arrays of one backend, device and dtype, with their state."""
 
     backend: Backend
     engine: Engine
+    #: As `Backend.device` says.
     device: Any
+    #: The dtypes of the parameters, of their gradients and of each state array.
     dtype: str
     grad_dtype: str
     state_dtype: str
+    #: The parameters' names, for messages.
     names: list[str]
     params: list[Array]
+    #: One list a slot, as long as `params`.
     state: dict[str, list[Array]]
+    #: The engine that was asked for.
     wanted: str = "auto"
+    #: The engine's own; it holds nothing that cannot be made again.
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
+    #: Updates that the engine has compiled, by whoever had it compile them.
     prepared: set[Any] = field(default_factory=set, repr=False)
+    #: Types of gradients that have been found good.
     kinds: set[type] = field(default_factory=set, repr=False)
+    #: The parameters' `Backend.signature` when the bucket was made; immutable arrays change, but not in this.
     signatures: list[Any] = field(init=False, repr=False)
+    #: The same as one value: `Backend.fingerprint`.
     fingerprint: Any = field(init=False, repr=False)
+    #: The `Backend.fingerprint` of gradients that have been found good, if there is one for each parameter.
     accepted: Any = field(init=False, repr=False)
+    #: Whether whoever made the bucket sees to it that its arrays stay where they are in memory, and makes another one
+    #: if they do not.
     watched: bool = False
 
     def __post_init__(self) -> None:
@@ -102,22 +83,13 @@ class Bucket:
 
 @dataclass
 class Job:
-    """One step of one bucket.
-
-    Attributes
-    ----------
-    bucket : Bucket
-    program : Program
-        What is computed.
-    grads : sequence of arrays or None
-        A gradient for each parameter; None skips its parameter.
-    values : mapping of str to number
-        Every scalar that the program reads.
-    """
+    """One step of one bucket."""
 
     bucket: Bucket
     program: Program
+    #: A gradient for each parameter; None skips its parameter.
     grads: Sequence[Array | None]
+    #: Every scalar that the program reads.
     values: Mapping[str, Any]
 
 
@@ -145,13 +117,7 @@ class Engine(Protocol):
         return [backend.full_like(array, value, dtype) for array in arrays]
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
-        """Compile what `update` needs, so that a rule outside the subset is refused before anything is written.
-
-        Raises
-        ------
-        TraceError
-            If the rule cannot be compiled.
-        """
+        """Compile what `update` needs: a `TraceError` comes before anything is written."""
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """Do one step on the bucket's parameters and state.

@@ -44,43 +44,25 @@ class Program:
     """Elementwise array-API code with named scalars; what it means is for who made it to know.
 
     Engines keep what they compile by the program's identity, so equal programs should be one object.
-
-    Attributes
-    ----------
-    name : str
-        For messages.
-    function : callable
-        ``function(xp, x, g, *state, **scalars) -> (x, *state)``: the new array and its state, from the old ones and
-        a gradient.
-    measured : callable
-        ``measured(xp, g, scalars) -> g``: the part of which clipping by norm takes the norm.
-    slots : tuple of str
-        Names of the state arrays, in order.
-    scalars : tuple of str
-        Names of the numbers that it reads.
-    per_tensor : tuple of str
-        Those of them that are one number per tensor.
-    file : str
-        Where `function` is written, if that is not what an error should point at.
     """
 
     name: str
+    #: ``function(xp, x, g, *state, **scalars) -> (x, *state)``: new array and state, from the old ones and a gradient.
     function: Callable[..., Any]
+    #: ``measured(xp, g, scalars) -> g``: the part of which clipping by norm takes the norm.
     measured: Callable[[Any, Any, Mapping[str, Any]], Any]
+    #: Names of the state arrays, in order.
     slots: tuple[str, ...]
+    #: Names of the numbers that it reads.
     scalars: tuple[str, ...]
+    #: Those of them that are one number per tensor.
     per_tensor: tuple[str, ...]
+    #: Where `function` is written, if that is not what an error should point at.
     file: str = __file__
 
     @cached_property
     def code(self) -> Code:
-        """The program as straight-line code.
-
-        Raises
-        ------
-        TraceError
-            If it leaves the traceable subset; the message names its line.
-        """
+        """The program as straight-line code; a `TraceError`, which names the line, if it leaves the subset."""
         return _trace(self)
 
 
