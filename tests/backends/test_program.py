@@ -57,20 +57,14 @@ def test_the_rule_is_straight_line_code():
 
 def test_arithmetic_of_hyperparameters_is_done_in_double_and_not_compiled_in():
     program = FusedUpdate(ADADELTA).program.code
-    values = program.values({"lr": 0.3, "rho": 0.1, "eps": 1e-6})
-    assert 1 - 0.1 in values
-    assert set(values) == {0.1, 1 - 0.1, 1e-6, 0.3}
-    again = program.values({"lr": 0.3, "rho": 0.95, "eps": 1e-6})
-    assert 1 - 0.95 in again
+    for rho in (0.1, 0.95):
+        assert set(program.values({"lr": 0.3, "rho": rho, "eps": 1e-6})) == {rho, 1 - rho, 1e-6, 0.3}
 
 
 def test_powers_of_the_step():
-    program = FusedUpdate(
-        rule(lambda xp, x, g, a, *, lr, rho, step: (x - lr * g / (1 - rho ** (step + 1)) + 2**-step, a))
-    ).program.code
-    values = program.values({"lr": 0.3, "rho": 0.9, "step": 2})
-    assert 1 - 0.9**3 in values
-    assert 0.25 in values
+    function = lambda xp, x, g, a, *, lr, rho, step: (x - lr * g / (1 - rho ** (step + 1)) + 2**-step, a)  # noqa: E731
+    values = FusedUpdate(rule(function)).program.code.values({"lr": 0.3, "rho": 0.9, "step": 2})
+    assert {1 - 0.9**3, 0.25} <= set(values)
 
 
 def test_zeros_of_both_signs_are_two_numbers():
@@ -89,33 +83,33 @@ def test_what_is_off_is_left_out():
     assert len(program.render(operations, only=(program.measured,))) == 3
 
 
+def written(text):
+    """A rule's function, by its results."""
+    return eval(f"lambda xp, x, g, a, *, lr, rho: ({text})")
+
+
 EXACT = {
-    "arithmetic": lambda xp, x, g, a, *, lr, rho: (x + g * a - lr / (x - rho) + 3, -a / 7),
-    "reflected": lambda xp, x, g, a, *, lr, rho: (1 - x, 2 / (3 + g) - rho * +a),
-    "functions": lambda xp, x, g, a, *, lr, rho: (
-        xp.add(xp.multiply(x, g), lr),
-        xp.divide(xp.subtract(a, rho), xp.negative(g)),
-    ),
-    "root and square": lambda xp, x, g, a, *, lr, rho: (xp.sqrt(xp.square(x) + xp.abs(g)), abs(a)),
-    "min and max": lambda xp, x, g, a, *, lr, rho: (
-        xp.minimum(x + 1, g + 1),
-        xp.maximum(a - lr, xp.clip(g, -rho, rho)),
-    ),
-    "half open clip": lambda xp, x, g, a, *, lr, rho: (xp.clip(x, max=lr), xp.clip(a, min=0.5)),
-    "sign": lambda xp, x, g, a, *, lr, rho: (xp.sign(x), a * xp.sign(g)),
-    "comparisons": lambda xp, x, g, a, *, lr, rho: (
+    "arithmetic": "x + g * a - lr / (x - rho) + 3, -a / 7",
+    "reflected": "1 - x, 2 / (3 + g) - rho * +a",
+    "functions": "xp.add(xp.multiply(x, g), lr), xp.divide(xp.subtract(a, rho), xp.negative(g))",
+    "root and square": "xp.sqrt(xp.square(x) + xp.abs(g)), abs(a)",
+    "min and max": "xp.minimum(x + 1, g + 1), xp.maximum(a - lr, xp.clip(g, -rho, rho))",
+    "half open clip": "xp.clip(x, max=lr), xp.clip(a, min=0.5)",
+    "sign": "xp.sign(x), a * xp.sign(g)",
+    "comparisons": """
         xp.where(x < g, x, g),
         xp.where((x >= lr) & (g <= a) | ~(a == g), x, xp.where(a != rho, a, 1.0)),
-    ),
-    "named comparisons": lambda xp, x, g, a, *, lr, rho: (
+    """,
+    "named comparisons": """
         xp.where(xp.less(x, g), 1.0, xp.where(xp.greater_equal(x, a), 2.0, a)),
         xp.where(xp.isnan(g) | xp.not_equal(a, 0.0) & (lr > x), a, 4.0),
-    ),
-    "branches on hyperparameters": lambda xp, x, g, a, *, lr, rho: (
+    """,
+    "branches on hyperparameters": """
         xp.where(np.asarray(lr) > 0.5 if isinstance(lr, float) else lr > 0.5, x, g),
         xp.where(np.asarray(rho) < 0.5 if isinstance(rho, float) else rho < 0.5, x, a),
-    ),
-    "second power": lambda xp, x, g, a, *, lr, rho: (x**2, a**1),
+    """,
+    "second power": "x**2, a**1",
+    "signs of zero": "x * 0.0 + -0.0, a * -0.0",
 }
 
 
@@ -123,38 +117,30 @@ EXACT = {
 @pytest.mark.parametrize("name", EXACT)
 def test_traced_code_gives_the_bits_of_numpy(name, dtype):
     # NumPy rounds a Python number to the array's dtype, as the kernels do.
-    for e, c in zip(*both(EXACT[name], dtype, {"lr": 0.7, "rho": 0.9}), strict=True):
+    for e, c in zip(*both(written(EXACT[name]), dtype, {"lr": 0.7, "rho": 0.9}), strict=True):
         same = (e.view(f"i{e.itemsize}") == c.view(f"i{e.itemsize}")) | (np.isnan(e) & np.isnan(c))
         assert same.all(), (e[~same][:5], c[~same][:5])
 
 
 CLOSE = {
-    "fifth power": lambda xp, x, g, a, *, lr, rho: (x**5, a),
-    "negative power": lambda xp, x, g, a, *, lr, rho: (x**-2, a),
-    "pow": lambda xp, x, g, a, *, lr, rho: (xp.pow(x, 3), a),
-    "exp": lambda xp, x, g, a, *, lr, rho: (xp.exp(x / 100), a),
-    "log": lambda xp, x, g, a, *, lr, rho: (xp.log(x), a),
+    "fifth power": "x**5, a",
+    "negative power": "x**-2, a",
+    "pow": "xp.pow(x, 3), a",
+    "exp": "xp.exp(x / 100), a",
+    "log": "xp.log(x), a",
 }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("name", CLOSE)
 def test_powers_exp_and_log_are_close(name, dtype):
-    (expected, _), (found, _) = both(CLOSE[name], dtype, {"lr": 0.7, "rho": 0.9})
+    (expected, _), (found, _) = both(written(CLOSE[name]), dtype, {"lr": 0.7, "rho": 0.9})
     good, info = np.isfinite(expected), np.finfo(dtype)
     # NumPy's pow, exp and log are not correctly rounded, and a fifth power rounds three times: 4 units in the last
     # place, and where a product leaves the range of normal numbers, the smallest of those.
     error = np.abs(expected[good] - found[good])
     assert (error <= 4 * info.eps * np.abs(expected[good]) + info.tiny).all()
     assert (np.isnan(expected) == np.isnan(found)).all()
-
-
-def test_constants_keep_the_sign_of_zero():
-    function = lambda xp, x, g, a, *, lr, rho: (x * 0.0 + -0.0, a * -0.0)  # noqa: E731
-    expected, found = both(function, "float32", {"lr": 1.0, "rho": 0.0})
-    for e, c in zip(expected, found, strict=True):
-        numbers = ~np.isnan(e)
-        assert (np.signbit(e) == np.signbit(c))[numbers].all()
 
 
 def deeper(xp, g):

@@ -193,12 +193,6 @@ class StandIn:
     def wait(self):
         """Wait for nothing: it works at once."""
 
-    def stream(self):
-        return contextlib.nullcontext()
-
-    def delay(self):
-        """Take no time."""
-
     def capture(self, action):
         self.driver.captures = True
         try:
