@@ -60,18 +60,12 @@ def test_edges_and_subnormals(device, dtype):
 # --- where arrays lie ---
 
 
-def gaps(array):
-    wide = np.zeros((*array.shape, 2), array.dtype)
-    wide[..., 0] = array
-    return wide
-
-
 @pytest.mark.parametrize("which", ["parameters", "gradients", "both"])
 @pytest.mark.parametrize("way", ["gaps", "transposed", "shifted"])
 def test_arrays_with_gaps_transposed_or_off_16_bytes_lose_no_update(device, which, way):
     def place(array):
         if way == "gaps":
-            return device.put(gaps(array))[..., 0]
+            return device.put(np.repeat(array[..., None], 2, axis=-1))[..., 0]
         if way == "transposed":
             return device.put(np.ascontiguousarray(array.T)).T if array.ndim < 3 else device.put(array.copy())
         return device.put(np.concatenate([np.zeros(1, array.dtype), array.ravel()]))[1:].reshape(array.shape)
@@ -98,10 +92,7 @@ def test_gradients_in_the_memory_of_parameters(device):
 def test_skipped_tensors_are_left_alone(device):
     ours, numpys, steps = pair(device, steps=4)
     for grads, skipped in zip(steps, ([0, 4], [4], [], range(1, len(steps[0]))), strict=True):
-        some = [None if i in skipped else g for i, g in enumerate(grads)]
-        ours.step([None if g is None else device.put(g) for g in some])
-        numpys.step(some)
-        assert_same(device, ours, numpys)
+        step_both(device, ours, numpys, [[None if i in skipped else g for i, g in enumerate(grads)]])
 
 
 def test_three_thousand_million_elements_in_one_array(gpu):
@@ -118,9 +109,8 @@ def test_three_thousand_million_elements_in_one_array(gpu):
     ours.step([g])
     numpys.step([small])
     assert [float(x[p]) for p in places] == numpys.params[0].tolist()
-    other = Adadelta([np.ones(1, np.float32)])
-    other.step([np.full(1, 0.5, np.float32)])
-    assert [float(x[p]) for p in (17, 2**31 + 5, size - 5000)] == [float(other.params[0][0])] * 3
+    # Elsewhere the gradient is 0.5, as at the second place.
+    assert [float(x[p]) for p in (17, 2**31 + 5, size - 5000)] == [float(numpys.params[0][1])] * 3
 
 
 # --- what a step costs ---

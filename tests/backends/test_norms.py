@@ -125,9 +125,9 @@ def test_any_namespace_gives_the_same_factors():
     limits = [0.5, np.inf, 3.0, 0.7, 1e9]
     for own in (None, 0.9, limits):
         for together in (None, 0.7):
-            mine, norm = clip_factors(np, table, lowest, np.array(limits) if own is limits else own, together)
-            theirs, its = clip_factors(
-                strict, strict.asarray(table), lowest, strict.asarray(limits) if own is limits else own, together
-            )
-            assert np.asarray(theirs).tobytes() == mine.tobytes()
-            assert np.asarray(its).tobytes() == norm.tobytes()
+            results = [
+                clip_factors(xp, xp.asarray(table), lowest, xp.asarray(own) if own is limits else own, together)
+                for xp in (np, strict)
+            ]
+            mine, theirs = ([np.asarray(a).tobytes() for a in result] for result in results)
+            assert mine == theirs

@@ -206,18 +206,15 @@ def arrays(rng, dtype, shapes=SHAPES, decades=(-12, 12)):
     kind = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     if dtype == "float16":
         decades = (-4, 2)
-    made = []
-    for shape in shapes:
-        values = np.asarray(rng.standard_normal(shape) * 10.0 ** rng.integers(*decades, shape))
-        values = np.asarray(values + 1j * rng.standard_normal(shape)) if kind.kind == "c" else values
-        made.append(values.astype(kind))
-    return made
+    made = [rng.standard_normal(shape) * 10.0 ** rng.integers(*decades, shape) for shape in shapes]
+    if kind.kind == "c":
+        made = [real + 1j * rng.standard_normal(np.shape(real)) for real in made]
+    return [np.asarray(values).astype(kind) for values in made]
 
 
 def everything(opt, get):
-    columns = [opt.params, *([state[slot] for state in opt.state] for slot in ADADELTA.slots)]
-    columns += [opt.ema_params] if opt.ema is not None else []
-    return [np.asarray(get(a)) for column in columns for a in column]
+    arrays = [*opt.params, *(state[slot] for slot in ADADELTA.slots for state in opt.state)]
+    return [np.asarray(get(a)) for a in (*arrays, *(opt.ema_params if opt.ema is not None else []))]
 
 
 def assert_same(device, ours, numpys):
@@ -246,6 +243,6 @@ def pair(device, dtype="float32", shapes=SHAPES, steps=3, **options):
 def step_both(device, ours, numpys, steps, place=None):
     """Step with the same gradients on the device, put there by `place`, and in NumPy; the bits must be the same."""
     for grads in steps:
-        ours.step([(place or device.put)(g) for g in grads])
+        ours.step([None if g is None else (place or device.put)(g) for g in grads])
         numpys.step(grads)
     assert_same(device, ours, numpys)
