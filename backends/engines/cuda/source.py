@@ -10,7 +10,6 @@ A block of threads takes one chunk of one tensor at a time. Each thread moves `P
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -160,9 +159,8 @@ def square_source(program: Program, dtype: str) -> str:
     code = code_of(program)
     element = ["const real g = widen(g_);", *declared(code.render(OPERATIONS, only=(code.measured,)), code)]
     element += [f"const double wide = {code.measured};", "return mul(wide, wide);"]
-    used = sorted(set(re.findall(r"\bs\d+\b", " ".join(element))), key=lambda s: int(s[1:]))
-    numbers = [line for line in numbered(code) if line.split()[2] in used]
-    c_type, extra = C_TYPES[dtype], "".join(f", {s}" for s in used)
+    scalars = [f"s{k}" for k in range(len(code.scalars))]
+    c_type, extra = C_TYPES[dtype], "".join(f", {s}" for s in scalars)
     constants = f"""\
 #define LEVELS {norms.LEVELS}
 #define COLUMNS {norms.COLUMNS}
@@ -171,7 +169,7 @@ DEVICE double unit_of(int lowest, int level) {{
   const int exponent = lowest + {norms.GRID_STEP} * level;
   return double_of((i64)((exponent < 960 ? exponent : 960) + 1023) << 52);
 }}
-DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
+DEVICE double square({c_type} g_{"".join(f", real {s}" for s in scalars)}) {{
 {indent(element, 1)}
 }}"""
     body = f"""\
@@ -241,7 +239,7 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in used)}) {{
 }}"""
     head = f"KERNEL(squares)({WALK_PARAMETERS}, i64* out, int lowest, {NUMBER_PARAMETERS}) {{"
     before = [*opening((dtype,), len(code.scalars)), constants, head, "  SHARED i64 row[COLUMNS];"]
-    return "\n".join([*before, indent(numbers, 1), WALK, body])
+    return "\n".join([*before, indent(numbered(code), 1), WALK, body])
 
 
 @cache

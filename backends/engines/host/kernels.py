@@ -44,13 +44,12 @@ OPERATIONS = {
 }
 
 
-def _bits(source: Any, target: Any, convert: Callable[[Any, Any], Any]) -> Any:
+def _cast(source: Any, target: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
+    """A kernel's function from one type to another; `convert` writes its instructions."""
+
     @intrinsic
     def cast(typingctx: Any, value: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return convert(builder, args[0])
-
-        return target(source), codegen
+        return target(source), lambda context, builder, signature, args: convert(context, builder, args[0])
 
     return cast
 
@@ -58,22 +57,14 @@ def _bits(source: Any, target: Any, convert: Callable[[Any, Any], Any]) -> Any:
 def _pointer(dtype: Any) -> Any:
     """Make an integer address a pointer to elements of `dtype`."""
     result = types.CPointer(dtype)
-
-    @intrinsic
-    def cast(typingctx: Any, address: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            return builder.inttoptr(args[0], context.get_value_type(result))
-
-        return result(types.intp), codegen
-
-    return cast
+    return _cast(types.intp, result, lambda c, b, v: b.inttoptr(v, c.get_value_type(result)))
 
 
-float_bits = _bits(types.float32, types.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
-bits_float = _bits(types.uint32, types.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
-double_bits = _bits(types.float64, types.int64, lambda b, v: b.bitcast(v, ir.IntType(64)))
-half_load = _bits(types.uint16, types.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
-half_store = _bits(types.float32, types.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
+float_bits = _cast(types.float32, types.uint32, lambda c, b, v: b.bitcast(v, ir.IntType(32)))
+bits_float = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(v, ir.FloatType()))
+double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.IntType(64)))
+half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
+half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
 int_pointer, long_pointer = _pointer(types.int32), _pointer(types.int64)
 
 
