@@ -26,9 +26,6 @@ class CupyBackend(Backend):
     def writable(self, array: Array) -> bool:
         return True
 
-    def dtype(self, array: Array) -> str:
-        return array.dtype.name
-
     def device(self, array: Array) -> str:
         return f"cuda:{array.device.id}"
 

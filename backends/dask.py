@@ -35,9 +35,6 @@ class DaskBackend(Backend):
             return f"expected chunks that are NumPy arrays, got {type(array._meta).__name__}"
         return None
 
-    def dtype(self, array: Array) -> str:
-        return array.dtype.name
-
     def device(self, array: Array) -> str:
         return "cpu"
 

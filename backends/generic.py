@@ -109,6 +109,8 @@ class Backend:
 
     def dtype(self, array: Array) -> str:
         """The dtype's name, such as ``"float32"`` or ``"bfloat16"``."""
+        if isinstance(name := getattr(array.dtype, "name", None), str):
+            return name
         for name in FLOATING:
             dtype = getattr(self.xp, name, None)
             if dtype is not None and array.dtype == dtype:

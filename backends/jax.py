@@ -28,9 +28,6 @@ class JaxBackend(Backend):
             return "got a traced array; under jax.jit use multiopt.functional"
         return None
 
-    def dtype(self, array: Array) -> str:
-        return array.dtype.name
-
     def device(self, array: Array) -> str:
         return ", ".join(sorted(map(str, array.devices())))
 

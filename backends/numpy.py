@@ -27,12 +27,6 @@ class NumpyBackend(Backend):
     def writable(self, array: Array) -> bool:
         return array.flags.writeable
 
-    def dtype(self, array: Array) -> str:
-        return array.dtype.name
-
-    def device(self, array: Array) -> str:
-        return "cpu"
-
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape) for a in arrays]
 

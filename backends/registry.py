@@ -125,12 +125,8 @@ def get(name: str) -> Backend:
         module, _, kind = library.backend.partition(":")
         xp = import_module(library.namespace)
         backend = _backends[name] = getattr(import_module(module), kind)(name, xp)
-        copyreg.pickle(type(backend), _reduce)
+        copyreg.pickle(type(backend), lambda backend: (get, (backend.name,)))
     return _backends[name]
-
-
-def _reduce(backend: Backend) -> tuple[Any, ...]:
-    return get, (backend.name,)
 
 
 def of(array: Any) -> Backend:

@@ -102,11 +102,8 @@ def test_arrays_in_other_orders_and_with_gaps_are_one_launch(stand_in, change):
         step(numpys, grads)
         same(ours, numpys)
     assert names(stand_in.driver).count("update") == 2
-    tables = [
-        b.buckets[0].engine.norm_table(Job(b.buckets[0], FULL.program, g, VALUES), -62).table
-        for b, g in ((ours, placed), (numpys, grads))
-    ]
-    assert np.array_equal(*tables)
+    pairs = (ours, placed), (numpys, grads)
+    assert np.array_equal(*(norm_table(b.buckets[0], g, program=FULL.program).table for b, g in pairs))
 
 
 @pytest.mark.parametrize(("own", "other"), ["CF", "FC"])
@@ -210,12 +207,16 @@ def bucket_like(stand_in, grads):
 NORMED = FusedUpdate(ADADELTA, normed=True).program
 
 
+def norm_table(bucket, grads, lowest=-62, program=NORMED):
+    return bucket.engine.norm_table(Job(bucket, program, grads, VALUES), lowest)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
 @pytest.mark.parametrize("threshold", [1.0, 1e-9, 1e12])
 def test_the_norm_table_is_the_definitions(stand_in, dtype, threshold):
     grads = arrays(np.random.default_rng(4), dtype, decades=(-30, 19) if dtype != "float64" else (-300, 150))
     bucket, lowest = bucket_like(stand_in, grads), norms.lowest_exponent(threshold)
-    table = bucket.engine.norm_table(Job(bucket, NORMED, [None, *map(stand_in.put, grads[1:])], VALUES), lowest).table
+    table = norm_table(bucket, [None, *map(stand_in.put, grads[1:])], lowest).table
     expected = np.zeros_like(table)
     for i, g in enumerate(grads):
         for part in ([g.real, g.imag] if g.dtype.kind == "c" else [g]) if i else []:
@@ -227,7 +228,7 @@ def test_infinite_and_nan_squares_are_counted(stand_in):
     g = np.random.default_rng(5).standard_normal(9000)
     g[[3, 5000, 8999]], g[[4, 6000]], g[7] = np.inf, np.nan, 1e200
     bucket = bucket_like(stand_in, [g])
-    table = bucket.engine.norm_table(Job(bucket, NORMED, [stand_in.put(g)], VALUES), -62).table
+    table = norm_table(bucket, [stand_in.put(g)]).table
     with np.errstate(all="ignore"):
         assert table[0].tolist() == norms.square_sums(xp, g, -62)
     assert table[0, norms.LEVELS :].tolist() == [4, 2]
@@ -248,12 +249,14 @@ def test_finite(stand_in, dtype):
 def test_constants_of_clipping_are_uploaded_once(stand_in):
     g = stand_in.put(np.ones(30))
     bucket = bucket_like(stand_in, [g])
-    tables = [bucket.engine.norm_table(Job(bucket, NORMED, [g], VALUES), -62) for _ in range(2)]
-    assert tables[0].xp is tables[1].xp
-    constant = tables[0].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu")
-    assert tables[1].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu") is constant
-    assert tables[1].xp.asarray([1.0, 3.0], dtype=np.float64, device="cpu") is not constant
-    factors, norm = norms.clip_factors(tables[0].xp, tables[0].table, -62, None, 1.0)
+    found, again = (norm_table(bucket, [g]) for _ in range(2))
+    constant, same, other = (
+        made.xp.asarray(numbers, dtype=np.float64, device="cpu")
+        for made, numbers in ((found, [1.0, 2.0]), (again, [1.0, 2.0]), (again, [1.0, 3.0]))
+    )
+    assert constant is same
+    assert constant is not other
+    factors, norm = norms.clip_factors(found.xp, found.table, -62, None, 1.0)
     assert float(norm[0]) == np.sqrt(30.0)
     assert factors[0] == 1 / np.sqrt(30.0)
 
