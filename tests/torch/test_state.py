@@ -300,6 +300,23 @@ def test_one_call_answers_what_single_ones_do():
     assert exchange.describe([torch.ones(2), None]) is None
 
 
+def test_a_step_asks_each_list_once(monkeypatch):
+    """The parameters, the tensors of each slot, and the gradients."""
+    from multiopt.backends.engines.host.exchange import Exchange
+
+    def counted(self, arrays, describe=Exchange.describe):
+        asked.append(len(arrays))
+        return describe(self, arrays)
+
+    monkeypatch.setattr(Exchange, "describe", counted)
+    params, asked = parameters(), []
+    opt = Adadelta(params)
+    train(opt, params, 1)
+    asked.clear()
+    train(opt, params, 1, 1)
+    assert asked == [len(params)] * 4
+
+
 def test_counters_are_raised_all_or_none():
     from multiopt.backends.torch import _exchange
 
