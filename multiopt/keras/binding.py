@@ -10,13 +10,15 @@ from ..adadelta import ADADELTA
 from ..backends.generic import Array, Backend
 from ..binding import Binding, Plan, run
 from ..memory import Memory
-from ..rule import Rule
+from ..rule import Hyper, Rule
 from ..update import FusedUpdate
 from .distribute.mesh import local, reducer
 from .variables.variable import Variable
 
-__all__ = ["AdadeltaStep", "VariableBinding", "stateless"]
+__all__ = ["EPSILON", "AdadeltaStep", "VariableBinding", "stateless"]
 
+#: As in Keras, 0 is accepted; nothing moves then.
+EPSILON = Hyper(1e-7, low=0.0)
 #: Every number that an update may read.
 Values = Mapping[str, Any]
 

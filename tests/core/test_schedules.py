@@ -1,6 +1,7 @@
 """Schedules against Keras, PyTorch and optax, and against their own definitions."""
 
 import copy
+import dataclasses
 import math
 import os
 import pickle
@@ -9,6 +10,7 @@ import warnings
 import numpy as np
 import pytest
 
+from multiopt import Adadelta
 from multiopt import schedules as s
 
 # Keras reads its backend when it is first imported.
@@ -29,30 +31,27 @@ ALL = [
     s.CosineRestarts(0.5, 5, t_mul=3.0),
     s.CosineRestarts(0.5, 5, t_mul=1.0, m_mul=0.9),
     s.WarmUp(s.Cosine(0.5, 20, alpha=0.1), steps=10, initial=0.05),
-    s.WarmUp(s.Exponential(0.5, 7, 0.6), steps=0),
+    s.WarmUp(s.WarmUp(s.Exponential(0.5, 7, 0.6), 3), steps=0),
 ]
+assert {type(schedule).__name__ for schedule in ALL} == set(s.__all__) - {"Schedule"}
+
+
+KERAS = {
+    s.Exponential: "ExponentialDecay", s.InverseTime: "InverseTimeDecay", s.Polynomial: "PolynomialDecay",
+    s.Piecewise: "PiecewiseConstantDecay", s.Cosine: "CosineDecay", s.CosineRestarts: "CosineDecayRestarts",
+}  # fmt: skip
 
 
 def keras_counterpart(schedule):
-    """The same schedule in Keras' words."""
-    from keras.optimizers import schedules as k
+    """The same schedule in Keras' words: its arguments are the same in the same order, but for the warm-up's."""
+    from keras.optimizers import schedules as keras
 
-    match schedule:
-        case s.Exponential(initial, steps, rate, staircase):
-            return k.ExponentialDecay(initial, steps, rate, staircase)
-        case s.InverseTime(initial, steps, rate, staircase):
-            return k.InverseTimeDecay(initial, steps, rate, staircase)
-        case s.Polynomial(initial, steps, final, power, cycle):
-            return k.PolynomialDecay(initial, steps, final, power, cycle)
-        case s.Piecewise(boundaries, values):
-            return k.PiecewiseConstantDecay(list(boundaries), list(values))
-        case s.Cosine(initial, steps, alpha):
-            return k.CosineDecay(initial, steps, alpha)
-        case s.CosineRestarts(initial, steps, t_mul, m_mul, alpha):
-            return k.CosineDecayRestarts(initial, steps, t_mul, m_mul, alpha)
-        case s.WarmUp(s.Cosine(target, steps, alpha), warmup_steps, initial):
-            return k.CosineDecay(initial, steps, alpha, warmup_target=target, warmup_steps=warmup_steps)
-    raise AssertionError(schedule)
+    arguments = [getattr(schedule, field.name) for field in dataclasses.fields(schedule)]
+    if isinstance(schedule, s.WarmUp):
+        cosine, steps, initial = arguments
+        warm_up = {"warmup_target": cosine.initial, "warmup_steps": steps}
+        return keras.CosineDecay(initial, cosine.decay_steps, cosine.alpha, **warm_up)
+    return getattr(keras, KERAS[type(schedule)])(*arguments)
 
 
 # Keras has no constant, and no warm-up but the cosine's.
@@ -62,19 +61,6 @@ def test_as_keras_computes_it(schedule):
     for step in range(60):
         # Keras computes in float32: some roundings of 6e-8 each, in values up to 1.
         assert schedule(step) == pytest.approx(float(theirs(step)), rel=2e-6, abs=2e-7), step
-
-
-def torch_values(make, steps, lr=0.5):
-    """The learning rates that a PyTorch scheduler sets before each of the steps."""
-    import torch
-
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    scheduler, values = make(torch.optim.lr_scheduler, optimizer), []
-    for _ in range(steps):
-        values.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return values
 
 
 @pytest.mark.parametrize(
@@ -93,20 +79,21 @@ def torch_values(make, steps, lr=0.5):
     ],
     ids=lambda value: str(value) if isinstance(value, s.Schedule) else "",
 )
-def test_as_pytorch_computes_it(schedule, make, steps):
-    ours = [schedule(step) for step in range(steps)]
-    # Both in double; PyTorch multiplies step by step, which gathers a rounding of 1e-16 at each.
-    assert ours == pytest.approx(torch_values(make, steps), rel=1e-13, abs=1e-16)
+def test_as_pytorch_computes_it(torch, schedule, make, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
+    scheduler = make(torch.optim.lr_scheduler, optimizer)
+    for step in range(steps):
+        # Both in double; PyTorch multiplies step by step, which gathers a rounding of 1e-16 at each.
+        assert schedule(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-13, abs=1e-16)
+        optimizer.step()
+        scheduler.step()
 
 
-def optax_cases():
-    import optax
-
-    restarts = [
-        {"init_value": 0.0, "peak_value": 0.5, "decay_steps": n, "warmup_steps": 0, "end_value": 0.05}
-        for n in (5, 10, 20, 40)
-    ]
-    return [
+def test_as_optax_computes_it():
+    optax = pytest.importorskip("optax")
+    wave = {"init_value": 0.0, "peak_value": 0.5, "warmup_steps": 0, "end_value": 0.05}
+    restarts = [{"decay_steps": n, **wave} for n in (5, 10, 20, 40)]
+    pairs = [
         (s.Constant(0.25), optax.constant_schedule(0.25)),
         (s.Exponential(0.5, 7, 0.6), optax.exponential_decay(0.5, 7, 0.6)),
         (s.Exponential(0.5, 7, 0.6, staircase=True), optax.exponential_decay(0.5, 7, 0.6, staircase=True)),
@@ -117,35 +104,36 @@ def optax_cases():
         (s.WarmUp(s.Cosine(0.5, 20), 10, 0.05), optax.warmup_cosine_decay_schedule(0.05, 0.5, 10, 30)),
         (s.CosineRestarts(0.5, 5, alpha=0.1), optax.sgdr_schedule(restarts)),
     ]
-
-
-def test_as_optax_computes_it():
-    for ours, theirs in optax_cases():
+    for ours, theirs in pairs:
         for step in range(60):
             # optax computes in float32.
             assert ours(step) == pytest.approx(float(theirs(step)), rel=2e-6, abs=2e-7), (ours, step)
 
 
-def test_legacy_decay_of_keras():
+def test_against_definitions():
+    assert s.Exponential(0.1, 3, 0.9)(5) == 0.1 * 0.9 ** (5 / 3)  # in double
+    assert s.Cosine(1.0, 7)(3) == 0.5 * (1 + math.cos(math.pi * 3 / 7))
+    # A boundary belongs to the piece before.
+    assert [s.Piecewise([9], [1.0, 0.1])(step) for step in (0, 9, 9.5, 10)] == [1.0, 1.0, 0.1, 0.1]
+    assert s.Piecewise((), (0.3,))(5) == 0.3
     # lr/(1+.5t), as TensorFlow 2.x's Keras with decay=.5 was seen to do: 1, .667, .5, .4
     assert [s.InverseTime(1.0, 1, 0.5)(t) for t in range(4)] == pytest.approx([1, 2 / 3, 1 / 2, 2 / 5], rel=1e-15)
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=str)
-def test_gives_python_floats_and_survives_copying(schedule):
+def test_gives_python_floats_and_survives_copies_and_files(schedule, tmp_path):
     for step in (0, 3, 3.5, np.int64(3), np.float32(3.5), 10**12):
         value = schedule(step)
         assert type(value) is float
         assert 0.0 <= value <= 1.0
-    for twin in (copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
+    pytest.importorskip("safetensors")
+    Adadelta(np.ones(2), lr=schedule).save(tmp_path / "x")
+    loaded = Adadelta(np.ones(2))
+    loaded.load(tmp_path / "x")
+    for twin in (loaded.lr, copy.deepcopy(schedule), pickle.loads(pickle.dumps(schedule))):
         assert twin == schedule
         assert hash(twin) == hash(schedule)
         assert twin(17) == schedule(17)
-
-
-def test_is_computed_in_double():
-    assert s.Exponential(0.1, 3, 0.9)(5) == 0.1 * 0.9 ** (5 / 3)
-    assert s.Cosine(1.0, 7)(3) == 0.5 * (1 + math.cos(math.pi * 3 / 7))
 
 
 @pytest.mark.parametrize("t_mul", [1.0, 1.5, 2.0, 3.0, 10.0])
@@ -158,23 +146,14 @@ def test_every_restart_is_at_its_step(t_mul):
         begin, length = begin + length, length * t_mul
 
 
-def test_piecewise_boundary_belongs_to_the_piece_before():
-    schedule = s.Piecewise([9], [1.0, 0.1])
-    assert [schedule(step) for step in (0, 9, 9.5, 10)] == [1.0, 1.0, 0.1, 0.1]
-    assert s.Piecewise((), (0.3,))(5) == 0.3
-
-
 def test_warm_up_shows_its_schedule_whole_steps_from_zero():
     seen = []
     schedule = s.WarmUp(lambda step: seen.append(step) or 0.5, steps=2)
     assert [schedule(step) for step in range(4)] == [0.0, 0.25, 0.5, 0.5]
     assert seen == [0, 0, 0, 1]
     assert all(type(step) is int for step in seen)
-
-
-def test_schedules_nest():
-    schedule = s.WarmUp(s.WarmUp(s.Constant(1.0), steps=2), steps=2)
-    assert [schedule(step) for step in range(5)] == [0.0, 0.0, 0.0, 0.5, 1.0]
+    nested = s.WarmUp(s.WarmUp(s.Constant(1.0), steps=2), steps=2)
+    assert [nested(step) for step in range(5)] == [0.0, 0.0, 0.0, 0.5, 1.0]
 
 
 @pytest.mark.parametrize("schedule", ALL, ids=str)

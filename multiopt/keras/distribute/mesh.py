@@ -74,15 +74,7 @@ def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> N
 
 
 def aligned(gradient: Array, like: Array, name: str) -> Array:
-    """The gradient in the layout of its variable: pending sums are taken, shards are moved.
-
-    Raises
-    ------
-    TypeError
-        If only one of the two is a DTensor.
-    ValueError
-        If their meshes differ.
-    """
+    """The gradient in the layout of its variable: pending sums are taken, shards are moved."""
     if is_dtensor(gradient) != is_dtensor(like):
         expected, got = (type(a).__name__ for a in (like, gradient))
         raise TypeError(f"{name}: expected a {expected}, as its variable holds, got a {got}")

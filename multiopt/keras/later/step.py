@@ -245,7 +245,7 @@ def _when(condition: Any, variables: Sequence[Variable], action: Callable[[], No
 def clipped_in_floating_point(
     grads: Sequence[Array], value: float | None, norm: float | None, global_norm: float | None
 ) -> list[Array]:
-    """Clip traced gradients: their norms, which nobody can look at, are summed in at least float32."""
+    """Clip traced gradients, which have no values yet: their norms are summed in at least float32."""
     made = list(grads)
     if value is not None:
         made = [backends.of(g).xp.clip(g, -value, value) for g in made]
