@@ -138,7 +138,7 @@ class GroupCache:
     def count(self, grads: Grads, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
         own = self._own(grads)
-        live: Sequence[int] = range(len(own))
+        live: Sequence[int] = range(len(self.steps))
         if any(map(is_, own, repeat(None))):
             live = [j for j, g in enumerate(own) if g is not None]
         if found_inf is not None:
