@@ -64,9 +64,7 @@ class VariableBinding:
                 self.rule, columns[0], self.names, state=state, engine=self._engine, memory=memory, backend=backend
             )
         for k, column in enumerate(columns):
-            for i, (old, array) in enumerate(zip(self._binding.column(k), column, strict=True)):
-                if old is not array:
-                    self._binding.put(k, i, array)
+            self._binding.replace(k, column)
         return self._binding
 
     def plan(
