@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, Literal
 
 import numpy as np
@@ -109,7 +110,7 @@ class Binding:
         self.rule, self.names, self.engine = rule, list(names), engine
         self.backend = check_params(params, names, backend)
         self.memory = (memory or Memory()).plus(self.backend, params, names)
-        self._params = list(params)
+        self._params = list(params) if self.backend.mutable else []  # immutable ones are not kept alive
         self.buckets: list[Bucket] = []
         self.places: list[list[int]] = []
         by_kind: dict[tuple[Any, str, str, str], list[int]] = {}
@@ -158,14 +159,15 @@ class Binding:
         for bucket in self.buckets:
             bucket.names = [f"{prefix}{name}" for name in bucket.names]
 
-    def put(self, k: int, i: int, array: Array) -> None:
-        """Put another array, of the same shape and dtype, in the place of one; see `column`."""
+    def replace(self, k: int, arrays: Sequence[Array]) -> None:
+        """Take over other arrays, of the same shapes and dtypes, in the caller's order; see `column`."""
         for bucket, places in zip(self.buckets, self.places, strict=True):
-            if i in places:
-                bucket.arrays()[k][places.index(i)] = array
+            column, own = bucket.arrays()[k], [arrays[i] for i in places]
+            if not all(map(is_, column, own)):
+                column[:] = own
                 bucket.cache.clear()  # it may hold addresses
-        if k == 0:
-            self._params[i] = array
+        if k == 0 and self.backend.mutable:
+            self._params[:] = arrays
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

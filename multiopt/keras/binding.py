@@ -12,7 +12,7 @@ from ..binding import Binding, Plan, run
 from ..memory import Memory
 from ..rule import Hyper, Rule
 from ..update import FusedUpdate
-from .distribute.mesh import local, reducer
+from .distribute.mesh import local, reducer, shards
 from .variables.variable import Variable
 
 __all__ = ["EPSILON", "AdadeltaStep", "VariableBinding", "stateless"]
@@ -57,24 +57,21 @@ class VariableBinding:
 
         `memory` is that of arrays which others update, and `backend` what the arrays must belong to.
         """
-        columns = [[local(box.value) for box in column] for column in self.columns]
+        columns = [shards([box.value for box in column]) for column in self.columns]
         if self._binding is None:
             state = [dict(zip(self.rule.slots, row, strict=True)) for row in zip(*columns[1:], strict=True)]
             self._binding = Binding(
                 self.rule, columns[0], self.names, state=state, engine=self._engine, memory=memory, backend=backend
             )
         for k, column in enumerate(columns):
-            for i, (old, array) in enumerate(zip(self._binding.column(k), column, strict=True)):
-                if old is not array:
-                    self._binding.put(k, i, array)
+            self._binding.replace(k, column)
         return self._binding
 
     def plan(
         self, update: FusedUpdate, grads: Sequence[Array | None], values: Values, clip_norm: float | None = None
     ) -> Plan:
         """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
-        shards = [None if g is None else local(g) for g in grads]
-        return self.bound().plan(update, shards, values, clip_norm=clip_norm, names=self._grad_names)
+        return self.bound().plan(update, shards(grads), values, clip_norm=clip_norm, names=self._grad_names)
 
     def put_back(self) -> None:
         """Put new arrays of an immutable library into the variables."""

@@ -145,11 +145,6 @@ def test_a_model_trains_with_it(backend, tmp_path):
     assert run_python(PROGRAM + RELOAD, timeout=240, **environment) == "done"
 
 
-def test_keras_is_imported_inside_only():
-    code = "import sys, multiopt.keras.for_keras; print('keras' in sys.modules, 'torch' in sys.modules)"
-    assert run_python(code) == "False False"
-
-
 def test_without_keras(monkeypatch):
     import sys
 

@@ -223,11 +223,3 @@ def test_named_shardings_on_eight_devices():
     pytest.importorskip("jax")
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     assert run_python(SHARED + JAX, timeout=240, **flags) == "done"
-
-
-def test_a_mesh_is_one():
-    from multiopt.keras.distribute.mesh import check_mesh
-
-    assert check_mesh(None) is None
-    with pytest.raises(TypeError, match=r"mesh: expected a jax\.sharding\.Mesh"):
-        check_mesh("cpu:0")

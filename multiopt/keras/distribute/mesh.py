@@ -26,6 +26,7 @@ __all__ = [
     "numpy",
     "reducer",
     "replicated",
+    "shards",
     "with_local",
 ]
 
@@ -50,6 +51,11 @@ def local(array: Array) -> Array:
     from ...backends import torch
 
     return torch.local(array)
+
+
+def shards(arrays: Sequence[Array | None]) -> list[Array | None]:
+    """The same for many; None stays None."""
+    return list(arrays) if "torch.distributed.tensor" not in sys.modules else [local(array) for array in arrays]
 
 
 def with_local(array: Array, shard: Array) -> Array:

@@ -224,9 +224,8 @@ class Stepper(OptimizerVariables, ABC):
         thresholds = {"value": self.clipvalue, "norm": self.clipnorm, "global_norm": self.global_clipnorm}
         if traced:
             return clipped_in_floating_point(grads, **thresholds)
-        shards = [meshes.local(g) for g in grads]
         names = [f"gradient of {variable.name!r}" for _, variable in live]
-        made = clipped(shards, names, **thresholds, reduce=meshes.reducer([grads]))
+        made = clipped(meshes.shards(grads), names, **thresholds, reduce=meshes.reducer([grads]))
         return [meshes.with_local(g, shard) for g, shard in zip(grads, made, strict=True)]
 
 
