@@ -83,10 +83,8 @@ def test_arrays_with_gaps_transposed_or_off_16_bytes_lose_no_update(device, whic
 
 def test_gradients_in_the_memory_of_parameters(device):
     ours, numpys, _ = pair(device, shapes=[(500,), (500,)])
-    grads = [numpys.params[1].copy()] * 2
-    ours.step([ours.params[1], ours.params[1]])  # the other's memory, and its own
-    numpys.step(grads)
-    assert_same(device, ours, numpys)
+    # The other's memory, and its own.
+    step_both(device, ours, numpys, [[numpys.params[1].copy()] * 2], lambda g: ours.params[1])
 
 
 def test_skipped_tensors_are_left_alone(device):
