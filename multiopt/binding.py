@@ -17,7 +17,7 @@ from .backends.engines import norms
 from .backends.engines.program import TraceError
 from .backends.generic import Array, Backend
 from .backends.protocol import Bucket
-from .memory import Memory, check_params
+from .memory import Memory, backend_of, check_params
 from .rule import Rule
 from .update import FusedUpdate
 
@@ -286,10 +286,7 @@ def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Seque
 
 
 def _check_gradient(backend: Backend, name: str, g: Array, param: Array, expected: str) -> None:
-    try:
-        found = backends.of(g)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
+    found = backend_of(name, g)
     if found is not backend:
         raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array")
     if reason := backend.rejects(g):

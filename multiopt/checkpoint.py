@@ -1,8 +1,8 @@
-"""State that moves between worlds: snapshots, and checkpoints in one safetensors file.
+"""Snapshots of an optimizer's state, and checkpoints: the same and the parameters, in one safetensors file.
 
-A checkpoint holds the parameters, every state array, averages and half-done accumulations, and as JSON in the file's
-metadata the options, the counters and a checksum of each array; that text has a checksum too. No pickle. A checkpoint
-written with one array library loads with any other, and training goes on bit for bit.
+A checkpoint holds the parameters, every state array, averages and unfinished accumulations, and as JSON in the file's
+metadata the options, the counters and a checksum of each array; that text has a checksum too. Nothing is pickled. A
+checkpoint written with one array library loads with any other, and training continues bit for bit.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from .accumulation import Accumulator, Average
 from .backends.generic import Array
 from .backends.protocol import Bucket
 from .binding import Binding
+from .memory import backend_of
 from .options import OPTIONS, Group
-from .rule import Rule
 
 __all__ = ["load", "load_state_dict", "save", "state_dict"]
 
@@ -42,17 +42,10 @@ class Trained(Protocol):
     accumulators: list[Accumulator]
     averages: list[Average]
     groups: list[Group]
+    settings: dict[str, Any]
     steps: int
     micro_steps: int
     skipped: int
-
-    @property
-    def rule(self) -> Rule:
-        """What is computed."""
-
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches averaged per update."""
 
 
 @dataclass
@@ -67,10 +60,7 @@ class Stored:
     @classmethod
     def of(cls, key: str, array: Array) -> Stored:
         """Describe an array of any library."""
-        try:
-            backend = backends.of(array)
-        except TypeError as error:
-            raise TypeError(f"state: {key}: {error}") from None
+        backend = backend_of(f"state: {key}", array)
         return cls(backend.dtype(array), tuple(array.shape), lambda: backend.to_host(array), array)
 
 
@@ -100,14 +90,18 @@ class Place:
             self.column[self.j] = new
 
 
-def places(opt: Trained, params: bool) -> list[Place]:
-    """Every array that a checkpoint holds, under keys such as ``square_avg/params['w']``."""
+def places(opt: Trained, params: bool, micro_steps: int | None = None) -> list[Place]:
+    """Every array of a checkpoint, with keys such as ``square_avg/params['w']``; `micro_steps` by default now's."""
     found = []
     for i, binding in enumerate(opt.bindings):
         columns = [("params", binding, 0)] if params else []
-        columns += [(slot, binding, k) for k, slot in enumerate(opt.rule.slots, start=1)]
+        columns += [(slot, binding, k) for k, slot in enumerate(binding.rule.slots, start=1)]
         columns += [("ema", opt.averages[i].binding, 0)] if opt.averages else []
-        columns += [("accumulated", opt.accumulators[i].binding, 0)] if opt.micro_steps else []
+        columns += (
+            [("accumulated", opt.accumulators[i].binding, 0)]
+            if (opt.micro_steps if micro_steps is None else micro_steps)
+            else []
+        )
         for kind, held, k in columns:
             for bucket in held.buckets:
                 arrays, dtype = bucket.arrays()[k], bucket.state_dtype if k else bucket.dtype
@@ -115,20 +109,17 @@ def places(opt: Trained, params: bool) -> list[Place]:
     return found
 
 
-def _seen(opt: Trained) -> list[list[bool]]:
-    """Which parameters have got a gradient in this accumulation: a list for each bucket."""
-    pairs = zip(opt.accumulators, opt.bindings, strict=False)
-    return [[accumulator.seen[i] for i in own] for accumulator, binding in pairs for own in binding.places]
-
-
-def about(opt: Trained, encode: Callable[[Any], Any]) -> dict[str, Any]:
+def about(opt: Trained, encode: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
     """All that is not an array."""
+    accumulators = zip(opt.accumulators, opt.bindings, strict=False)
     return {
         "format": FORMAT,
-        "rule": opt.rule.name,
-        "accumulate": opt.accumulate,
-        **{name: getattr(opt, name) for name in (*COUNTERS, *SETTINGS)},
-        "accumulated": _seen(opt),
+        "rule": opt.settings["rule"].name,
+        "accumulate": opt.settings["accumulate"],
+        **{name: getattr(opt, name) for name in COUNTERS},
+        **{name: opt.settings[name] for name in SETTINGS},
+        # Which parameters of each bucket have got a gradient in this accumulation.
+        "accumulated": [[a.seen[i] for i in own] for a, binding in accumulators for own in binding.places],
         "groups": [
             {"names": list(group.structure.names), **{k: encode(v) for k, v in group.options().items()}}
             for group in opt.groups
@@ -138,8 +129,8 @@ def about(opt: Trained, encode: Callable[[Any], Any]) -> dict[str, Any]:
 
 def state_dict(opt: Trained) -> dict[str, Any]:
     """A snapshot: ``{"about": ..., "arrays": {key: array}}``, with copies of the arrays."""
-    arrays = {place.key: place.bucket.backend.copy(place.get()) for place in places(opt, params=False)}
-    return {"about": about(opt, lambda value: value), "arrays": arrays}
+    held = places(opt, params=False)
+    return {"about": about(opt), "arrays": {place.key: place.bucket.backend.copy(place.get()) for place in held}}
 
 
 def load_state_dict(opt: Trained, state: Mapping[str, Any]) -> None:
@@ -154,27 +145,23 @@ def load_state_dict(opt: Trained, state: Mapping[str, Any]) -> None:
 def _take(
     opt: Trained, told: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
 ) -> None:
+    """Check everything, then take it over."""
     _check_about(opt, told)
-    # The rest is checked by setting it, and undone if something is wrong.
-    before = {name: getattr(opt, name) for name in ("micro_steps", *SETTINGS)}
-    try:
-        for name in before:
-            setattr(opt, name, told[name])
-        targets = _check_arrays(opt, arrays)
-        options = [
-            {name: decode(value, group[name]) for name, value in saved.items() if name != "names"}
-            for group, saved in zip(opt.groups, told["groups"], strict=True)
-        ]
-        for group, new in zip(opt.groups, options, strict=True):
-            type(group)(group.rule, group.where, group.structure, new)
-    except BaseException:
-        for name, value in before.items():
-            setattr(opt, name, value)
-        raise
+    settings = {name: OPTIONS[name].check(f"state: {name}", told[name]) for name in SETTINGS}
+    if (settings["ema"] is None) != (opt.settings["ema"] is None):
+        raise ValueError(f"state: ema: expected {opt.settings['ema']}, on or off for good, got {settings['ema']}")
+    groups = [
+        Group(
+            group.rule, group.where, group.structure, {k: decode(v, group[k]) for k, v in saved.items() if k != "names"}
+        )
+        for group, saved in zip(opt.groups, told["groups"], strict=True)
+    ]
+    targets = _check_arrays(opt, arrays, told["micro_steps"])
     for place in targets:
         place.put(arrays[place.key])
-    for group, new in zip(opt.groups, options, strict=True):
-        group.update(new)
+    for group, new in zip(opt.groups, groups, strict=True):
+        group.update(new.options())
+    opt.settings = {**opt.settings, **settings}
     for name in COUNTERS:
         setattr(opt, name, told[name])
     seen = iter(told["accumulated"])
@@ -187,38 +174,35 @@ def _take(
 
 
 def _check_about(opt: Trained, told: Mapping[str, Any]) -> None:
-    """Check what can be checked without the arrays."""
-    if told.get("format") != FORMAT:
-        raise ValueError(f"state: expected format {FORMAT}, got {told.get('format')!r}")
-    own = about(opt, lambda value: value)
+    """Check what can be checked without the arrays, except the options' values."""
+    own = about(opt)
     if missing := own.keys() - told.keys():
         raise ValueError(f"state: missing {sorted(missing)}")
-    for name in ("rule", "accumulate"):
+    for name in ("format", "rule", "accumulate"):
         if told[name] != own[name]:
             raise ValueError(f"state: {name}: expected {own[name]!r}, got {told[name]!r}")
     groups = told["groups"]
-    if not isinstance(groups, list) or not all(map(_is_group, groups)):
+    if not _is_list_of(groups, Mapping) or not all(_is_list_of(group.get("names"), str) for group in groups):
         raise ValueError(f"state: groups: expected a list of options and parameters' names, got {groups!r:.80}")
-    ours, theirs = [group["names"] for group in own["groups"]], [group["names"] for group in groups]
+    ours, theirs = ([group["names"] for group in side] for side in (own["groups"], groups))
     if ours != theirs:
         raise ValueError(f"state: expected the parameters {_brief(ours)}, got {_brief(theirs)}")
     for i, (mine, other) in enumerate(zip(own["groups"], groups, strict=True)):
         if mine.keys() != other.keys():
             raise ValueError(f"state: groups[{i}]: expected the options {sorted(mine)}, got {sorted(map(str, other))}")
     for name in COUNTERS:
-        value = told[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"state: {name}: expected a count, got {value!r}")
-    if told["micro_steps"] >= opt.accumulate:
-        raise ValueError(f"state: micro_steps: expected less than {opt.accumulate}, got {told['micro_steps']}")
-    seen, sizes = told["accumulated"], [len(own) for own in _seen(opt)]
-    if not isinstance(seen, list) or not all(_is_list_of(s, bool) for s in seen) or [len(s) for s in seen] != sizes:
+        if type(told[name]) is not int or told[name] < 0:
+            raise ValueError(f"state: {name}: expected a count, got {told[name]!r}")
+    if told["micro_steps"] >= own["accumulate"]:
+        raise ValueError(f"state: micro_steps: expected less than {own['accumulate']}, got {told['micro_steps']}")
+    seen, sizes = told["accumulated"], [len(bucket) for bucket in own["accumulated"]]
+    if not _is_list_of(seen, list) or [list(map(type, bucket)) for bucket in seen] != [[bool] * n for n in sizes]:
         raise ValueError(f"state: accumulated: expected lists of {sizes} truth values, got {seen!r}")
 
 
-def _check_arrays(opt: Trained, arrays: Mapping[str, Stored]) -> list[Place]:
+def _check_arrays(opt: Trained, arrays: Mapping[str, Stored], micro_steps: int) -> list[Place]:
     """Check the arrays, and say where they go."""
-    targets = places(opt, params=any(str(key).startswith("params/") for key in arrays))
+    targets = places(opt, any(str(key).startswith("params/") for key in arrays), micro_steps)
     missing = [place.key for place in targets if place.key not in arrays]
     unknown = sorted(map(str, arrays.keys() - {place.key for place in targets}))
     if missing or unknown:
@@ -231,10 +215,6 @@ def _check_arrays(opt: Trained, arrays: Mapping[str, Stored]) -> list[Place]:
                 f"got shape {got.shape} and dtype {got.dtype}"
             )
     return targets
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, Mapping) and _is_list_of(value.get("names"), str)
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
@@ -281,7 +261,8 @@ def save(opt: Trained, path: str | Path) -> None:
         host = place.bucket.backend.to_host(place.get())
         kept[place.key] = [place.dtype, list(host.shape), zlib.crc32(host.data)]
         # Complex numbers as pairs; bfloat16, which NumPy does not have, stays the bits that `to_host` gives.
-        tensors[place.key] = _pairs(host) if place.dtype.startswith("complex") else host
+        pairs = place.dtype.startswith("complex")
+        tensors[place.key] = np.stack([host.real, host.imag], axis=-1) if pairs else host
     text = json.dumps({**about(opt, encode), "arrays": kept})
     # One entry, because safetensors writes several in a random order.
     metadata = {"multiopt": f"{_checksum(text)} {text}"}
@@ -333,10 +314,6 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
 
 def _checksum(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
-
-
-def _pairs(array: np.ndarray) -> np.ndarray:
-    return np.stack([array.real, array.imag], axis=-1)
 
 
 def _safetensors() -> Any:
