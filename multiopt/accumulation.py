@@ -24,6 +24,7 @@ class Accumulator:
             for p, d in zip(binding.params, dtypes, strict=True)
         ]
         self.binding = Binding(SUM.rule, sums, binding.names, grad_dtypes=dtypes, engine=binding.engine)
+        #: Which parameters have got a gradient since the last `clear`.
         self.seen = [False] * len(sums)
 
     def plan(self, grads: Sequence[Array | None]) -> Plan:
@@ -41,9 +42,8 @@ class Accumulator:
 
     def clear(self) -> None:
         """Start again from zero."""
-        backend = self.binding.backend
         for bucket in self.binding.buckets:
-            bucket.params[:] = [backend.filled(array, 0.0) for array in bucket.params]
+            bucket.params[:] = [bucket.backend.filled(array, 0.0) for array in bucket.params]
         self.seen = [False] * len(self.seen)
 
 

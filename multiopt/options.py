@@ -1,4 +1,4 @@
-"""The one table of options: names, ranges, defaults, and whether one belongs to a group or to the whole step."""
+"""The one table of options: names, ranges, defaults, and whether an option belongs to a group or to the step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_optional(name: str, value: Any, hyper: Hyper) -> float | None:
 
 
 def check_switch(name: str, value: Any) -> bool:
-    """True or False, and nothing that merely looks like it."""
+    """True or False; 1, 0 and NumPy's bools are rejected."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
@@ -84,10 +84,10 @@ class Option:
     check : callable
         ``check(where, value)`` returns the value, or raises an error that begins with `where`.
     scope : {"group", "step", "fixed"}
-        Whether each group has its own, or it is the whole step's; what is fixed cannot be assigned later, because
-        memory and engines were chosen by it.
+        Whether each group has its own value, or the whole step has one. A fixed option cannot be assigned later,
+        because memory and engines were chosen by it.
     meaning : str
-        In a few words.
+        A few words for the table.
     """
 
     name: str

@@ -79,9 +79,9 @@ class FusedUpdate:
 def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[FusedUpdate, dict[str, Any]]:
     """What the options of a group and of the step ask for, and the numbers that it reads.
 
-    Numbers may be callables of the step; ``step`` itself is left out.
+    Numbers may be callables of the step, or traced arrays; ``step`` itself is left out.
     """
-    decay = callable(options["weight_decay"]) or options["weight_decay"] != 0
+    decay = not isinstance(options["weight_decay"], (int, float)) or options["weight_decay"] != 0
     update = FusedUpdate(
         rule,
         scaled=options["maximize"] or settings["loss_scale"] != 1.0 or settings["accumulate"] > 1,
