@@ -1,4 +1,4 @@
-"""A rule bound to arrays and their state: validate, sort into buckets, check a step, do it.
+"""A rule bound to arrays and their state: validate them, sort them into buckets, check a step, run it.
 
 The one chain from arrays to engines. Optimizers and faces stand on this module; it stands on the backends.
 """
@@ -42,7 +42,7 @@ class Job:
 
 @dataclass
 class Plan:
-    """A step of one binding that has been checked: what `run` does."""
+    """A step of one binding that has been checked, for `run`."""
 
     jobs: list[Job]
 
@@ -76,7 +76,7 @@ class Binding:
     engine : str
         See `multiopt.Optimizer`.
     memory : Memory, optional
-        That of arrays which others update; this binding's own `memory` is that and its own arrays.
+        Of the arrays that other bindings update; the attribute `memory` adds those of this one.
     backend : Backend, optional
         What the arrays must belong to.
 
@@ -136,7 +136,7 @@ class Binding:
             self.buckets.append(Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine))
             self.places.append(places)
 
-    # --- what it holds ---
+    # --- its arrays ---
 
     @property
     def params(self) -> list[Array]:
@@ -157,13 +157,13 @@ class Binding:
         return found
 
     def rename(self, prefix: str) -> None:
-        """Put something before every name."""
+        """Put a prefix before every name."""
         self.names = [f"{prefix}{name}" for name in self.names]
         for bucket in self.buckets:
             bucket.names = [f"{prefix}{name}" for name in bucket.names]
 
     def put(self, k: int, i: int, array: Array) -> None:
-        """Put another array, of the same shape and dtype, in the place of one; see `column`."""
+        """Replace the i-th array of a column by another of its shape and dtype; see `column`."""
         for bucket, places in zip(self.buckets, self.places, strict=True):
             if i in places:
                 bucket.arrays()[k][places.index(i)] = array
@@ -300,7 +300,7 @@ def _check_gradient(backend: Backend, name: str, g: Array, param: Array, expecte
 
 
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
-    """Do what was planned. Plans that follow one another write one after another.
+    """Run plans that have been checked, one after another.
 
     Parameters
     ----------

@@ -304,7 +304,7 @@ class Optimizer:
             for i, (group, entry) in enumerate(zip(self.groups, tree, strict=True))
         ]
 
-    # --- what it holds ---
+    # --- parameters and state ---
 
     @property
     def backend(self) -> Backend:

@@ -1,4 +1,4 @@
-"""Structures of parameters: one array, a flat list, tuple or dict, or anything nested (by optree)."""
+"""Structures of parameters: one array, a flat list, tuple or dict, or nested containers (with optree)."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="the library's device, such as cuda; by default the library's own choice")
     parser.add_argument("--epochs", type=_integer(1), default=Config.epochs, help="passes over the digits")
     parser.add_argument("--batch", type=_integer(1), default=Config.batch, help="digits per step")
-    preset_help = "whose lr, rho and eps; Keras' lr of 0.001 is too small to learn anything here"
+    preset_help = "whose defaults for lr, rho and eps; Keras' lr of 0.001 is too small to learn anything here"
     parser.add_argument("--preset", choices=PRESETS, default=Config.preset, help=preset_help)
     for name in ("lr", "rho", "eps"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="instead of the preset's")
@@ -107,7 +107,7 @@ def _places(name: str, dtype: str) -> tuple[Place, ...]:
         raise ValueError(f"--backend: {name} {found.problem}")
     try:
         dtypes = found.places[0].backend.xp.__array_namespace_info__().dtypes(kind="real floating")
-    except AttributeError:  # a namespace of before the standard had this; then asking is left to the arrays
+    except AttributeError:  # a namespace older than this part of the standard: the arrays will tell
         return found.places
     if dtype not in dtypes:
         hint = "; set JAX_ENABLE_X64=1" if name == "jax" else ""
