@@ -24,7 +24,7 @@ class Accumulator:
             for p, d in zip(binding.params, dtypes, strict=True)
         ]
         self.binding = Binding(SUM.rule, sums, binding.names, grad_dtypes=dtypes, engine=binding.engine)
-        #: Which parameters have got a gradient since the last `clear`.
+        #: Which parameters have had a gradient since the last `clear`.
         self.seen = [False] * len(sums)
 
     def plan(self, grads: Sequence[Array | None]) -> Plan:

@@ -50,7 +50,7 @@ class Trained(Protocol):
 
 @dataclass
 class Stored:
-    """One array to be loaded: in memory as NumPy holds it (`Backend.to_host`), and of its own library if it has one."""
+    """One array to be loaded: as a NumPy array (see `Backend.to_host`), and of its own library if it has one."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -66,7 +66,7 @@ class Stored:
 
 @dataclass
 class Place:
-    """Where one array of the optimizer stands: it can be read and replaced there."""
+    """One array of the optimizer, which can be read and replaced."""
 
     key: str
     bucket: Bucket
@@ -110,7 +110,7 @@ def places(opt: Trained, params: bool, micro_steps: int | None = None) -> list[P
 
 
 def about(opt: Trained, encode: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
-    """All that is not an array."""
+    """Everything but the arrays."""
     accumulators = zip(opt.accumulators, opt.bindings, strict=False)
     return {
         "format": FORMAT,
@@ -118,7 +118,7 @@ def about(opt: Trained, encode: Callable[[Any], Any] = lambda value: value) -> d
         "accumulate": opt.settings["accumulate"],
         **{name: getattr(opt, name) for name in COUNTERS},
         **{name: opt.settings[name] for name in SETTINGS},
-        # Which parameters of each bucket have got a gradient in this accumulation.
+        # Which parameters of each bucket have had a gradient in this accumulation.
         "accumulated": [[a.seen[i] for i in own] for a, binding in accumulators for own in binding.places],
         "groups": [
             {"names": list(group.structure.names), **{k: encode(v) for k, v in group.options().items()}}
@@ -149,7 +149,9 @@ def _take(
     _check_about(opt, told)
     settings = {name: OPTIONS[name].check(f"state: {name}", told[name]) for name in SETTINGS}
     if (settings["ema"] is None) != (opt.settings["ema"] is None):
-        raise ValueError(f"state: ema: expected {opt.settings['ema']}, on or off for good, got {settings['ema']}")
+        raise ValueError(
+            f"state: ema: expected {opt.settings['ema']}, as it cannot be switched on or off, got {settings['ema']}"
+        )
     groups = [
         Group(
             group.rule, group.where, group.structure, {k: decode(v, group[k]) for k, v in saved.items() if k != "names"}
@@ -197,11 +199,11 @@ def _check_about(opt: Trained, told: Mapping[str, Any]) -> None:
         raise ValueError(f"state: micro_steps: expected less than {own['accumulate']}, got {told['micro_steps']}")
     seen, sizes = told["accumulated"], [len(bucket) for bucket in own["accumulated"]]
     if not _is_list_of(seen, list) or [list(map(type, bucket)) for bucket in seen] != [[bool] * n for n in sizes]:
-        raise ValueError(f"state: accumulated: expected lists of {sizes} truth values, got {seen!r}")
+        raise ValueError(f"state: accumulated: expected lists of {sizes} booleans, got {seen!r}")
 
 
 def _check_arrays(opt: Trained, arrays: Mapping[str, Stored], micro_steps: int) -> list[Place]:
-    """Check the arrays, and say where they go."""
+    """Check the arrays, and return the places that they belong to."""
     targets = places(opt, any(str(key).startswith("params/") for key in arrays), micro_steps)
     missing = [place.key for place in targets if place.key not in arrays]
     unknown = sorted(map(str, arrays.keys() - {place.key for place in targets}))
@@ -230,7 +232,7 @@ def _brief(names: list[list[str]]) -> str:
 
 
 def encode(value: Any) -> Any:
-    """An option as JSON: a schedule by its name and fields; another callable cannot be written down."""
+    """An option as JSON: a schedule by its name and fields; of another callable, only the name can be stored."""
     if not callable(value):
         return value
     if type(value) is getattr(schedules, type(value).__name__, None):
@@ -240,7 +242,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any, current: Any) -> Any:
-    """The inverse of `encode`; what could not be written down stays what it is in the optimizer that loads."""
+    """The inverse of `encode`; a callable that was not stored stays that of the optimizer that loads."""
     if isinstance(value, dict) and "schedule" in value:
         if value["schedule"] not in schedules.__all__:
             raise ValueError(f"state: expected a schedule of multiopt.schedules, got {value['schedule']!r}")
@@ -295,18 +297,16 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         checksum, _, text = header["__metadata__"]["multiopt"].partition(" ")
         if checksum != _checksum(text):
-            raise ValueError("the checksum of its metadata does not agree")
+            raise ValueError("the checksum of its metadata differs")
         told = json.loads(text)
         kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in told["arrays"].items()}
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a checkpoint of multiopt, whole; got a file that is not ({error})"
-        ) from None
+        raise ValueError(f"{path}: expected a complete checkpoint of multiopt ({error})") from None
     arrays = {}
     for key, (dtype, shape, crc) in kept.items():
         content = tensors[key].tobytes() if key in tensors else b""
         if zlib.crc32(content) != crc:
-            raise ValueError(f"{path}: damaged: the checksum of {key} does not agree")
+            raise ValueError(f"{path}: damaged: the checksum of {key} differs")
         held = np.frombuffer(content, "uint16" if dtype == "bfloat16" else dtype).reshape(shape)
         arrays[key] = Stored(dtype, shape, held.copy)
     return told, arrays

@@ -1,4 +1,4 @@
-"""Which array libraries are here, on which devices, and which engine each one gets."""
+"""Which array libraries are installed, their devices, and the engine that each one gets."""
 
 from __future__ import annotations
 
