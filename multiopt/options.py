@@ -116,7 +116,7 @@ OPTIONS = {
     option.name: option
     for option in (
         Option("weight_decay", 0.0, *_scheduled(WEIGHT_DECAY), "group", "added to the gradient, times the parameter"),
-        Option("decoupled", False, *_SWITCH, "group", "weight decay apart from the gradient"),
+        Option("decoupled", False, *_SWITCH, "group", "weight decay is not added to the gradient"),
         Option("maximize", False, *_SWITCH, "group", "maximize the objective"),
         Option("clip_value", None, *_optional(THRESHOLD), "group", "bound of each element of a gradient"),
         Option("clip_norm", None, *_optional(THRESHOLD), "group", "bound of each gradient's norm"),
@@ -126,7 +126,7 @@ OPTIONS = {
         Option("ema", None, *_optional(MOMENTUM), "step", "momentum of an average of the parameters"),
         Option("accumulate", 1, "an integer from 1", check_count, "fixed", "micro-batches averaged per update"),
         Option("state_dtype", None, *_words(STATE_DTYPES), "fixed", "dtype of the state; None: the parameter's"),
-        Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what computes"),
+        Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what runs the update"),
     )
 }
 
@@ -143,7 +143,7 @@ def options_of(rule: Rule) -> Mapping[str, Option]:
 
 def table(rule: Rule) -> str:
     """The options for a rule as a table in Markdown: the page ``docs/options.md``."""
-    where = {"group": "each group", "step": "the step", "fixed": "the optimizer, for good"}
+    where = {"group": "each group", "step": "the step", "fixed": "the optimizer, fixed"}
     lines = ["| option | default | takes | belongs to | meaning |", "|---|---|---|---|---|"]
     for option in {**options_of(rule), **OPTIONS}.values():
         cells = f"`{option.name}`", f"`{option.default!r}`", option.takes, where[option.scope], option.meaning
