@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import backends, schedules
-from .accumulation import Accumulator, Average
+from .accumulation import Accumulator
 from .backends.generic import Array
 from .backends.protocol import Bucket
 from .binding import Binding
 from .memory import backend_of
-from .options import OPTIONS, Group
+from .options import OPTIONS, Group, with_settings
 
 __all__ = ["load", "load_state_dict", "save", "state_dict"]
 
@@ -40,7 +40,7 @@ class Trained(Protocol):
 
     bindings: list[Binding]
     accumulators: list[Accumulator]
-    averages: list[Average]
+    averages: list[Binding]
     groups: list[Group]
     settings: dict[str, Any]
     steps: int
@@ -92,16 +92,12 @@ class Place:
 
 def places(opt: Trained, params: bool, micro_steps: int | None = None) -> list[Place]:
     """Every array of a checkpoint, with keys such as ``square_avg/params['w']``; `micro_steps` by default now's."""
-    found = []
+    micro_steps, found = opt.micro_steps if micro_steps is None else micro_steps, []
     for i, binding in enumerate(opt.bindings):
         columns = [("params", binding, 0)] if params else []
         columns += [(slot, binding, k) for k, slot in enumerate(binding.rule.slots, start=1)]
-        columns += [("ema", opt.averages[i].binding, 0)] if opt.averages else []
-        columns += (
-            [("accumulated", opt.accumulators[i].binding, 0)]
-            if (opt.micro_steps if micro_steps is None else micro_steps)
-            else []
-        )
+        columns += [("ema", opt.averages[i], 0)] if opt.averages else []
+        columns += [("accumulated", opt.accumulators[i].binding, 0)] if micro_steps else []
         for kind, held, k in columns:
             for bucket in held.buckets:
                 arrays, dtype = bucket.arrays()[k], bucket.state_dtype if k else bucket.dtype
@@ -143,30 +139,24 @@ def load_state_dict(opt: Trained, state: Mapping[str, Any]) -> None:
 
 
 def _take(
-    opt: Trained, told: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
+    opt: Trained, loaded: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
 ) -> None:
     """Check everything, then take it over."""
-    _check_about(opt, told)
-    settings = {name: OPTIONS[name].check(f"state: {name}", told[name]) for name in SETTINGS}
-    if (settings["ema"] is None) != (opt.settings["ema"] is None):
-        raise ValueError(
-            f"state: ema: expected {opt.settings['ema']}, as it cannot be switched on or off, got {settings['ema']}"
-        )
-    groups = [
-        Group(
-            group.rule, group.where, group.structure, {k: decode(v, group[k]) for k, v in saved.items() if k != "names"}
-        )
-        for group, saved in zip(opt.groups, told["groups"], strict=True)
-    ]
-    targets = _check_arrays(opt, arrays, told["micro_steps"])
+    _check_about(opt, loaded)
+    settings = with_settings(opt.settings, {name: loaded[name] for name in SETTINGS}, "state: ")
+    groups = []
+    for group, saved in zip(opt.groups, loaded["groups"], strict=True):
+        options = {name: decode(value, group[name]) for name, value in saved.items() if name != "names"}
+        groups.append(Group(group.rule, group.where, group.structure, options))
+    targets = _check_arrays(opt, arrays, loaded["micro_steps"])
     for place in targets:
         place.put(arrays[place.key])
     for group, new in zip(opt.groups, groups, strict=True):
         group.update(new.options())
-    opt.settings = {**opt.settings, **settings}
+    opt.settings = settings
     for name in COUNTERS:
-        setattr(opt, name, told[name])
-    seen = iter(told["accumulated"])
+        setattr(opt, name, loaded[name])
+    seen = iter(loaded["accumulated"])
     for accumulator, binding in zip(opt.accumulators, opt.bindings, strict=False):
         for own in binding.places:
             for i, value in zip(own, next(seen), strict=True):
@@ -175,15 +165,15 @@ def _take(
             accumulator.clear()
 
 
-def _check_about(opt: Trained, told: Mapping[str, Any]) -> None:
+def _check_about(opt: Trained, loaded: Mapping[str, Any]) -> None:
     """Check what can be checked without the arrays, except the options' values."""
     own = about(opt)
-    if missing := own.keys() - told.keys():
+    if missing := own.keys() - loaded.keys():
         raise ValueError(f"state: missing {sorted(missing)}")
     for name in ("format", "rule", "accumulate"):
-        if told[name] != own[name]:
-            raise ValueError(f"state: {name}: expected {own[name]!r}, got {told[name]!r}")
-    groups = told["groups"]
+        if loaded[name] != own[name]:
+            raise ValueError(f"state: {name}: expected {own[name]!r}, got {loaded[name]!r}")
+    groups = loaded["groups"]
     if not _is_list_of(groups, Mapping) or not all(_is_list_of(group.get("names"), str) for group in groups):
         raise ValueError(f"state: groups: expected a list of options and parameters' names, got {groups!r:.80}")
     ours, theirs = ([group["names"] for group in side] for side in (own["groups"], groups))
@@ -193,11 +183,11 @@ def _check_about(opt: Trained, told: Mapping[str, Any]) -> None:
         if mine.keys() != other.keys():
             raise ValueError(f"state: groups[{i}]: expected the options {sorted(mine)}, got {sorted(map(str, other))}")
     for name in COUNTERS:
-        if type(told[name]) is not int or told[name] < 0:
-            raise ValueError(f"state: {name}: expected a count, got {told[name]!r}")
-    if told["micro_steps"] >= own["accumulate"]:
-        raise ValueError(f"state: micro_steps: expected less than {own['accumulate']}, got {told['micro_steps']}")
-    seen, sizes = told["accumulated"], [len(bucket) for bucket in own["accumulated"]]
+        if type(loaded[name]) is not int or loaded[name] < 0:
+            raise ValueError(f"state: {name}: expected a count, got {loaded[name]!r}")
+    if loaded["micro_steps"] >= own["accumulate"]:
+        raise ValueError(f"state: micro_steps: expected less than {own['accumulate']}, got {loaded['micro_steps']}")
+    seen, sizes = loaded["accumulated"], [len(bucket) for bucket in own["accumulated"]]
     if not _is_list_of(seen, list) or [list(map(type, bucket)) for bucket in seen] != [[bool] * n for n in sizes]:
         raise ValueError(f"state: accumulated: expected lists of {sizes} booleans, got {seen!r}")
 
@@ -285,8 +275,8 @@ def save(opt: Trained, path: str | Path) -> None:
 
 def load(opt: Trained, path: str | Path) -> None:
     """Read a checkpoint, check all of it, and take it over."""
-    told, arrays = _read(Path(path))
-    _take(opt, told, arrays, decode)
+    loaded, arrays = _read(Path(path))
+    _take(opt, loaded, arrays, decode)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -298,8 +288,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         checksum, _, text = header["__metadata__"]["multiopt"].partition(" ")
         if checksum != _checksum(text):
             raise ValueError("the checksum of its metadata differs")
-        told = json.loads(text)
-        kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in told["arrays"].items()}
+        loaded = json.loads(text)
+        kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in loaded["arrays"].items()}
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: expected a complete checkpoint of multiopt ({error})") from None
     arrays = {}
@@ -309,7 +299,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
             raise ValueError(f"{path}: damaged: the checksum of {key} differs")
         held = np.frombuffer(content, "uint16" if dtype == "bfloat16" else dtype).reshape(shape)
         arrays[key] = Stored(dtype, shape, held.copy)
-    return told, arrays
+    return loaded, arrays
 
 
 def _checksum(text: str) -> str:

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .accumulation import Accumulator, Average
+from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, Plan, run
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group
 from .rule import Rule
 from .tree import Structure
-from .update import FusedUpdate, compose
+from .update import AVERAGE, FusedUpdate, compose
 
 __all__ = ["Optimizer", "Schedule"]
 
@@ -112,6 +112,7 @@ class Optimizer:
     clip_global_norm = Attribute[float | None]()
     loss_scale = Attribute[float]()
     nonfinite = Attribute[str]()
+    ema = Attribute[float | None]()
     rule = Attribute[Rule]()
     accumulate = Attribute[int]()
     state_dtype = Attribute[str | None]()
@@ -131,7 +132,7 @@ class Optimizer:
         self.groups: list[Group] = []
         self.bindings: list[Binding] = []
         self.accumulators: list[Accumulator] = []
-        self.averages: list[Average] = []
+        self.averages: list[Binding] = []
         self._memory: Memory | None = Memory()
         params = list(params) if hasattr(params, "__next__") else params
         self.grouped = isinstance(params, Sequence) and len(params) > 0 and all(map(_is_group, params))
@@ -147,7 +148,7 @@ class Optimizer:
             first, self.grouped = self.groups[0], True
             first.where, first.structure.what = "groups[0].", f"groups[0].{first.structure.what}"
             first.structure.names[:] = [f"groups[0].{name}" for name in first.structure.names]
-            for binding in [self.bindings[0], *(a.binding for a in [*self.accumulators[:1], *self.averages[:1]])]:
+            for binding in [self.bindings[0], *self.averages[:1], *(a.binding for a in self.accumulators[:1])]:
                 binding.rename("groups[0].")
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:
@@ -170,7 +171,7 @@ class Optimizer:
         )
         binding.check(self._composed(made)[0])
         accumulators = [Accumulator(binding, self.state_dtype)] if self.accumulate > 1 else []
-        averages = [Average(binding, self.state_dtype)] if self.ema is not None else []
+        averages = [average(binding, self.state_dtype)] if self.ema is not None else []
         made.holder, self._memory = binding, binding.memory
         self.groups.append(made)
         self.bindings.append(binding)
@@ -217,18 +218,6 @@ class Optimizer:
         for group in self.groups:
             group[name] = value
         self.defaults[name] = value
-
-    @property
-    def ema(self) -> float | None:
-        """Momentum of the average of the parameters, or None; it cannot be switched on or off later."""
-        return self.settings["ema"]
-
-    @ema.setter
-    def ema(self, value: float | None) -> None:
-        if (value is None) != (self.ema is None):
-            expected = "None" if self.ema is None else "a momentum"
-            raise ValueError(f"ema: expected {expected}, as when the optimizer was made, got {value!r}")
-        self.settings = {**self.settings, "ema": OPTIONS["ema"].check("ema", value)}
 
     # --- the step ---
 
@@ -279,7 +268,8 @@ class Optimizer:
         norm = run(plans, self.clip_global_norm)
         self.grad_norm = norm[0] if norm is not None else None
         if self.ema is not None:
-            run([average.plan(b.params, self.ema) for average, b in zip(self.averages, self.bindings, strict=True)])
+            pairs = zip(self.averages, self.bindings, strict=True)
+            run([held.plan(AVERAGE, binding.params, {"momentum": self.ema}) for held, binding in pairs])
         for accumulator in self.accumulators:
             accumulator.clear()
         self.steps += 1
@@ -333,7 +323,7 @@ class Optimizer:
         """
         if self.ema is None:
             raise AttributeError("ema_params: expected an optimizer made with ema=..., got ema=None")
-        return self._tree([average.binding.params for average in self.averages])
+        return self._tree([binding.params for binding in self.averages])
 
     def _tree(self, leaves: Sequence[Sequence[Any]]) -> Any:
         trees = [group.structure.unflatten(own) for group, own in zip(self.groups, leaves, strict=True)]

@@ -26,6 +26,7 @@ __all__ = [
     "check_threshold",
     "options_of",
     "table",
+    "with_settings",
 ]
 
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
@@ -151,6 +152,15 @@ def table(rule: Rule) -> str:
     return "\n".join(lines)
 
 
+def with_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The options of the whole step with some of them changed; `where` begins the message of an error."""
+    changed = {name: OPTIONS[name].check(f"{where}{name}", value) for name, value in changes.items()}
+    if "ema" in changed and (changed["ema"] is None) != (settings["ema"] is None):
+        expected = "None" if settings["ema"] is None else "a momentum"
+        raise ValueError(f"{where}ema: expected {expected}, as when the optimizer was made, got {changed['ema']!r}")
+    return {**settings, **changed}
+
+
 class Holder(Protocol):
     """What holds parameters."""
 
@@ -273,4 +283,4 @@ class Attribute(Generic[Value]):
         if self.scope == "group":
             opt[self.name] = value
         else:
-            opt.settings = {**opt.settings, self.name: OPTIONS[self.name].check(self.name, value)}
+            opt.settings = with_settings(opt.settings, {self.name: value})

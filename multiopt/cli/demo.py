@@ -119,25 +119,24 @@ def _requested(args: argparse.Namespace) -> tuple[dict[str, Place], list[str]]:
     """The devices to train on, by name, NumPy's first; and why other libraries are skipped."""
     if args.all and args.device:
         raise ValueError("--device: goes with --backend; --all takes every device")
-    chosen: dict[str, Place] = {}
-    skipped: list[str] = []
-    for name in [library.name for library in libraries()] if args.all else [args.backend.replace("-", "_")]:
-        try:
-            places = _places(name, args.dtype)
-        except ValueError as error:
-            if not args.all:
-                raise
-            skipped.append(str(error).removeprefix("--backend: "))
-            continue
-        if args.device:
+    if not args.all:
+        name = args.backend.replace("-", "_")
+        places = _places(name, args.dtype)
+        if not args.device:
+            return {name: places[0]}, []
+        chosen = {f"{name} on {p.name}": p for p in places if args.device in (p.name, p.name.partition(":")[0])}
+        if not chosen:
             known = ", ".join(place.name for place in places)
-            places = tuple(p for p in places if args.device in (p.name, p.name.partition(":")[0]))
-            if not places:
-                raise ValueError(f"--device: {name} has {known} here, got {args.device!r}")
-        if args.device or (args.all and len(places) > 1):
-            chosen |= {f"{name} on {place.name}": place for place in places[: None if args.all else 1]}
+            raise ValueError(f"--device: {name} has {known} here, got {args.device!r}")
+        return dict([*chosen.items()][:1]), []
+    chosen, skipped = {}, []
+    for library in libraries():
+        try:
+            places = _places(library.name, args.dtype)
+        except ValueError as error:
+            skipped.append(str(error).removeprefix("--backend: "))
         else:
-            chosen[name] = places[0]
+            chosen |= {library.name if len(places) == 1 else f"{library.name} on {p.name}": p for p in places}
     return chosen, skipped
 
 
