@@ -68,7 +68,8 @@ class Structure:
             tree = list(tree)
         if self.spec is not None:
             return self._flatten_nested(tree, what)
-        if not isinstance(tree, dict if self.kind is dict else (list, tuple)):
+        kinds: Any = dict if self.kind is dict else (list, tuple)
+        if not isinstance(tree, kinds):
             expected = "a dict" if self.kind is dict else "a list or tuple"
             got = "None" if tree is None else f"a {type(tree).__name__}"
             raise ValueError(f"{what}: expected {expected}, as {self.what} is, got {got}")

@@ -104,7 +104,7 @@ def test_state_dtype(plain):
     assert dtypes == ["float32", "complex64", "float64", "complex128"]
 
 
-def test_what_is_refused(plain):
+def test_what_is_rejected(plain):
     one, long, wide = (plain.grad(np.ones(n, dtype)) for n, dtype in ((2, "f4"), (3, "f4"), (2, "f8")))
     state = init([one])
     for call, kind, message in [
@@ -232,7 +232,7 @@ def test_vmap(jax):
         close(new, update(x, x, init(x))[0])
 
 
-def test_the_optimizer_refuses_traced_arrays(jax):
+def test_the_optimizer_rejects_traced_arrays(jax):
     with pytest.raises(TypeError, match=r"params: got a traced array; under jax\.jit use"):
         jax.jit(lambda x: Adadelta(x).step(x))(jax.numpy.ones(3))
 
