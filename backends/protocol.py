@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from .engines.program import Program
 from .generic import Array, Backend
 
-__all__ = ["Bucket", "Engine", "NormTable"]
+__all__ = ["Bucket", "Engine", "Job", "NormTable"]
 
 
 @dataclass
@@ -105,6 +105,27 @@ class Bucket:
 
 
 @dataclass
+class Job:
+    """One step of one bucket.
+
+    Attributes
+    ----------
+    bucket : Bucket
+    program : Program
+        What is computed.
+    grads : sequence of arrays or None
+        A gradient for each parameter; None skips its parameter.
+    values : mapping of str to number
+        Every scalar that the program reads.
+    """
+
+    bucket: Bucket
+    program: Program
+    grads: Sequence[Array | None]
+    values: Mapping[str, Any]
+
+
+@dataclass
 class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
@@ -116,7 +137,7 @@ class NormTable:
 
 
 class Engine(Protocol):
-    """Computes on buckets. `values` holds every scalar that the program reads, by name."""
+    """Computes on buckets."""
 
     name: str
 
@@ -135,28 +156,14 @@ class Engine(Protocol):
             If the rule cannot be compiled.
         """
 
-    def update(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        norm_scales: Array | None,
-    ) -> None:
-        """Do one step on the bucket's parameters and state; a gradient of None skips its parameter.
+    def update(self, job: Job, norm_scales: Array | None) -> None:
+        """Do one step on the bucket's parameters and state.
 
         `norm_scales` holds one factor a tensor, in the namespace of `norm_table`, if the program has any `per_tensor`.
         """
 
-    def norm_table(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        lowest: int,
-    ) -> NormTable:
+    def norm_table(self, job: Job, lowest: int) -> NormTable:
         """Sum the squares of the gradients, scaled and clipped by value; rows of skipped ones are zero."""
 
-    def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
+    def finite(self, job: Job) -> list[bool]:
         """Say of each gradient whether all its elements are finite; True for a skipped one."""

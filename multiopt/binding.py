@@ -16,7 +16,7 @@ from . import backends
 from .backends.engines import norms
 from .backends.engines.program import TraceError
 from .backends.generic import Array, Backend
-from .backends.protocol import Bucket
+from .backends.protocol import Bucket, Job
 from .memory import Memory, backend_of, check_params
 from .rule import Rule
 from .update import FusedUpdate
@@ -29,14 +29,10 @@ Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
 
 
 @dataclass
-class Job:
+class PlannedJob(Job):
     """What one step does to one bucket; `places` are the bucket's in the caller's list."""
 
-    bucket: Bucket
     places: list[int]
-    update: FusedUpdate
-    grads: Sequence[Array | None]
-    values: Mapping[str, Any]
     clip_norm: float | None
 
 
@@ -44,14 +40,14 @@ class Job:
 class Plan:
     """A step of one binding that has been checked, for `run`."""
 
-    jobs: list[Job]
+    jobs: list[PlannedJob]
 
     def nonfinite(self) -> list[str]:
         """Names of the parameters whose gradient has an element that is infinite or NaN."""
         return [
             name
             for job in self.jobs
-            for name, good in zip(job.bucket.names, job.bucket.engine.finite(job.bucket, job.grads), strict=True)
+            for name, good in zip(job.bucket.names, job.bucket.engine.finite(job), strict=True)
             if not good
         ]
 
@@ -238,7 +234,7 @@ class Binding:
         for bucket, places in zip(self.buckets, self.places, strict=True):
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
-            jobs.append(Job(bucket, places, update, own, values, clip_norm))
+            jobs.append(PlannedJob(bucket, update.program, own, values, places, clip_norm))
         return Plan(jobs)
 
 
@@ -320,11 +316,11 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
     _copy_aliased_grads(jobs)
     scales: list[Any] = [None] * len(jobs)
     norm = None
-    if any(job.update.normed for job in jobs):
+    if any(job.program.per_tensor for job in jobs):
         rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
         scales, norm = _norm_scales(jobs, clip_global_norm, reduce, rows)
     for job, scale in zip(jobs, scales, strict=True):
-        job.bucket.engine.update(job.bucket, job.update.program, job.grads, job.values, scale)
+        job.bucket.engine.update(job, scale)
     if jobs and not jobs[0].bucket.backend.mutable:
         columns = [column for job in jobs for column in job.bucket.arrays()]
         settled = iter(jobs[0].bucket.backend.settle([array for column in columns for array in column]))
@@ -333,7 +329,7 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
     return norm
 
 
-def _copy_aliased_grads(jobs: Sequence[Job]) -> None:
+def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
     """Copy gradients that lie in memory which an earlier job writes to. Within a job, its engine sees to that."""
     written: dict[int, list[Array]] = {}
     for job in jobs if len(jobs) > 1 and jobs[0].bucket.backend.mutable else []:
@@ -347,13 +343,11 @@ def _copy_aliased_grads(jobs: Sequence[Job]) -> None:
 
 
 def _norm_scales(
-    jobs: Sequence[Job], clip_global_norm: float | None, reduce: Reduce | None, rows: list[tuple[int, int]]
+    jobs: Sequence[PlannedJob], clip_global_norm: float | None, reduce: Reduce | None, rows: list[tuple[int, int]]
 ) -> tuple[list[Any], Any]:
     thresholds = [job.clip_norm for job in jobs if job.clip_norm is not None]
     lowest = norms.lowest_exponent(min([*thresholds, *([clip_global_norm] if clip_global_norm else [])]))
-    tables = [
-        job.bucket.engine.norm_table(job.bucket, job.update.program, job.grads, job.values, lowest) for job in jobs
-    ]
+    tables = [job.bucket.engine.norm_table(job, lowest) for job in jobs]
     xp, table = tables[0].xp, tables[0].table
     if len(tables) > 1:
         if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:

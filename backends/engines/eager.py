@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..generic import Array, Backend, wider
-from ..protocol import Bucket, NormTable
+from ..protocol import Bucket, Job, NormTable
 from . import norms
 from .locate import Ranges, blocks, extents
 from .program import Program
@@ -39,15 +39,9 @@ class EagerEngine:
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Have nothing to compile."""
 
-    def update(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        norm_scales: Array | None,
-    ) -> None:
+    def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`."""
+        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
         dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
         scalars = {name: values[name] for name in program.scalars if name != "norm_scale"}
         for i, g in enumerate(_copy_aliased_grads(bucket, grads)):
@@ -73,15 +67,9 @@ class EagerEngine:
                 else:
                     arrays[i] = array
 
-    def norm_table(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        lowest: int,
-    ) -> NormTable:
+    def norm_table(self, job: Job, lowest: int) -> NormTable:
         """See `Engine.norm_table`; the table is a NumPy array."""
+        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
         backend, computing = bucket.backend, wider([bucket.grad_dtype])
 
         def prepare(xp: Any, g: Array) -> Array:
@@ -94,8 +82,9 @@ class EagerEngine:
                     table[i] += np.asarray(backend.square_sums(prepare, part, lowest))
         return NormTable(np, table)
 
-    def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
+    def finite(self, job: Job) -> list[bool]:
         """See `Engine.finite`."""
+        bucket, grads = job.bucket, job.grads
         return [g is None or all(map(bucket.backend.finite, bucket.backend.parts(g))) for g in grads]
 
 

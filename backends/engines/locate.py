@@ -117,10 +117,9 @@ class Locations:
             self.sizes * ITEMSIZES[FLOATING[dtype]] for dtype in (bucket.dtype, bucket.grad_dtype)
         )
         self.fixed = not bucket.backend.swappable or bucket.watched
-        self._find_own()
-
         #: Whether the last gradients were all there.
         self.complete = False
+        self._find_own()
 
     def _find_own(self) -> None:
         #: Tensors whose parameter or state cannot be walked as one run.
@@ -134,12 +133,12 @@ class Locations:
         self.begins, self.ends = self._extents(self.bucket.params, self.table[:, 1], self.param_bytes)
         self.ranges = Ranges(self.begins, self.ends)
 
-    def find(self, grads: Sequence[Array | None]) -> tuple[list[Array | None], list[int]]:
+    def find(self, grads: Sequence[Array | None]) -> tuple[Sequence[Array | None], list[int]]:
         """Bring the table up to date.
 
         Returns
         -------
-        list of arrays or None
+        sequence of arrays or None
             The gradients that the table points at: those in the memory of parameters are copied.
         list of int
             Tensors that cannot be walked as one run; the table skips them.
@@ -147,13 +146,13 @@ class Locations:
         if not self.fixed:
             self._find_own()
         found, self.complete = self.table[:, 2], not any(map(is_, grads, repeat(None)))
-        grads = list(grads)
         self.find_gradients(grads, range(len(grads)))
         self._check(found, grads)
         begins, ends = self._extents(grads, found, self.grad_bytes)
         upon = (found == self.table[:, 1]) & (found >= 0) & (ends == self.ends)
         aliases = self.ranges.aliases(begins, ends, upon)
         if aliases:
+            grads = list(grads)
             for i in aliases:
                 grads[i] = self.bucket.backend.copy(grads[i])
             self.find_gradients(grads, aliases)

@@ -7,6 +7,7 @@ bits differ from one machine to another. The seed is the scenario's name.
 from __future__ import annotations
 
 import hashlib
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,11 @@ from numpy.typing import NDArray
 from .case import Case, Gradient, Sparse
 from .floats import rounded, without_nan_payload
 from .specification import HOLDERS, Draw, Scenario
+
+
+@cache
+def _powers_of_ten(low: int, high: int) -> NDArray[np.float64]:
+    return np.array([float(f"1e{k}") for k in range(low, high + 1)])
 
 
 def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_complex: bool) -> NDArray[np.generic]:
@@ -24,7 +30,7 @@ def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_c
     if draw.kind == "uniform":
         flat = draw.low + (draw.high - draw.low) * rng.random(parts)
     elif draw.kind == "decades":
-        powers = np.array([float(f"1e{k}") for k in range(int(draw.low), int(draw.high) + 1)])
+        powers = _powers_of_ten(int(draw.low), int(draw.high))
         sign = np.where(rng.random(parts) < 0.5, -1.0, 1.0)
         which = (rng.random(parts) * len(powers)).astype(np.int64)
         flat = sign * (1.0 + 9.0 * rng.random(parts)) * powers[which]

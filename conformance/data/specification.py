@@ -1,7 +1,7 @@
 """What a scenario is: data only, in terms that belong to no framework.
 
 A scenario says what is stepped (tensors, data type, gradients), how (a `Config`) and by whom (systems). The
-recorders translate a `Config` into each framework's own words; the oracle and the checks read it as it stands.
+recorders translate a `Config` into each framework's own options; the reference and the checks read it as it stands.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def trajectories(
     found = []
     for side, trajectory, optimizer in zip(sides, done, made, strict=True):
         if trajectory is None:
-            optimizer = optimizer or _optimizer(side, params)
+            optimizer = _optimizer(side, params) if optimizer is None else optimizer
             if optimizer is None:
                 raise ValueError(f"params: expected initial parameters for {type(side).__name__}")
             trajectory = _record(optimizer, gradients)

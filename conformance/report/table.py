@@ -69,7 +69,7 @@ def short(number: float) -> str:
 
 def pair(state: float, motion: float) -> str:
     """Return the two numbers of a comparison: accumulators in ulps, parameters in units of motion."""
-    return f"{short(state)} · {short(motion)}"
+    return f"{short(state)}\u00a0·\u00a0{short(motion)}"
 
 
 def to_rich(table: Table) -> RichTable:

@@ -236,7 +236,7 @@ def deviations(files: Mapping[str, TraceFile], verdicts: Iterable[Verdict]) -> T
     rows = []
     for name, traces in sorted(shown.items()):
         best = min(traces, key=lambda trace: (len(trace.deviations), -trace.steps))
-        we = str(ours[best.scenario]) if best.scenario in ours else "rejected"
+        we = str(ours[best.scenario]) if best.scenario in ours else "not judged"
         systems = ", ".join(sorted({trace.name for trace in traces}))
         rows.append([name, systems, DEVIATIONS[name].about, str(theirs[best.name, best.scenario]), we])
     return Table(

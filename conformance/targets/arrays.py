@@ -76,7 +76,7 @@ class Arrays:
     @cached_property
     def xp(self) -> Any:
         """The namespace, imported."""
-        # Other libraries need a GPU's memory too.
+        # JAX would take most of a GPU's memory, which other libraries need too.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         return importlib.import_module(self.namespace)
 

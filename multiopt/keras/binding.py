@@ -10,13 +10,15 @@ from ..adadelta import ADADELTA
 from ..backends.generic import Array, Backend
 from ..binding import Binding, Plan, run
 from ..memory import Memory
-from ..rule import Rule
+from ..rule import Hyper, Rule
 from ..update import FusedUpdate
-from .distribute.mesh import local, reducer
+from .distribute.mesh import local, reducer, shards
 from .variables.variable import Variable
 
-__all__ = ["AdadeltaStep", "VariableBinding", "stateless"]
+__all__ = ["EPSILON", "AdadeltaStep", "VariableBinding", "stateless"]
 
+#: As in Keras, 0 is accepted; nothing moves then.
+EPSILON = Hyper(1e-7, low=0.0)
 #: Every number that an update may read.
 Values = Mapping[str, Any]
 
@@ -55,7 +57,7 @@ class VariableBinding:
 
         `memory` is that of arrays which others update, and `backend` what the arrays must belong to.
         """
-        columns = [[local(box.value) for box in column] for column in self.columns]
+        columns = [shards([box.value for box in column]) for column in self.columns]
         if self._binding is None:
             state = [dict(zip(self.rule.slots, row, strict=True)) for row in zip(*columns[1:], strict=True)]
             self._binding = Binding(
@@ -71,8 +73,7 @@ class VariableBinding:
         self, update: FusedUpdate, grads: Sequence[Array | None], values: Values, clip_norm: float | None = None
     ) -> Plan:
         """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
-        shards = [None if g is None else local(g) for g in grads]
-        return self.bound().plan(update, shards, values, clip_norm=clip_norm, names=self._grad_names)
+        return self.bound().plan(update, shards(grads), values, clip_norm=clip_norm, names=self._grad_names)
 
     def put_back(self) -> None:
         """Put new arrays of an immutable library into the variables."""

@@ -22,15 +22,7 @@ def store(thing: Any, module: str, built_in: Mapping[str, type]) -> dict[str, An
 
 
 def restore(config: Any, built_in: Mapping[str, Any], custom: Mapping[str, Any] | None, what: str, **also: Any) -> Any:
-    """The object for a dictionary that `store` or Keras has written; `also` is passed to ``from_config``.
-
-    Raises
-    ------
-    TypeError
-        If `config` is not a mapping with ``"class_name"`` and ``"config"``.
-    ValueError
-        If the class is neither in `custom` nor in `built_in`.
-    """
+    """The object for a dictionary that `store` or Keras has written; `also` is passed to ``from_config``."""
     if not isinstance(config, Mapping) or "class_name" not in config or "config" not in config:
         raise TypeError(f"{what}: expected a mapping with 'class_name' and 'config', got {config!r}")
     name, custom = config["class_name"], custom or {}

@@ -32,15 +32,9 @@ def pairs(grads_and_vars: Any) -> list[tuple[Any, Any]]:
 
 
 def checked(grads_and_vars: Iterable[tuple[Any, Any]], boxes: Boxes) -> tuple[Pairs, list[str]]:
-    """Pairs of gradients, dense or `IndexedSlices` or None, and Variables, and the names of those without a gradient.
+    """Pairs of gradients, dense or `IndexedSlices` or None, and Variables; and the names of those without a gradient.
 
-    Raises
-    ------
-    TypeError
-        If something is not a variable, a gradient's library or dtype is not its variable's, or a variable's dtype is
-        not floating or complex.
-    ValueError
-        If no variable has a gradient, or a gradient's shape or device is not its variable's.
+    Raises TypeError or ValueError if a gradient does not agree with its variable, or no variable has one.
     """
     given = [(as_gradient(g), boxes.of(v, f"variables[{i}]")) for i, (g, v) in enumerate(grads_and_vars)]
     missing = [v.name for g, v in given if g is None]

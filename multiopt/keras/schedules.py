@@ -94,7 +94,7 @@ class InverseTimeDecay(_Core):
 class PolynomialDecay(_Core):
     """From `initial_learning_rate` to `end_learning_rate` in `decay_steps`, along a polynomial of degree `power`.
 
-    With `cycle`, the decay is stretched to a multiple of `decay_steps` each time that it has come to its end.
+    With `cycle`, the decay starts again each time it ends, stretched to the next multiple of `decay_steps`.
     """
 
     _core = core.Polynomial
@@ -207,6 +207,6 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | N
     Raises
     ------
     TypeError, ValueError
-        If it is no such dictionary, or names a class that is not known.
+        If it is not such a dictionary, or names a class that is not known.
     """
     return restore(config, _BUILT_IN, custom_objects, "schedule")

@@ -68,7 +68,7 @@ def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | N
     Raises
     ------
     TypeError, ValueError
-        If it is no such dictionary, or names a class or an option that is not known.
+        If it is not such a dictionary, or names a class or an option that is not known.
     """
     if not isinstance(config, Mapping) or not isinstance(config.get("config"), Mapping):
         raise TypeError(f"optimizer: expected a mapping with 'class_name' and 'config', got {config!r}")

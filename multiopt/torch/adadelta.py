@@ -29,8 +29,8 @@ class Adadelta(torch.optim.Optimizer):
 
     Tensors on the CPU and on CUDA are updated by multiopt's engines, in one pass over memory; DTensors by their
     local shards. Other tensors (subclasses of Tensor, meta and fake tensors, those on other devices, those under
-    `torch.func`'s transforms or a dispatch mode) are updated by PyTorch's operations, each of which is seen by
-    whoever looks.
+    `torch.func`'s transforms or a dispatch mode) are updated by PyTorch's operations, so that whatever follows
+    operations can follow the step.
 
     Parameters
     ----------
@@ -45,10 +45,10 @@ class Adadelta(torch.optim.Optimizer):
     weight_decay : float
         Added to the gradient, times the parameter.
     foreach : bool or None
-        Only says how `zero_grad` fills with zeros: the engines take all tensors at once, whatever it is.
+        Only affects how `zero_grad` fills with zeros: the engines update all tensors at once in any case.
     capturable : bool
-        Whether a CUDA graph may capture the step: the counters are kept on the parameters' device. One step with
-        the same options has to be done before.
+        Whether a CUDA graph may capture the step: the counters are kept on the parameters' device. Take one step
+        with the same options before capturing.
     maximize : bool
         Maximize the objective.
     differentiable : bool

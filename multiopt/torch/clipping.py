@@ -19,22 +19,22 @@ __all__ = ["clip_grad_norm_"]
 def clip_grad_norm_(parameters: Tensor | Iterable[Tensor], max_norm: float, error_if_nonfinite: bool = False) -> Tensor:
     """Multiply all gradients by ``min(1, max_norm / norm)``, in place, where `norm` is that of all together.
 
-    Beside `torch.nn.utils.clip_grad_norm_` it is exact: squares are added as integers, so that one process and any
+    Unlike `torch.nn.utils.clip_grad_norm_` it is exact: squares are added as integers, so that one process and any
     number of them, holding DTensors on a mesh, give the same bits. PyTorch divides by ``norm + 1e-6``.
 
     Parameters
     ----------
     parameters : Tensor or iterable of Tensor
-        Those whose gradients are clipped; None gradients are left out. With DTensors every rank of the mesh calls.
+        Those whose gradients are clipped; None gradients are left out. With DTensors every rank of the mesh must call.
     max_norm : float
         The threshold, above 0.
     error_if_nonfinite : bool
-        Whether to raise if the norm is infinite or NaN. Else infinite gradients become 0 or NaN, NaN stays.
+        Whether to raise if the norm is infinite or NaN. Otherwise infinite ones become 0 or NaN, and NaN stays.
 
     Returns
     -------
     Tensor
-        The norm before, 0-d, float64.
+        The norm before clipping: 0-d, float64.
 
     Raises
     ------

@@ -137,14 +137,15 @@ class GroupCache:
 
     def count(self, grads: Grads, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
-        own, live = self._own(grads), self.states
+        own = self._own(grads)
+        live: Sequence[int] = range(len(self.steps))
         if any(map(is_, own, repeat(None))):
-            live = [state for state, g in zip(live, own, strict=True) if g is not None]
+            live = [j for j, g in enumerate(own) if g is not None]
         if found_inf is not None:
-            _count_unless(found_inf, live)
+            _count_unless(found_inf, [self.states[j] for j in live])
             self.steps = list(map(_step, self.states))
         elif live:
-            steps = list(map(_step, live))
+            steps = self.steps if len(live) == len(own) else [self.steps[j] for j in live]
             if self.plain_steps:
                 BACKEND.increment(steps)
             else:

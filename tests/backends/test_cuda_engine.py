@@ -12,6 +12,7 @@ from multiopt.backends.engines import norms
 from multiopt.backends.engines.cuda import plan as cuda_plan
 from multiopt.backends.engines.cuda.driver import Driver, call
 from multiopt.backends.engines.cuda.engine import CudaEngine
+from multiopt.backends.protocol import Job
 
 from multiopt import ADADELTA, Hyper, Rule, backends
 from multiopt.binding import Binding, run
@@ -109,7 +110,7 @@ def test_arrays_in_other_orders_and_with_gaps_are_one_launch(stand_in, change):
         same(ours, numpys)
     assert names(stand_in.driver).count("update") == 2
     tables = [
-        b.buckets[0].engine.norm_table(b.buckets[0], FULL.program, g, VALUES, -62).table
+        b.buckets[0].engine.norm_table(Job(b.buckets[0], FULL.program, g, VALUES), -62).table
         for b, g in ((ours, placed), (numpys, grads))
     ]
     assert np.array_equal(*tables)
@@ -228,7 +229,7 @@ NORMED = FusedUpdate(ADADELTA, normed=True).program
 def test_the_norm_table_is_the_definitions(stand_in, dtype, threshold):
     grads = arrays(np.random.default_rng(4), dtype, decades=(-30, 19) if dtype != "float64" else (-300, 150))
     bucket, lowest = bucket_like(stand_in, grads), norms.lowest_exponent(threshold)
-    table = bucket.engine.norm_table(bucket, NORMED, [None, *map(stand_in.put, grads[1:])], VALUES, lowest).table
+    table = bucket.engine.norm_table(Job(bucket, NORMED, [None, *map(stand_in.put, grads[1:])], VALUES), lowest).table
     expected = np.zeros_like(table)
     for i, g in enumerate(grads):
         for part in ([g.real, g.imag] if g.dtype.kind == "c" else [g]) if i else []:
@@ -240,7 +241,7 @@ def test_infinite_and_nan_squares_are_counted(stand_in):
     g = np.random.default_rng(5).standard_normal(9000)
     g[[3, 5000, 8999]], g[[4, 6000]], g[7] = np.inf, np.nan, 1e200
     bucket = bucket_like(stand_in, [g])
-    table = bucket.engine.norm_table(bucket, NORMED, [stand_in.put(g)], VALUES, -62).table
+    table = bucket.engine.norm_table(Job(bucket, NORMED, [stand_in.put(g)], VALUES), -62).table
     with np.errstate(all="ignore"):
         assert table[0].tolist() == norms.square_sums(xp, g, -62)
     assert table[0, norms.LEVELS :].tolist() == [4, 2]
@@ -253,15 +254,15 @@ def test_finite(stand_in, dtype):
     grads = [stand_in.put(np.full(n, largest, kind)) for n in (5000, 5000, 5000, 3, 1, 0)]
     grads[1][4097], grads[2][0], grads[3][2] = np.nan, -np.inf, np.inf
     bucket = bucket_like(stand_in, grads)
-    assert bucket.engine.finite(bucket, grads) == [True, False, False, False, True, True]
+    assert bucket.engine.finite(Job(bucket, NORMED, grads, {})) == [True, False, False, False, True, True]
     grads[1] = None
-    assert bucket.engine.finite(bucket, grads) == [True, True, False, False, True, True]
+    assert bucket.engine.finite(Job(bucket, NORMED, grads, {})) == [True, True, False, False, True, True]
 
 
 def test_constants_of_clipping_are_uploaded_once(stand_in):
     g = stand_in.put(np.ones(30))
     bucket = bucket_like(stand_in, [g])
-    tables = [bucket.engine.norm_table(bucket, NORMED, [g], VALUES, -62) for _ in range(2)]
+    tables = [bucket.engine.norm_table(Job(bucket, NORMED, [g], VALUES), -62) for _ in range(2)]
     assert tables[0].xp is tables[1].xp
     constant = tables[0].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu")
     assert tables[1].xp.asarray([1.0, 2.0], dtype=np.float64, device="cpu") is constant

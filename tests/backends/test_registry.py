@@ -1,5 +1,6 @@
 """The registry: a library that multiopt has never heard of gets all that the others have, from outside the package."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -93,10 +94,13 @@ opt.step(toyarrays.asarray(np.ones(3)))
 print("engine=host" in repr(opt))
 from multiopt.cli import main
 main(["info"])
+main(["check", "--quick", "--backend", "toyarrays", "--scenario", "paper"])
 """
-    first, _, info = run_python(code, **installed).partition("\n")
+    first, _, rest = run_python(code, COLUMNS="200", **installed).partition("\n")
     assert first == "True"
-    assert "toyarrays" in info.lower()
+    assert re.search(r"toyarrays +cpu +host", rest)  # multiopt info
+    assert re.search(r"passed: [1-9]\d* within tolerance", rest)  # the conformance suite
+    assert "failed" not in rest
 
 
 def test_the_documents_show_this_very_backend():

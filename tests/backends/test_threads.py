@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 import pytest
-from libraries import snapshot
+from libraries import refused, snapshot
 from multiopt.backends.engines.host import threads
 from processes import run_python
 
@@ -42,7 +42,7 @@ def test_many_optimizers_at_once(count, options, monkeypatch):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join()
+        worker.join(900)  # a hang is a failure
     assert got == expected
 
 
@@ -84,15 +84,13 @@ def test_the_caller_does_it_all_where_no_thread_is_free(monkeypatch):
     assert sorted(done) == [(i, j) for i in range(4) for j in range(4)]
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " ", "²", "1e3"])
-def test_bad_numbers_of_threads(value, monkeypatch):
+def test_bad_numbers_of_threads(monkeypatch):
     opt = Adadelta([np.ones(3), np.ones(SIZE)], accumulate=2)
     opt.step([np.ones(3), np.ones(SIZE)])
-    before = snapshot(opt)
-    monkeypatch.setenv("MULTIOPT_NUM_THREADS", value)
-    with pytest.raises(ValueError, match="MULTIOPT_NUM_THREADS: expected a positive integer, got "):
-        opt.step([np.ones(3), np.ones(SIZE)])
-    assert snapshot(opt) == before
+    for value in ("0", "-1", "two", "1.5", " ", "²", "1e3"):
+        monkeypatch.setenv("MULTIOPT_NUM_THREADS", value)
+        with refused(opt, ValueError, "MULTIOPT_NUM_THREADS: expected a positive integer, got "):
+            opt.step([np.ones(3), np.ones(SIZE)])
 
 
 def test_the_number_of_threads(monkeypatch):

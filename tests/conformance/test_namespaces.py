@@ -58,14 +58,19 @@ def check(capsys, *arguments):
     return status, capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--namespace", "--backend"])
-def test_a_library_from_outside_passes(option, toy, capsys):
+@pytest.mark.parametrize(
+    "options",
+    [["--namespace"], ["--processes", "2", "--backend", "functional", "--backend"]],
+    ids=["named", "registered"],
+)
+def test_a_library_from_outside_passes(options, toy, capsys):
     """By its import name alone; or registered, so that it is a target like any other, on the fastest engine."""
-    if option == "--backend":
+    if "--backend" in options:
         assert "toyarrays" not in targets.all_targets()
         backends.register(toy.LIBRARY)
         assert targets.all_targets()["toyarrays"].about == "ToyArrays"
-    status, said = check(capsys, option, "toyarrays", *FEW)
+    # Processes that are begun for the work know it too.
+    status, said = check(capsys, *options, "toyarrays", *FEW)
     assert status == 0, said
     assert "toyarrays" in said
 

@@ -3,48 +3,28 @@
 import numpy as np
 import pytest
 from exact import draw, exactly
+from libraries import OPTIONS
 
 import multiopt
 from multiopt import Adadelta, schedules
 
 CASES = {
-    "defaults": {},
+    **OPTIONS,
     "hypers": {"lr": 0.3, "rho": 0.5, "eps": 1e-3},
     "rho 0": {"rho": 0.0, "eps": 1.0},
     "rho 1": {"rho": 1.0},
-    "coupled": {"weight_decay": 0.1},
-    "decoupled": {"weight_decay": 0.1, "decoupled": True, "lr": 0.5},
-    "maximize": {"maximize": True},
-    "maximize and decay": {"maximize": True, "weight_decay": 0.1},
-    "clip_value": {"clip_value": 0.5},
-    "clip_norm": {"clip_norm": 0.7},
-    "clip_global_norm": {"clip_global_norm": 0.9},
-    "every clip": {"clip_value": 0.9, "clip_norm": 1.2, "clip_global_norm": 1.5, "weight_decay": 0.3},
+    "maximize alone": {"maximize": True},
     "clips that do nothing": {"clip_value": 100.0, "clip_norm": 100.0, "clip_global_norm": 1000.0},
-    "accumulate": {"accumulate": 4},
-    "loss_scale": {"loss_scale": 1024.0, "clip_value": 0.001, "eps": 1e-12},
-    "ema": {"ema": 0.9},
+    "small": {"loss_scale": 1024.0, "clip_value": 0.001, "eps": 1e-12},
     "ema 0": {"ema": 0.0},
-    "schedules": {
+    "every schedule": {
         "lr": schedules.InverseTime(0.8, 2, 0.5),
         "rho": lambda step: 0.5 + 0.1 * (step % 4),
         "eps": lambda step: 1e-3 / (1 + step),
         "weight_decay": schedules.Exponential(0.2, 3, 0.5),
     },
     "scheduled decoupled decay": {"weight_decay": lambda step: 0.01 * step, "decoupled": True},
-    "everything": {
-        "lr": lambda step: 0.5 / (1 + step),
-        "rho": 0.8,
-        "eps": 1e-4,
-        "weight_decay": 0.05,
-        "maximize": True,
-        "clip_value": 0.8,
-        "clip_norm": 1.1,
-        "clip_global_norm": 1.3,
-        "accumulate": 2,
-        "loss_scale": 3.0,
-        "ema": 0.7,
-    },
+    "coupled and maximize": {**OPTIONS["everything"], "decoupled": False, "lr": lambda step: 0.5 / (1 + step)},
 }
 
 

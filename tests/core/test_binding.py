@@ -105,33 +105,33 @@ def test_two_devices_in_one_call():
 @st.composite
 def gradient(draw, name, lib):
     """A gradient for one parameter: good, none, or wrong in some way; and whether it is good."""
-    kind = draw(st.sampled_from(["good", "good", "none", "shape", "dtype", "junk"]))
+    kind = draw(st.sampled_from(["good", "good", "none", "array", "junk"]))
     if kind == "none":
         return None, True
     if kind == "junk":
         return draw(st.one_of(st.integers(), st.floats(), st.text(max_size=2), st.just({}), st.just(()))), False
-    shape = draw(st.lists(st.integers(0, 4), max_size=3).map(tuple)) if kind == "shape" else SHAPES[name]
-    dtype = (
-        draw(st.sampled_from(["float32", "float64", "int32", "bool", "complex64"])) if kind == "dtype" else "float32"
-    )
+    shape, dtype = SHAPES[name], "float32"
+    if kind == "array":
+        shape = draw(st.lists(st.integers(0, 4), max_size=3).map(tuple) | st.just(shape))
+        dtype = draw(st.sampled_from(["float32", "float64", "int32", "bool", "complex64"]))
     return lib.grad(np.ones(shape, dtype)), (shape, dtype) == (SHAPES[name], "float32")
 
 
 @settings(max_examples=50)
 @given(data=st.data())
-def test_any_gradients_are_taken_or_refused_whole(data):
-    name = data.draw(st.sampled_from(["numpy", "numpy-eager", "torch", "array_api_strict"]), "library")
+@pytest.mark.parametrize("name", ["torch", "array_api_strict"])
+def test_any_gradients_are_taken_or_refused_whole(name, data):
     with library_of(LIBRARIES[name]) as lib:
         opt = train(lib)
-        drawn = {name: data.draw(gradient(name, lib), name) for name in SHAPES}
-        grads = {name: g for name, (g, _) in drawn.items()}
-        if all(ok for _, ok in drawn.values()) and any(g is not None for g in grads.values()):
-            before = snapshot(opt)
+    drawn = {key: data.draw(gradient(key, lib), key) for key in SHAPES}
+    grads = {key: g for key, (g, _) in drawn.items()}
+    if all(ok for _, ok in drawn.values()) and any(g is not None for g in grads.values()):
+        before = snapshot(opt)
+        opt.step(grads)
+        assert snapshot(opt) != before
+    else:
+        with refused(opt, (TypeError, ValueError), "grads.*expected"):
             opt.step(grads)
-            assert snapshot(opt) != before
-        else:
-            with refused(opt, (TypeError, ValueError), "grads.*expected"):
-                opt.step(grads)
 
 
 # --- gradients in the memory of parameters ---

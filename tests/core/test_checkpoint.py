@@ -62,8 +62,11 @@ def test_state_goes_on_bit_for_bit_with_any_library(plain, other, tmp_path):
         train(plain, whole, range(100, 117))
         train(plain, first, range(100, 107))
         first.save(tmp_path / "x")
-        params = loaded.load(tmp_path / "x")
-        assert params.keys() == SHAPES.keys()
+        own = lambda opt: [opt.params["w"], opt.state["w"]["square_avg"], opt.ema_params["w"]]  # noqa: E731
+        arrays = own(loaded)
+        assert loaded.load(tmp_path / "x").keys() == SHAPES.keys()
+        # Where arrays are mutable, what was loaded stands in those that were there before.
+        assert {a is b for a, b in zip(arrays, own(loaded), strict=True)} == {reader.mutable}
         assert (loaded.steps, loaded.micro_steps) == (2, 1)
         # A snapshot holds no parameters, as everywhere: they are copied by hand.
         values = {name: reader.param(plain.host(array)) for name, array in first.params.items()}
@@ -101,35 +104,16 @@ def test_every_dtype(plain, dtype, state_dtype, tmp_path):
 
 def test_arrays_of_any_layout(tmp_path):
     base = draw(0, shapes={"x": (6, 4)})["x"]
-    layouts = {
-        "C": base.copy(),
-        "F": np.asfortranarray(base),
-        "strided": np.repeat(base, 2, 1)[:, ::2],
-        "reversed": base[::-1, ::-1].copy()[::-1, ::-1],
-        "big-endian": base.astype(">f4"),
-    }
-    for x in layouts.values():
+    wide, backwards = np.repeat(base, 2, 1)[:, ::2], base[::-1, ::-1].copy()[::-1, ::-1]
+    layouts = base.copy(), np.asfortranarray(base), wide, backwards, base.astype(">f4")
+    for x in layouts:
         opt = Adadelta(x)
         opt.step(base)
         opt.save(tmp_path / "x")
-        for y in layouts.values():
+        for y in layouts:
             other = Adadelta(np.zeros_like(y))
             other.load(tmp_path / "x")
             same(opt, other)
-
-
-def test_loading_writes_into_the_arrays_given(tmp_path):
-    lib = PLAIN[0]
-    one, other = make(lib), make(lib, seed=3)
-    train(lib, one, range(4))
-    one.save(tmp_path / "x")
-    held = dict(other.params), other.state["w"]["square_avg"], other.ema_params["w"]
-    params = other.load(tmp_path / "x")
-    assert all(params[name] is held[0][name] for name in params)
-    assert other.state["w"]["square_avg"] is held[1]
-    assert other.ema_params["w"] is held[2]
-    train(lib, other, [4, 5])
-    assert np.any(held[1] != one.state["w"]["square_avg"])
 
 
 def test_a_snapshot_is_independent(plain):
@@ -215,25 +199,6 @@ for opt in (loaded, unpickled):
 
 
 # --- schedules and callables ---
-
-
-def test_schedules_come_with_the_file(tmp_path):
-    every = [
-        schedules.Constant(0.5),
-        schedules.Exponential(0.5, 7, 0.6, staircase=True),
-        schedules.InverseTime(0.5, 7, 0.6),
-        schedules.Polynomial(0.5, 20, 0.01, power=2.0, cycle=True),
-        schedules.Piecewise([5, 11], [1.0, 0.5, 0.1]),
-        schedules.Cosine(0.5, 20, alpha=0.1),
-        schedules.CosineRestarts(0.5, 5, t_mul=2.0, m_mul=0.8, alpha=0.1),
-        schedules.WarmUp(schedules.WarmUp(schedules.Cosine(0.5, 20), 3), 10, 0.05),
-    ]
-    assert {type(s).__name__ for s in every} >= set(schedules.__all__) - {"Schedule"}
-    for schedule in every:
-        Adadelta(np.ones(2), lr=schedule).save(tmp_path / "x")
-        opt = Adadelta(np.ones(2))
-        opt.load(tmp_path / "x")
-        assert opt.lr == schedule
 
 
 def test_a_function_stays_that_of_the_optimizer_that_loads(tmp_path):
@@ -415,17 +380,13 @@ def test_a_failing_write_leaves_the_old_file(failure, error, tmp_path, monkeypat
 
 
 def test_who_reads_while_another_writes_sees_one_file_whole(tmp_path):
+    (tmp_path / "usual").write_bytes(b"")
     opt, content = saved(tmp_path)
     with open(tmp_path / "x", "rb") as reader:
         opt.steps = 99
         opt.save(tmp_path / "x")
         assert reader.read() == content
     assert (tmp_path / "x").read_bytes() != content
-
-
-def test_the_file_has_the_usual_mode(tmp_path):
-    (tmp_path / "usual").write_bytes(b"")
-    saved(tmp_path)
     assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == stat.S_IMODE((tmp_path / "usual").stat().st_mode)
 
 

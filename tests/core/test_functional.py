@@ -5,28 +5,19 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-from libraries import gradients
+from libraries import OPTIONS, gradients
 from rules import ADAM, MOMENTUM_LIKE
 
-from multiopt import Adadelta, Optimizer, schedules
+from multiopt import Adadelta, Optimizer
 from multiopt.functional import State, init, update
 
-OPTIONS = {
-    "defaults": {},
-    "hypers": {"lr": 0.3, "rho": 0.5, "eps": 1e-3},
-    "coupled": {"weight_decay": 0.1},
-    "decoupled": {"weight_decay": 0.1, "decoupled": True},
-    "maximize": {"maximize": True, "weight_decay": 0.1},
-    "clip_value": {"clip_value": 0.4},
-    "schedules": {"lr": schedules.InverseTime(1.0, 2, 0.5), "weight_decay": lambda step: 0.1 / (1 + step)},
-}
+OPTIONS = {name: OPTIONS[name] for name in ("plain", "coupled", "decoupled", "maximize", "clip_value", "schedules")}
+OPTIONS["hypers"] = {"lr": 0.3, "rho": 0.5, "eps": 1e-3}
+SHAPES = {"w": (5, 3), "b": (7,), "s": ()}
 
 
 def draw(rng, dtype=np.float32, subnormals=False):
     return {name: gradients(rng, shape, dtype, (-4, 3), subnormals) for name, shape in SHAPES.items()}
-
-
-SHAPES = {"w": (5, 3), "b": (7,), "s": ()}
 
 
 def put(lib, tree):
@@ -172,19 +163,14 @@ def test_inside_jit(jax, name):
 
 def test_traced_numbers_do_not_recompile(jax):
     traces = []
-
-    @jax.jit
-    def step(params, grads, state, lr, rho, decay):
-        traces.append(1)
-        return update(params, grads, state, lr=lr, rho=rho, weight_decay=decay)
-
+    step = jax.jit(lambda p, g, s, **numbers: traces.append(1) or update(p, g, s, **numbers))
     x = jax.numpy.ones(5)
     params, state, other, plain = x, init(x), x, init(x)
     # The first two differ in the type of the step: a Python number at first, an array from then on.
     for i in range(6):
-        lr, rho, decay = 1.0 / (1 + i), 0.9 - i / 10, i / 20
-        params, state = step(params, x * i, state, lr, rho, decay)
-        other, plain = update(other, x * i, plain, lr=lr, rho=rho, weight_decay=decay)
+        numbers = {"lr": 1.0 / (1 + i), "rho": 0.9 - i / 10, "weight_decay": i / 20}
+        params, state = step(params, x * i, state, **numbers)
+        other, plain = update(other, x * i, plain, **numbers)
         close(params, other)
     assert len(traces) <= 2
 

@@ -20,6 +20,7 @@ OVERLAPS = {
     "with another between": ([X, np.zeros(3, np.float32), X[99:]], 0, 2),
     "in the first one's gaps": ([X[::2], X[1::2], X[2:3]], 0, 2),
     "in the second one's gaps": ([X[::2], X[1::2], X[3:4]], 1, 2),
+    "behind one in the gaps": ([X[::2], X[1:2], X[98:99]], 0, 2),
     "gaps": ([X[10:90], X[::10]], 0, 1),
     "backwards": ([X[::-1], X[:1]], 0, 1),
     "row and column": ([WIDE[0], WIDE[:, 0]], 0, 1),

@@ -8,24 +8,21 @@ import pytest
 from exact import draw, exactly
 from hypothesis import given
 from hypothesis import strategies as st
-from libraries import refused, snapshot
+from libraries import refused
 
 from multiopt import ADADELTA, Adadelta, options
 
 TABLE = {**options.options_of(ADADELTA), **options.OPTIONS}
 GROUP, STEP, FIXED = ([o.name for o in TABLE.values() if o.scope == scope] for scope in ("group", "step", "fixed"))
 #: Values out of range, and values of another type, of every option.
+POSITIVE = [0.0, -1.0, math.nan, math.inf]
 BAD = {
     "lr": [-1.0, math.nan, math.inf, -math.inf],
     "rho": [-0.1, 1.5, math.nan, math.inf],
-    "eps": [0.0, -1e-6, math.nan, math.inf],
+    "eps": POSITIVE,
     "weight_decay": [-0.1, math.nan, math.inf],
-    "decoupled": [],
-    "maximize": [],
-    "clip_value": [0.0, -1.0, math.nan, math.inf],
-    "clip_norm": [0.0, -1.0, math.nan],
-    "clip_global_norm": [0.0, -1.0, math.nan],
-    "loss_scale": [0.0, -1.0, math.nan, math.inf],
+    **{name: [] for name in ("decoupled", "maximize")},
+    **dict.fromkeys(("clip_value", "clip_norm", "clip_global_norm", "loss_scale"), POSITIVE),
     "nonfinite": ["ignore", None, True],
     "ema": [-0.1, 1.0, 1.5, math.nan],
     "accumulate": [0, -1, 1.5, True, "2", None],
@@ -33,11 +30,9 @@ BAD = {
     "engine": ["gpu", None, 3],
 }
 OF_ANOTHER_TYPE = {
-    **{key: ["0.5", None, True, [1.0], 1j, b"1", {}] for key in ("lr", "rho", "eps", "weight_decay")},
-    **{key: ["0.5", True, [1.0]] for key in ("clip_value", "clip_norm", "clip_global_norm")},
-    **{key: [1, 0, None, "yes", np.True_] for key in ("decoupled", "maximize")},
-    "loss_scale": ["1", None, True],
-    "ema": ["0.5", True],
+    **{name: ["0.5", None, True, [1.0], 1j, b"1", {}] for name in ("lr", "rho", "eps", "weight_decay")},
+    **{name: ["0.5", True, [1.0]] for name in ("clip_value", "clip_norm", "clip_global_norm", "loss_scale", "ema")},
+    **{name: [1, 0, None, "yes", np.True_] for name in ("decoupled", "maximize")},
 }
 
 
@@ -167,18 +162,3 @@ def test_any_options_make_an_optimizer_or_an_error(chosen):
         assert opt.eps > 0
         opt.step(np.ones(2))
         assert not np.isnan(x).any() or opt.lr > 1e150 or opt.weight_decay > 1e150 or opt.loss_scale < 1e-150
-
-
-@given(NUMBERS, st.sampled_from([name for name in GROUP if name not in ("decoupled", "maximize")]))
-def test_any_assignment_is_taken_or_refused(value, name):
-    opt = Adadelta([{"params": np.ones(1)}, {"params": np.ones(1), "lr": 0.5}], engine="eager")
-    before, message = snapshot(opt), None
-    try:
-        setattr(opt, name, value)
-    except (TypeError, ValueError) as error:
-        message = str(error)
-    if message is None:
-        assert all(group[name] == (None if value is None else float(value)) for group in opt.groups)
-    else:
-        assert snapshot(opt) == before
-        assert message.startswith(f"groups[0].{name}: expected")

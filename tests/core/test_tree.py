@@ -8,6 +8,9 @@ from libraries import refused
 
 from multiopt import Adadelta
 
+pytest.importorskip("optree", reason="optree is not installed")
+from optree import tree_leaves, tree_structure
+
 Pair = namedtuple("Pair", "w b")
 BUILDS = {
     "one": lambda p, q: p,
@@ -28,22 +31,10 @@ def test_step_returns_the_parameters_as_they_came(plain, build):
     for _ in range(2):
         out = opt.step(grads)
         assert type(out) is type(params)
-        assert structure(out) == structure(params) == structure(opt.params)
-        assert {x is y for x, y in zip(leaves(out), leaves(params), strict=True)} == {plain.mutable}
-        assert all(x is y for x, y in zip(leaves(out), leaves(opt.params), strict=True))
-        assert all((x < 1).all() for x in plain.backs(leaves(out)))
-
-
-def structure(tree):
-    if isinstance(tree, dict):
-        return {key: structure(value) for key, value in tree.items()}
-    return type(tree)(map(structure, tree)) if isinstance(tree, (list, tuple)) else "leaf"
-
-
-def leaves(tree):
-    if isinstance(tree, (dict, list, tuple)):
-        return [leaf for part in (tree.values() if isinstance(tree, dict) else tree) for leaf in leaves(part)]
-    return [tree]
+        assert tree_structure(out) == tree_structure(params) == tree_structure(opt.params)
+        assert {x is y for x, y in zip(tree_leaves(out), tree_leaves(params), strict=True)} == {plain.mutable}
+        assert all(x is y for x, y in zip(tree_leaves(out), tree_leaves(opt.params), strict=True))
+        assert all((x < 1).all() for x in plain.backs(tree_leaves(out)))
 
 
 def test_iterators():
@@ -55,7 +46,6 @@ def test_iterators():
 
 
 def test_named_tuples_and_ordered_dicts():
-    pytest.importorskip("optree", reason="optree is not installed")
     opt = Adadelta(Pair(np.ones(2), OrderedDict(z=np.ones(1), a=np.ones(3))))
     out = opt.step(Pair(np.ones(2), OrderedDict(z=np.ones(1), a=None)))
     assert isinstance(out, Pair)

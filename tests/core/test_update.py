@@ -38,9 +38,7 @@ def watched(monkeypatch):
     opt = Adadelta([{"params": np.ones(2)}, {"params": np.ones(2), "lr": lambda step: 0.5}], engine="eager")
     engine = type(opt.bindings[0].buckets[0].engine)
     kept = engine.update
-    monkeypatch.setattr(
-        engine, "update", lambda self, b, program, g, v, s: ran.append((program, v)) or kept(self, b, program, g, v, s)
-    )
+    monkeypatch.setattr(engine, "update", lambda self, j, s: ran.append((j.program, j.values)) or kept(self, j, s))
     return opt, made, ran
 
 

@@ -107,7 +107,7 @@ def test_two_libraries_are_refused(torch):
 def test_numpy_needs_grad_fn():
     v, w = Variable(np.array([1.0]), name="v"), np.array([2.0])
     opt = Adadelta(1.0)
-    with pytest.raises(ValueError, match=r"v: numpy has no automatic differentiation.*give grad_fn, .*or call"):
+    with pytest.raises(ValueError, match=r"v: numpy has no automatic differentiation.*pass grad_fn, .*or call"):
         opt.minimize(lambda: (v * w).sum(), [v, w])
     opt.minimize(None, [v, w], grad_fn=lambda a, b: (1 * b, 1 * a))
     np.testing.assert_allclose(v.numpy(), moved([2.0], [1.0]), **CLOSE)

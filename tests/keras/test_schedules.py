@@ -215,6 +215,7 @@ def test_a_later_configuration_loads(stored):
             assert back["config"][key] == value
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # Keras' own, with PyTorch and NumPy 2
 def test_real_keras_loads_ours(real):
     ours = keras.Adadelta(ExponentialDecay(0.5, 2, 0.9), rho=0.9, clipnorm=1.0)
     theirs = real.optimizers.deserialize(json.loads(json.dumps(keras.serialize(ours))))

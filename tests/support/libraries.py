@@ -208,14 +208,7 @@ OPTIONS = {
     "loss_scale": {"loss_scale": 1000.0},
     "schedules": {"lr": lambda step: 1 / (1 + 0.3 * step), "weight_decay": lambda step: 0.1 * 0.9**step},
     "everything": {
-        "weight_decay": 0.01,
-        "decoupled": True,
-        "maximize": True,
-        "clip_value": 2.0,
-        "clip_norm": 1.5,
-        "clip_global_norm": 1.0,
-        "accumulate": 2,
-        "ema": 0.9,
-        "loss_scale": 128.0,
+        "weight_decay": 0.01, "decoupled": True, "maximize": True, "clip_value": 2.0, "clip_norm": 1.5,
+        "clip_global_norm": 1.0, "accumulate": 2, "ema": 0.9, "loss_scale": 128.0,
     },
-}
+}  # fmt: skip

@@ -46,17 +46,24 @@ def test_checkpoints_go_both_ways(first, second, saved):
     assert_same_state(other, reference)
 
 
-@pytest.mark.parametrize("other", [lambda opt, params: opt, lambda opt, params: Adadelta(params, lr=9.0)])
-def test_resuming_after_every_step_gives_the_same_bits(other):
-    """By the same optimizer, which then sorts everything anew, or by others."""
-    straight, params = parameters(), parameters()
-    train(Adadelta(straight), straight, 5)
-    opt = Adadelta(params)
+@pytest.mark.parametrize("new", [False, True], ids=["same optimizer", "new optimizer"])
+def test_resuming_after_every_step_gives_the_same_bits(new):
+    """Each time everything is sorted anew: two groups, and two dtypes."""
+
+    def make():
+        params = [*parameters(), *parameters(torch.float64)]
+        return params, Adadelta([{"params": params[:3], "lr": 0.5}, {"params": params[3:], "weight_decay": 0.1}])
+
+    (straight, reference), (params, opt) = make(), make()
+    train(reference, straight, 5)
     for step in range(5):
         train(opt, params, 1, step)
-        saved, opt = copy.deepcopy(opt.state_dict()), other(opt, params)
+        saved = copy.deepcopy(opt.state_dict())
+        if new:
+            opt = Adadelta([{"params": params[:3]}, {"params": params[3:]}], lr=9.0)
         opt.load_state_dict(saved)
     assert_equal(params, straight)
+    assert_same_state(opt, reference, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda opt: pickle.loads(pickle.dumps(opt))], ids=["copy", "pickle"])
@@ -298,6 +305,23 @@ def test_one_call_answers_what_single_ones_do():
     assert backend.fingerprint(odd * 300) == backend.fingerprint(odd) * 300
     assert exchange.describe([torch.ones(2), torch.ones(2).to_sparse()]) is None
     assert exchange.describe([torch.ones(2), None]) is None
+
+
+def test_a_step_asks_each_list_once(monkeypatch):
+    """The parameters, the tensors of each slot, and the gradients."""
+    from multiopt.backends.engines.host.exchange import Exchange
+
+    def counted(self, arrays, describe=Exchange.describe):
+        asked.append(len(arrays))
+        return describe(self, arrays)
+
+    monkeypatch.setattr(Exchange, "describe", counted)
+    params, asked = parameters(), []
+    opt = Adadelta(params)
+    train(opt, params, 1)
+    asked.clear()
+    train(opt, params, 1, 1)
+    assert asked == [len(params)] * 4
 
 
 def test_counters_are_raised_all_or_none():

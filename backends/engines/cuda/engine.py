@@ -16,14 +16,14 @@ Clipping by norm makes small temporary arrays in the library; when CuPy captures
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 
 from ...generic import FLOATING, Array, Backend
-from ...protocol import Bucket, NormTable
+from ...protocol import Bucket, Job, NormTable
 from .. import norms
 from ..locate import mixes, real_dtypes
 from ..program import Program
@@ -63,15 +63,9 @@ class CudaEngine:
         """Compile the program, about a tenth of a second the first time."""
         self.driver.compile(source.update_source(program, real_dtypes(dtypes)))
 
-    def update(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        norm_scales: Array | None,
-    ) -> None:
+    def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
+        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
@@ -79,10 +73,9 @@ class CudaEngine:
         tables.run(kernel, "update", grads, [scales, *numbers], own=True)
         tables.memory.touched([p for p, g in zip(bucket.params, grads, strict=True) if g is not None])
 
-    def norm_table(
-        self, bucket: Bucket, program: Program, grads: Sequence[Array | None], values: Mapping[str, Any], lowest: int
-    ) -> NormTable:
+    def norm_table(self, job: Job, lowest: int) -> NormTable:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
+        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
         sums = tables.zeros("sums", norms.COLUMNS)
@@ -94,7 +87,7 @@ class CudaEngine:
             return NormTable(np, bucket.backend.to_host(table))
         return NormTable(_namespace(bucket.backend), table)
 
-    def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
+    def finite(self, job: Job) -> list[bool]:
         """See `Engine.finite`: the one question whose answer the host must wait for.
 
         Raises
@@ -102,6 +95,7 @@ class CudaEngine:
         RuntimeError
             Under graph capture, where there is no answer.
         """
+        bucket, grads = job.bucket, job.grads
         tables = self._tables(bucket)
         if tables.capturing():
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")

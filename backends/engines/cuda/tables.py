@@ -138,8 +138,8 @@ class Tables:
         Tensors whose memory cannot be walked as one run are copied, and their copies walked. `own` says whether the
         parameters and the state are walked too.
         """
-        kept, odd = self.locations.find(grads)
-        now, copies = self.locations.table[:, 1:].copy(), list[Copies]()
+        found, odd = self.locations.find(grads)
+        kept, now, copies = list(found), self.locations.table[:, 1:].copy(), list[Copies]()
         for i in odd:
             if own and i not in self.locations.odd and self._laid_out(kept, i):
                 now[i, 1] = self.locations.table[i, 2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory
-from ...protocol import Bucket, NormTable
+from ...protocol import Bucket, Job, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, Locations, copy_blocks, mixes, parts_of, real_dtypes
 from ..program import Program
@@ -69,15 +69,9 @@ class HostEngine:
         """Compile the program, about a fifth of a second the first time."""
         kernels.update_kernel(program, real_dtypes(dtypes))
 
-    def update(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        norm_scales: Array | None,
-    ) -> None:
+    def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`."""
+        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
         kernel = kernels.update_kernel(program, real_dtypes(bucket.dtypes))
         numbers = np.array(program.code.values(values), np.float64)
         walk = _Walk.of(bucket)
@@ -90,15 +84,9 @@ class HostEngine:
         live = zip(bucket.params, grads, strict=True)
         walk.memory.touched(bucket.params if walk.locations.complete else [p for p, g in live if g is not None])
 
-    def norm_table(
-        self,
-        bucket: Bucket,
-        program: Program,
-        grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        lowest: int,
-    ) -> NormTable:
+    def norm_table(self, job: Job, lowest: int) -> NormTable:
         """See `Engine.norm_table`; the table is a NumPy array."""
+        bucket, program, grads, values = job.bucket, job.program, job.grads, job.values
         kernel = kernels.square_kernel(program, FLOATING[bucket.grad_dtype])
         numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **values}))
         walk, units = _Walk.of(bucket), np.array(norms.units(lowest))
@@ -114,8 +102,9 @@ class HostEngine:
         walk.run(bucket, grads, work)
         return NormTable(np, out)
 
-    def finite(self, bucket: Bucket, grads: Sequence[Array | None]) -> list[bool]:
+    def finite(self, job: Job) -> list[bool]:
         """See `Engine.finite`."""
+        bucket, grads = job.bucket, job.grads
         kernel = kernels.finite_kernel(FLOATING[bucket.grad_dtype])
         bad = np.zeros(len(grads), np.uint8)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Self
 
-from ...backends.generic import Array
 from ..variables.variable import Variable
 from .replicas import get_replica_context
 
-__all__ = ["Aggregated", "VariableAggregation", "VariableSynchronization", "variable_for"]
+__all__ = ["Aggregated", "VariableAggregation", "VariableSynchronization"]
 
 
 class _Named(StrEnum):
@@ -44,7 +43,7 @@ class VariableAggregation(_Named):
 class Aggregated(Variable):
     """A variable that replicas assign to at the same time: it holds the aggregate of their values.
 
-    Without replicas it is an ordinary `Variable`.
+    Without replicas, or with aggregation "none", it is an ordinary `Variable`.
     """
 
     def __init__(self, value: Any, trainable: bool, name: str, aggregation: VariableAggregation) -> None:
@@ -54,7 +53,7 @@ class Aggregated(Variable):
     def assign(self, value: Any) -> Variable:
         """Set the aggregate of the replicas' values; every replica must call this."""
         context = get_replica_context()
-        if context is None or context.num_replicas_in_sync == 1:
+        if self.aggregation is VariableAggregation.NONE or context is None or context.num_replicas_in_sync == 1:
             return super().assign(value)
         mine = self._like(value)
         if self.aggregation is VariableAggregation.ONLY_FIRST_REPLICA:
@@ -64,28 +63,3 @@ class Aggregated(Variable):
             whole = context.all_reduce(str(self.aggregation), mine)
         context.merge_call(lambda: super(Aggregated, self).assign(whole))
         return self
-
-
-def variable_for(
-    array: Array,
-    trainable: bool,
-    name: str,
-    synchronization: VariableSynchronization,
-    aggregation: VariableAggregation,
-) -> Variable:
-    """A variable with this synchronization and aggregation.
-
-    Raises
-    ------
-    ValueError
-        For ``"on_read"``: replicas of one process share their variables, so there is nothing to synchronize on reading.
-    """
-    if synchronization is VariableSynchronization.ON_READ:
-        also = ", and trainable=False" if trainable else ""
-        raise ValueError(
-            f"synchronization: expected auto, none or on_write{also}, got on_read: replicas share {name!r}, "
-            "which has one value at any time; give aggregation instead"
-        )
-    if aggregation is VariableAggregation.NONE:
-        return Variable(array, trainable=trainable, name=name)
-    return Aggregated(array, trainable, name, aggregation)

@@ -26,6 +26,7 @@ __all__ = [
     "numpy",
     "reducer",
     "replicated",
+    "shards",
     "with_local",
 ]
 
@@ -52,6 +53,11 @@ def local(array: Array) -> Array:
     return torch.local(array)
 
 
+def shards(arrays: Sequence[Array | None]) -> list[Array | None]:
+    """The same for many; None stays None."""
+    return list(arrays) if "torch.distributed.tensor" not in sys.modules else [local(array) for array in arrays]
+
+
 def with_local(array: Array, shard: Array) -> Array:
     """An array laid out as `array`, of which this process computes on `shard`."""
     if not is_dtensor(array):
@@ -74,15 +80,7 @@ def check_on_mesh(mesh: Any, arrays: Sequence[Array], names: Sequence[str]) -> N
 
 
 def aligned(gradient: Array, like: Array, name: str) -> Array:
-    """The gradient in the layout of its variable: pending sums are taken, shards are moved.
-
-    Raises
-    ------
-    TypeError
-        If only one of the two is a DTensor.
-    ValueError
-        If their meshes differ.
-    """
+    """The gradient in the layout of its variable: pending sums are taken, shards are moved."""
     if is_dtensor(gradient) != is_dtensor(like):
         expected, got = (type(a).__name__ for a in (like, gradient))
         raise TypeError(f"{name}: expected a {expected}, as its variable holds, got a {got}")

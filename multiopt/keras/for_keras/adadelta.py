@@ -9,9 +9,8 @@ from typing import Any
 import keras
 
 from ...adadelta import ADADELTA
-from ...rule import Hyper
 from .. import schedules
-from ..binding import AdadeltaStep
+from ..binding import EPSILON, AdadeltaStep
 from ..variables.variable import Variable
 
 __all__ = ["Adadelta"]
@@ -19,7 +18,6 @@ __all__ = ["Adadelta"]
 _NAMES = ("sqrt", "square", "abs", "minimum", "maximum", "clip", "where", "sign", "exp", "log")
 #: What a rule may call, as operations of Keras: TensorFlow's tensors have no array API namespace.
 OPS = SimpleNamespace(**{name: getattr(keras.ops, name) for name in _NAMES})
-EPSILON = Hyper(1e-7, low=0.0)
 
 
 @keras.saving.register_keras_serializable(package="multiopt", name="Adadelta")

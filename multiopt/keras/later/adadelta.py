@@ -24,15 +24,11 @@ from ... import functional
 from ...adadelta import ADADELTA
 from ...backends.generic import Array
 from ...options import WEIGHT_DECAY
-from ...rule import Hyper
-from ..binding import AdadeltaStep
+from ..binding import EPSILON, AdadeltaStep
 from ..variables.variable import Variable
 from .optimizer import Optimizer
 
 __all__ = ["Adadelta"]
-
-#: As in Keras, 0 is accepted; nothing moves then.
-EPSILON = Hyper(1e-7, low=0.0)
 
 
 class Adadelta(Optimizer):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...backends.generic import Array
-from ...options import THRESHOLD, WEIGHT_DECAY, check_switch, check_threshold
+from ...options import WEIGHT_DECAY, check_switch, check_threshold
 from ...update import AVERAGE
 from .. import schedules
 from ..distribute import mesh as meshes
@@ -27,8 +27,8 @@ __all__ = ["Optimizer"]
 _LEGACY = {
     "lr": "learning_rate",
     "decay": "a schedule",
-    "gradient_aggregator": "a function of yours before apply_gradients",
-    "gradient_transformers": "a function of yours before apply_gradients",
+    "gradient_aggregator": "a function of your own that is called before apply_gradients",
+    "gradient_transformers": "a function of your own that is called before apply_gradients",
 }
 _OPTIONS = (
     *("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum"),
@@ -114,9 +114,7 @@ class Optimizer(Stepper):
         self.ema_momentum = AVERAGE.rule.hypers["momentum"].check("ema_momentum", ema_momentum)
         self.ema_overwrite_frequency = _count("ema_overwrite_frequency", ema_overwrite_frequency, 1)
         self.jit_compile = check_switch("jit_compile", jit_compile)
-        self.loss_scale_factor = (
-            None if loss_scale_factor is None else THRESHOLD.check("loss_scale_factor", loss_scale_factor)
-        )
+        self.loss_scale_factor = check_threshold("loss_scale_factor", loss_scale_factor)
         steps = gradient_accumulation_steps or None
         self.gradient_accumulation_steps = _count("gradient_accumulation_steps", steps, 2)
         self.mesh = meshes.check_mesh(mesh)
@@ -201,7 +199,7 @@ class Optimizer(Stepper):
         Raises
         ------
         TypeError
-            If this is no such iterable, or a gradient is not of its variable's library and dtype.
+            If this is not an iterable of pairs, or a gradient is not of its variable's library and dtype.
         ValueError
             If no gradient is given, a shape differs, or a variable occurs twice.
         KeyError
@@ -383,6 +381,6 @@ def _count(name: str, value: Any, lowest: int) -> int | None:
 def _copy(box: Variable, value: Any) -> Array:
     """A copy of a value for a variable, of its library and dtype."""
     if box.backend.name == "numpy":
-        value = np.asarray(value)  # the counter, which may come back from JAX
+        value = np.asarray(value)  # the counter, which `jax.jit` returns as an array of its own
     twin = Variable(box.backend.copy(box.value), trainable=False, name=box.name)
     return twin.assign(value).value

@@ -224,9 +224,8 @@ class Stepper(OptimizerVariables, ABC):
         thresholds = {"value": self.clipvalue, "norm": self.clipnorm, "global_norm": self.global_clipnorm}
         if traced:
             return clipped_in_floating_point(grads, **thresholds)
-        shards = [meshes.local(g) for g in grads]
         names = [f"gradient of {variable.name!r}" for _, variable in live]
-        made = clipped(shards, names, **thresholds, reduce=meshes.reducer([grads]))
+        made = clipped(meshes.shards(grads), names, **thresholds, reduce=meshes.reducer([grads]))
         return [meshes.with_local(g, shard) for g, shard in zip(grads, made, strict=True)]
 
 
@@ -245,7 +244,7 @@ def _when(condition: Any, variables: Sequence[Variable], action: Callable[[], No
 def clipped_in_floating_point(
     grads: Sequence[Array], value: float | None, norm: float | None, global_norm: float | None
 ) -> list[Array]:
-    """Clip traced gradients: their norms, which nobody can look at, are summed in at least float32."""
+    """Clip traced gradients, which have no values yet: their norms are summed in at least float32."""
     made = list(grads)
     if value is not None:
         made = [backends.of(g).xp.clip(g, -value, value) for g in made]

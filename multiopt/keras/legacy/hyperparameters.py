@@ -34,11 +34,6 @@ class Hyperparameters:
         """Set a hyperparameter: a number, an array, a function without arguments, or a schedule.
 
         A number is assigned to the Variable of the number before, if there is one.
-
-        Raises
-        ------
-        TypeError
-            If it is something else.
         """
         before = self._hyper.get(name)
         if isinstance(value, (Real, np.generic)) and not isinstance(value, (bool, np.bool_)):
@@ -66,11 +61,6 @@ class Hyperparameters:
         What holds it is a Variable for a number, an array, or a schedule; of a function, what it returns now. Python
         numbers, and the values of schedules and functions, go through float32, as in TensorFlow; arrays keep their
         precision.
-
-        Raises
-        ------
-        TypeError
-            If a function or a schedule returns something that is not a number.
         """
         held = self._hyper[name]
         if dtype is None:

@@ -202,7 +202,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
             _LOG.warning("Gradients do not exist for variables %s; they are left as they are", ", ".join(missing))
         found = [(g, v) for g, v in given if g is not None]
         for gradient, variable in found:
-            if isinstance(gradient, IndexedSlices) and variable.constraint is not None:
+            if variable.constraint is not None and isinstance(gradient, IndexedSlices):
                 raise RuntimeError(
                     f"gradient of {variable.name!r}: it is sparse, and its variable has a constraint; "
                     "that is not supported"

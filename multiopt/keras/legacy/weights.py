@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..distribute.aggregation import VariableAggregation, VariableSynchronization, variable_for
+from ..distribute.aggregation import Aggregated, VariableAggregation, VariableSynchronization
 from ..variables import initializers
 from ..variables.variable import Boxes, Variable, check_values
 
@@ -137,11 +137,13 @@ class Weights:
         Variable
             Of the library of the variables that have slots, or NumPy's if there are none.
         """
-        synchronization = VariableSynchronization.of(synchronization)
-        if trainable is None:
-            trainable = synchronization != VariableSynchronization.ON_READ
+        if VariableSynchronization.of(synchronization) is VariableSynchronization.ON_READ:
+            raise ValueError(
+                f"synchronization: expected auto, none or on_write, got on_read: replicas share {name!r}, "
+                "which has one value at any time; give aggregation instead"
+            )
         array = initializers.fresh(shape, dtype, initializer, next(iter(self._slots), None))
-        return variable_for(array, trainable, name, synchronization, VariableAggregation.of(aggregation))
+        return Aggregated(array, trainable is not False, name, VariableAggregation.of(aggregation))
 
     def _create_all_weights(self, var_list: Sequence[Variable]) -> None:
         self.iterations  # noqa: B018  # created first, so that it comes first among the weights

@@ -116,7 +116,7 @@ def gradients(
     given = _boxed(variables, boxes)
     if grad_fn is not None:
         if grad_loss is not None:
-            raise ValueError("grad_loss: expected None with grad_fn, which returns the gradients as they shall be")
+            raise ValueError("grad_loss: expected None with grad_fn, which returns the final gradients")
         found = grad_fn(*[v.value for v in given])
         found = list(found) if isinstance(found, (list, tuple)) else [found]
         if len(found) != len(given):
@@ -140,7 +140,7 @@ def _differentiated(loss: Callable[[], Any], variables: list[Variable], grad_los
     if name == "jax":
         return _by_jax(loss, variables, grad_loss)
     raise ValueError(
-        f"{variables[0].name}: {name} has no automatic differentiation, so the gradient cannot be computed; give "
+        f"{variables[0].name}: {name} has no automatic differentiation, so the gradient cannot be computed; pass "
         "grad_fn, a function of the variables' arrays that returns a gradient for each, or call apply_gradients"
     )
 

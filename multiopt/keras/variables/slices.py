@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import backends
 from ...backends.generic import Array
-from .variable import Variable, as_array, detached, unboxed
+from .variable import Variable, as_array, detached
 
 __all__ = ["IndexedSlices", "as_gradient", "dense", "put", "summed", "take"]
 
@@ -73,7 +73,8 @@ def _integers(indices: Any) -> np.ndarray:
 
 def as_gradient(gradient: Any) -> Any:
     """A gradient as an array, or as `IndexedSlices` if it is a sparse PyTorch tensor; None stays None."""
-    gradient = unboxed(gradient)
+    if isinstance(gradient, Variable):
+        return gradient.value
     if getattr(gradient, "is_sparse", False) and type(gradient).__module__.partition(".")[0] == "torch":
         if gradient.sparse_dim() != 1:
             raise TypeError(

@@ -110,7 +110,7 @@ class Variable:
             tensor.requires_grad_(self._trainable)
 
     def detached(self) -> Array:
-        """The array, for operations that PyTorch's autograd shall not record."""
+        """The array, for operations that PyTorch's autograd is not to record."""
         return detached(self._value)
 
     def numpy(self) -> np.ndarray:
