@@ -109,7 +109,7 @@ class Binding:
         self.rule, self.names, self.engine = rule, list(names), engine
         self.backend = check_params(params, names, backend)
         self.memory = (memory or Memory()).plus(self.backend, params, names)
-        self._params = list(params)
+        self._params = list(params) if self.backend.mutable else []  # immutable ones are not kept alive
         self.buckets: list[Bucket] = []
         self.places: list[list[int]] = []
         by_kind: dict[tuple[Any, str, str, str], list[int]] = {}
@@ -164,7 +164,7 @@ class Binding:
             if i in places:
                 bucket.arrays()[k][places.index(i)] = array
                 bucket.cache.clear()  # it may hold addresses
-        if k == 0:
+        if k == 0 and self.backend.mutable:
             self._params[i] = array
 
     def __setstate__(self, state: dict[str, Any]) -> None:
