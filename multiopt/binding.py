@@ -17,7 +17,7 @@ from .backends.engines import norms
 from .backends.engines.program import TraceError
 from .backends.generic import Array, Backend
 from .backends.protocol import Bucket, Job
-from .memory import Memory, backend_of, check_params
+from .memory import Memory, check_gradient, check_params
 from .rule import Rule
 from .update import FusedUpdate
 
@@ -275,24 +275,10 @@ def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Seque
     for i, g in enumerate(grads):
         if g is not None:
             name = names[i] if names else bucket.names[i].replace("params", "grads", 1)
-            _check_gradient(backend, name, g, bucket.params[i], bucket.grad_dtype)
+            check_gradient(name, backend, g, bucket.params[i], bucket.grad_dtype)
     bucket.kinds |= kinds
     if params is bucket.params:
         bucket.accepted = backend.fingerprint(grads)
-
-
-def _check_gradient(backend: Backend, name: str, g: Array, param: Array, expected: str) -> None:
-    found = backend_of(name, g)
-    if found is not backend:
-        raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array")
-    if reason := backend.rejects(g):
-        raise TypeError(f"{name}: {reason}")
-    if tuple(g.shape) != tuple(param.shape):
-        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(g.shape)}")
-    if backend.dtype(g) != expected:
-        raise TypeError(f"{name}: expected dtype {expected}, as its parameter's, got {backend.dtype(g)}")
-    if backend.device(g) != backend.device(param):
-        raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(g)}")
 
 
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:

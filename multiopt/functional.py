@@ -13,7 +13,7 @@ from .adadelta import ADADELTA
 from .backends.engines.eager import elementwise
 from .backends.generic import wider
 from .binding import state_dtype_of
-from .memory import backend_of, check_floating
+from .memory import backend_of, check_floating, check_gradient
 from .options import OPTIONS, Option, check_state_dtype, options_of
 from .rule import Rule
 from .tree import Structure
@@ -136,12 +136,9 @@ def _checked(option: Option, value: Any, step: Any) -> Any:
 
 
 def _apply(name: str, fused: FusedUpdate, scalars: dict[str, Any], x: Any, g: Any, old: list[Any]) -> list[Any]:
-    backend, told = backend_of(name, x), name.replace("params", "grads", 1)
+    backend = backend_of(name, x)
     dtype = check_floating(name, backend, x)
-    if backend_of(told, g) is not backend or backend.dtype(g) != dtype:
-        raise TypeError(f"{told}: expected a {backend.name} array of dtype {dtype}, as its parameter, got {g.dtype}")
-    if tuple(g.shape) != tuple(x.shape):
-        raise ValueError(f"{told}: expected shape {tuple(x.shape)}, as its parameter's, got {tuple(g.shape)}")
+    check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=True)
     dtypes = [dtype, *(backend.dtype(a) for a in old)]
     function = elementwise(fused.program, scalars, wider(dtypes))
     parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from . import backends
 from .backends.generic import FLOATING, Array, Backend
 
-__all__ = ["Memory", "backend_of", "check_floating", "check_params"]
+__all__ = ["Memory", "backend_of", "check_floating", "check_gradient", "check_params"]
 
 
 def backend_of(name: str, array: Array) -> Backend:
@@ -24,6 +24,23 @@ def check_floating(name: str, backend: Backend, array: Array) -> str:
     if (dtype := backend.dtype(array)) not in FLOATING:
         raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATING)}, got {dtype}")
     return dtype
+
+
+def check_gradient(
+    name: str, backend: Backend, g: Array, param: Array, dtype: str, may_be_traced: bool = False
+) -> None:
+    """Check a gradient; of one that may be traced, which has no device, only the library, shape and dtype."""
+    found = backend_of(name, g)
+    if found is not backend:
+        raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array")
+    if not may_be_traced and (reason := backend.rejects(g)):
+        raise TypeError(f"{name}: {reason}")
+    if tuple(g.shape) != tuple(param.shape):
+        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(g.shape)}")
+    if backend.dtype(g) != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, as its parameter's, got {backend.dtype(g)}")
+    if not may_be_traced and backend.device(g) != backend.device(param):
+        raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(g)}")
 
 
 def check_params(params: Sequence[Array], names: Sequence[str], expected: Backend | None = None) -> Backend:

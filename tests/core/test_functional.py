@@ -103,7 +103,7 @@ def test_what_is_rejected(plain):
         (lambda: init([1.0]), TypeError, r"params\[0\]: expected an array, got builtins.float"),
         (lambda: init([one], state_dtype="int32"), ValueError, "state_dtype: expected one of None, 'float16'"),
         (lambda: update([one], [long], state), ValueError, r"grads\[0\]: expected shape"),
-        (lambda: update([one], [wide], state), TypeError, r"grads\[0\]: expected a .* dtype float32"),
+        (lambda: update([one], [wide], state), TypeError, r"grads\[0\]: expected dtype float32"),
         (lambda: update([one], [1.0], state), TypeError, r"grads\[0\]: expected an array"),
         (lambda: update([one], one, state), ValueError, "grads: expected a list or tuple, as params is"),
         (lambda: update([one], [one, one], state), ValueError, "grads: expected 1 entries"),
