@@ -98,7 +98,7 @@ class Memory:
         for i, (array, name) in enumerate(zip(arrays, names, strict=True), start=self._count):
             if backend.overlaps_itself(array):
                 raise ValueError(f"{name}: expected elements with memory of their own, got a view that repeats some")
-            # Where memory cannot be seen, at least the same object twice is.
+            # Where addresses are unknown, at least the same object given twice is found.
             start, end = backend.extent(array) or (id(array), id(array) + 1)
             if start < end:
                 entries.append((start, end, i, array, name))

@@ -194,9 +194,9 @@ class Group(MutableMapping[str, Any]):
         self.where, self.structure, self.rule = where, structure, rule
         #: What holds the parameters as they are now, in the structure's order.
         self.holder: Holder = self
-        #: Rises when an option is set.
+        #: Incremented whenever an option is set.
         self.version = 0
-        #: What an optimizer has made of the options, with the version it made it of.
+        #: What an optimizer has composed from the options, after the version that it was composed from.
         self.composed: Any = None
         self._options: dict[str, Any] = {}
         for name, value in {**{name: option.default for name, option in options_of(rule).items()}, **options}.items():
@@ -256,7 +256,7 @@ def _short(value: Any) -> str:
 class Attribute(Generic[Value]):
     """An option as an attribute of an optimizer.
 
-    One that each group has stands for ``opt[name]``; the others are in ``opt.settings``.
+    An option of the groups stands for ``opt[name]``; the others are in ``opt.settings``.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:

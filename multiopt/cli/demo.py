@@ -16,7 +16,7 @@ from .libraries import Place, find
 
 __all__ = ["add_arguments", "main"]
 
-#: With ``--all``: for so many steps NumPy's gradients are given to every library's optimizer.
+#: With ``--all``, the number of steps for which every library's optimizer gets NumPy's gradients.
 REPLAYED = 50
 
 
