@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -396,3 +397,35 @@ def test_without_safetensors_the_extra_is_named(monkeypatch):
     for act in (fresh().save, fresh().load):
         with pytest.raises(ImportError, match=r'^checkpoints need safetensors: pip install "multiopt\[checkpoint\]"$'):
             act("x")
+
+
+# --- a file of 0.1.0 ---
+
+
+def of_version_0_1_0():
+    """The optimizer whose checkpoint version 0.1.0 wrote after seven calls, in the middle of an accumulation."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    groups = [
+        {"params": {"a": np.ones((3, 2), np.float32), "b": np.ones(4, ml_dtypes.bfloat16)}},
+        {"params": [np.ones(2), np.ones(2, np.complex64)], "lr": schedules.Cosine(1.0, 10), "weight_decay": 0.1},
+    ]
+    return Adadelta(groups, accumulate=3, ema=0.9, clip_global_norm=1.0)
+
+
+def train_on(opt, calls):
+    for k in calls:
+        rng = np.random.default_rng(k)
+        first = {"a": rng.standard_normal((3, 2)).astype("f4"), "b": rng.standard_normal(4)}
+        first["b"] = first["b"].astype(opt.params[0]["b"].dtype)
+        opt.step([first, [rng.standard_normal(2), (rng.standard_normal(2) + 1j).astype("c8")]])
+
+
+def test_a_checkpoint_of_version_0_1_0_goes_on_as_if_never_interrupted():
+    loaded, whole = of_version_0_1_0(), of_version_0_1_0()
+    loaded.load(Path(__file__).parent / "data" / "checkpoint-0.1.0.safetensors")
+    train_on(whole, range(7))
+    assert snapshot(loaded)[0] == snapshot(whole)[0]
+    for opt in (loaded, whole):
+        train_on(opt, range(7, 20))
+    assert snapshot(loaded)[0] == snapshot(whole)[0]
+    assert loaded.steps == 6
