@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .backends.generic import Array
 from .binding import Binding, Plan, run, state_dtype_of
-from .update import AVERAGE, SUM
+from .update import AVERAGE, SUM, FusedUpdate
 
-__all__ = ["Accumulator", "Average"]
+__all__ = ["Accumulator", "average"]
 
 
 class Accumulator:
@@ -18,13 +18,12 @@ class Accumulator:
     """
 
     def __init__(self, binding: Binding, state_dtype: str | None) -> None:
-        backend, dtypes = binding.backend, [binding.backend.dtype(p) for p in binding.params]
-        sums = [
-            backend.full_like(p, 0.0, state_dtype_of(d, state_dtype))
-            for p, d in zip(binding.params, dtypes, strict=True)
-        ]
-        self.binding = Binding(SUM.rule, sums, binding.names, grad_dtypes=dtypes, engine=binding.engine)
-        self.seen = [False] * len(sums)
+        def zeros(array: Array, dtype: str) -> Array:
+            return binding.backend.full_like(array, 0.0, dtype)
+
+        self.binding = _beside(binding, SUM, state_dtype, zeros)
+        #: Which parameters have had a gradient since the last `clear`.
+        self.seen = [False] * len(binding.names)
 
     def plan(self, grads: Sequence[Array | None]) -> Plan:
         """Check a micro-batch."""
@@ -41,23 +40,23 @@ class Accumulator:
 
     def clear(self) -> None:
         """Start again from zero."""
-        backend = self.binding.backend
         for bucket in self.binding.buckets:
-            bucket.params[:] = [backend.filled(array, 0.0) for array in bucket.params]
+            bucket.params[:] = [bucket.backend.filled(array, 0.0) for array in bucket.params]
         self.seen = [False] * len(self.seen)
 
 
-class Average:
-    """An exponential moving average of a binding's parameters, as wide as its state; it starts at their values."""
+def average(binding: Binding, state_dtype: str | None) -> Binding:
+    """Exponential moving averages of a binding's parameters, as wide as its state; they start at their values."""
 
-    def __init__(self, binding: Binding, state_dtype: str | None) -> None:
-        backend, dtypes = binding.backend, [binding.backend.dtype(p) for p in binding.params]
-        starts = [
-            backend.copy(backend.cast(p, state_dtype_of(d, state_dtype)))
-            for p, d in zip(binding.params, dtypes, strict=True)
-        ]
-        self.binding = Binding(AVERAGE.rule, starts, binding.names, grad_dtypes=dtypes, engine=binding.engine)
+    def start(array: Array, dtype: str) -> Array:
+        return binding.backend.copy(binding.backend.cast(array, dtype))
 
-    def plan(self, params: Sequence[Array], momentum: float) -> Plan:
-        """Plan a move of every average towards its parameter."""
-        return self.binding.plan(AVERAGE, params, {"momentum": momentum})
+    return _beside(binding, AVERAGE, state_dtype, start)
+
+
+def _beside(
+    binding: Binding, update: FusedUpdate, state_dtype: str | None, make: Callable[[Array, str], Array]
+) -> Binding:
+    dtypes = [binding.backend.dtype(array) for array in binding.params]
+    arrays = [make(p, state_dtype_of(dtype, state_dtype)) for p, dtype in zip(binding.params, dtypes, strict=True)]
+    return Binding(update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=binding.engine)

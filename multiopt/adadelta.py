@@ -49,8 +49,8 @@ class Adadelta(Optimizer):
         acc_delta  = rho * acc_delta + (1 - rho) * delta²
         x          = x - lr * delta
 
-    Frameworks' defaults differ so much that the first step of PyTorch's is 2,236 times as long as that of Keras'.
-    The defaults here are PyTorch's. Say which you mean by name: `Adadelta.paper`, `Adadelta.torch`, `Adadelta.keras`.
+    The defaults are PyTorch's. Those of other frameworks differ widely: the first step with PyTorch's is 2,236 times
+    as long as with Keras'. To choose by name, use `Adadelta.paper`, `Adadelta.torch` or `Adadelta.keras`.
 
     Parameters
     ----------

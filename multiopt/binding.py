@@ -1,4 +1,4 @@
-"""A rule bound to arrays and their state: validate, sort into buckets, check a step, do it.
+"""A rule bound to arrays and their state: validate them, sort them into buckets, check a step, run it.
 
 The one chain from arrays to engines. Optimizers and faces stand on this module; it stands on the backends.
 """
@@ -18,7 +18,7 @@ from .backends.engines import norms
 from .backends.engines.program import TraceError
 from .backends.generic import Array, Backend
 from .backends.protocol import Bucket, Job
-from .memory import Memory, check_params
+from .memory import Memory, check_gradient, check_params
 from .rule import Rule
 from .update import FusedUpdate
 
@@ -39,7 +39,7 @@ class PlannedJob(Job):
 
 @dataclass
 class Plan:
-    """A step of one binding that has been checked: what `run` does."""
+    """A step of one binding that has been checked, for `run`."""
 
     jobs: list[PlannedJob]
 
@@ -73,7 +73,7 @@ class Binding:
     engine : str
         See `multiopt.Optimizer`.
     memory : Memory, optional
-        That of arrays which others update; this binding's own `memory` is that and its own arrays.
+        Of the arrays that other bindings update; the attribute `memory` adds those of this one.
     backend : Backend, optional
         What the arrays must belong to.
 
@@ -133,7 +133,7 @@ class Binding:
             self.buckets.append(Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine))
             self.places.append(places)
 
-    # --- what it holds ---
+    # --- its arrays ---
 
     @property
     def params(self) -> list[Array]:
@@ -154,7 +154,7 @@ class Binding:
         return found
 
     def rename(self, prefix: str) -> None:
-        """Put something before every name."""
+        """Put a prefix before every name."""
         self.names = [f"{prefix}{name}" for name in self.names]
         for bucket in self.buckets:
             bucket.names = [f"{prefix}{name}" for name in bucket.names]
@@ -277,31 +277,14 @@ def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Seque
     for i, g in enumerate(grads):
         if g is not None:
             name = names[i] if names else bucket.names[i].replace("params", "grads", 1)
-            _check_gradient(backend, name, g, bucket.params[i], bucket.grad_dtype)
+            check_gradient(name, backend, g, bucket.params[i], bucket.grad_dtype)
     bucket.kinds |= kinds
     if params is bucket.params:
         bucket.accepted = backend.fingerprint(grads)
 
 
-def _check_gradient(backend: Backend, name: str, g: Array, param: Array, expected: str) -> None:
-    try:
-        found = backends.of(g)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
-    if found is not backend:
-        raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array")
-    if reason := backend.rejects(g):
-        raise TypeError(f"{name}: {reason}")
-    if tuple(g.shape) != tuple(param.shape):
-        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(g.shape)}")
-    if backend.dtype(g) != expected:
-        raise TypeError(f"{name}: expected dtype {expected}, as its parameter's, got {backend.dtype(g)}")
-    if backend.device(g) != backend.device(param):
-        raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(g)}")
-
-
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
-    """Do what was planned. Plans that follow one another write one after another.
+    """Run plans that have been checked, one after another.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""State that moves between worlds: snapshots, and checkpoints in one safetensors file.
+"""Snapshots of an optimizer's state, and checkpoints: the same and the parameters, in one safetensors file.
 
-A checkpoint holds the parameters, every state array, averages and half-done accumulations, and as JSON in the file's
-metadata the options, the counters and a checksum of each array; that text has a checksum too. No pickle. A checkpoint
-written with one array library loads with any other, and training goes on bit for bit.
+A checkpoint holds the parameters, every state array, averages and unfinished accumulations, and as JSON in the file's
+metadata the options, the counters and a checksum of each array; that text has a checksum too. Nothing is pickled. A
+checkpoint written with one array library loads with any other, and training continues bit for bit.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import backends, schedules
-from .accumulation import Accumulator, Average
+from .accumulation import Accumulator
 from .backends.generic import Array
 from .backends.protocol import Bucket
 from .binding import Binding
-from .options import OPTIONS, Group
-from .rule import Rule
+from .memory import backend_of
+from .options import OPTIONS, Group, with_settings
 
 __all__ = ["load", "load_state_dict", "save", "state_dict"]
 
@@ -40,24 +40,17 @@ class Trained(Protocol):
 
     bindings: list[Binding]
     accumulators: list[Accumulator]
-    averages: list[Average]
+    averages: list[Binding]
     groups: list[Group]
+    settings: dict[str, Any]
     steps: int
     micro_steps: int
     skipped: int
 
-    @property
-    def rule(self) -> Rule:
-        """What is computed."""
-
-    @property
-    def accumulate(self) -> int:
-        """Micro-batches averaged per update."""
-
 
 @dataclass
 class Stored:
-    """One array to be loaded: in memory as NumPy holds it (`Backend.to_host`), and of its own library if it has one."""
+    """One array to be loaded: as a NumPy array (see `Backend.to_host`), and of its own library if it has one."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -67,16 +60,13 @@ class Stored:
     @classmethod
     def of(cls, key: str, array: Array) -> Stored:
         """Describe an array of any library."""
-        try:
-            backend = backends.of(array)
-        except TypeError as error:
-            raise TypeError(f"state: {key}: {error}") from None
+        backend = backend_of(f"state: {key}", array)
         return cls(backend.dtype(array), tuple(array.shape), lambda: backend.to_host(array), array)
 
 
 @dataclass
 class Place:
-    """Where one array of the optimizer stands: it can be read and replaced there."""
+    """One array of the optimizer, which can be read and replaced."""
 
     key: str
     bucket: Bucket
@@ -100,14 +90,14 @@ class Place:
             self.column[self.j] = new
 
 
-def places(opt: Trained, params: bool) -> list[Place]:
-    """Every array that a checkpoint holds, under keys such as ``square_avg/params['w']``."""
-    found = []
+def places(opt: Trained, params: bool, micro_steps: int | None = None) -> list[Place]:
+    """Every array of a checkpoint, with keys such as ``square_avg/params['w']``; `micro_steps` by default now's."""
+    micro_steps, found = opt.micro_steps if micro_steps is None else micro_steps, []
     for i, binding in enumerate(opt.bindings):
         columns = [("params", binding, 0)] if params else []
-        columns += [(slot, binding, k) for k, slot in enumerate(opt.rule.slots, start=1)]
-        columns += [("ema", opt.averages[i].binding, 0)] if opt.averages else []
-        columns += [("accumulated", opt.accumulators[i].binding, 0)] if opt.micro_steps else []
+        columns += [(slot, binding, k) for k, slot in enumerate(binding.rule.slots, start=1)]
+        columns += [("ema", opt.averages[i], 0)] if opt.averages else []
+        columns += [("accumulated", opt.accumulators[i].binding, 0)] if micro_steps else []
         for kind, held, k in columns:
             for bucket in held.buckets:
                 arrays, dtype = bucket.arrays()[k], bucket.state_dtype if k else bucket.dtype
@@ -115,20 +105,17 @@ def places(opt: Trained, params: bool) -> list[Place]:
     return found
 
 
-def _seen(opt: Trained) -> list[list[bool]]:
-    """Which parameters have got a gradient in this accumulation: a list for each bucket."""
-    pairs = zip(opt.accumulators, opt.bindings, strict=False)
-    return [[accumulator.seen[i] for i in own] for accumulator, binding in pairs for own in binding.places]
-
-
-def about(opt: Trained, encode: Callable[[Any], Any]) -> dict[str, Any]:
-    """All that is not an array."""
+def about(opt: Trained, encode: Callable[[Any], Any] = lambda value: value) -> dict[str, Any]:
+    """Everything but the arrays."""
+    accumulators = zip(opt.accumulators, opt.bindings, strict=False)
     return {
         "format": FORMAT,
-        "rule": opt.rule.name,
-        "accumulate": opt.accumulate,
-        **{name: getattr(opt, name) for name in (*COUNTERS, *SETTINGS)},
-        "accumulated": _seen(opt),
+        "rule": opt.settings["rule"].name,
+        "accumulate": opt.settings["accumulate"],
+        **{name: getattr(opt, name) for name in COUNTERS},
+        **{name: opt.settings[name] for name in SETTINGS},
+        # Which parameters of each bucket have had a gradient in this accumulation.
+        "accumulated": [[a.seen[i] for i in own] for a, binding in accumulators for own in binding.places],
         "groups": [
             {"names": list(group.structure.names), **{k: encode(v) for k, v in group.options().items()}}
             for group in opt.groups
@@ -138,8 +125,8 @@ def about(opt: Trained, encode: Callable[[Any], Any]) -> dict[str, Any]:
 
 def state_dict(opt: Trained) -> dict[str, Any]:
     """A snapshot: ``{"about": ..., "arrays": {key: array}}``, with copies of the arrays."""
-    arrays = {place.key: place.bucket.backend.copy(place.get()) for place in places(opt, params=False)}
-    return {"about": about(opt, lambda value: value), "arrays": arrays}
+    held = places(opt, params=False)
+    return {"about": about(opt), "arrays": {place.key: place.bucket.backend.copy(place.get()) for place in held}}
 
 
 def load_state_dict(opt: Trained, state: Mapping[str, Any]) -> None:
@@ -152,32 +139,24 @@ def load_state_dict(opt: Trained, state: Mapping[str, Any]) -> None:
 
 
 def _take(
-    opt: Trained, told: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
+    opt: Trained, loaded: Mapping[str, Any], arrays: Mapping[str, Stored], decode: Callable[[Any, Any], Any]
 ) -> None:
-    _check_about(opt, told)
-    # The rest is checked by setting it, and undone if something is wrong.
-    before = {name: getattr(opt, name) for name in ("micro_steps", *SETTINGS)}
-    try:
-        for name in before:
-            setattr(opt, name, told[name])
-        targets = _check_arrays(opt, arrays)
-        options = [
-            {name: decode(value, group[name]) for name, value in saved.items() if name != "names"}
-            for group, saved in zip(opt.groups, told["groups"], strict=True)
-        ]
-        for group, new in zip(opt.groups, options, strict=True):
-            type(group)(group.rule, group.where, group.structure, new)
-    except BaseException:
-        for name, value in before.items():
-            setattr(opt, name, value)
-        raise
+    """Check everything, then take it over."""
+    _check_about(opt, loaded)
+    settings = with_settings(opt.settings, {name: loaded[name] for name in SETTINGS}, "state: ")
+    groups = []
+    for group, saved in zip(opt.groups, loaded["groups"], strict=True):
+        options = {name: decode(value, group[name]) for name, value in saved.items() if name != "names"}
+        groups.append(Group(group.rule, group.where, group.structure, options))
+    targets = _check_arrays(opt, arrays, loaded["micro_steps"])
     for place in targets:
         place.put(arrays[place.key])
-    for group, new in zip(opt.groups, options, strict=True):
-        group.update(new)
+    for group, new in zip(opt.groups, groups, strict=True):
+        group.update(new.options())
+    opt.settings = settings
     for name in COUNTERS:
-        setattr(opt, name, told[name])
-    seen = iter(told["accumulated"])
+        setattr(opt, name, loaded[name])
+    seen = iter(loaded["accumulated"])
     for accumulator, binding in zip(opt.accumulators, opt.bindings, strict=False):
         for own in binding.places:
             for i, value in zip(own, next(seen), strict=True):
@@ -186,39 +165,36 @@ def _take(
             accumulator.clear()
 
 
-def _check_about(opt: Trained, told: Mapping[str, Any]) -> None:
-    """Check what can be checked without the arrays."""
-    if told.get("format") != FORMAT:
-        raise ValueError(f"state: expected format {FORMAT}, got {told.get('format')!r}")
-    own = about(opt, lambda value: value)
-    if missing := own.keys() - told.keys():
+def _check_about(opt: Trained, loaded: Mapping[str, Any]) -> None:
+    """Check what can be checked without the arrays, except the options' values."""
+    own = about(opt)
+    if missing := own.keys() - loaded.keys():
         raise ValueError(f"state: missing {sorted(missing)}")
-    for name in ("rule", "accumulate"):
-        if told[name] != own[name]:
-            raise ValueError(f"state: {name}: expected {own[name]!r}, got {told[name]!r}")
-    groups = told["groups"]
-    if not isinstance(groups, list) or not all(map(_is_group, groups)):
+    for name in ("format", "rule", "accumulate"):
+        if loaded[name] != own[name]:
+            raise ValueError(f"state: {name}: expected {own[name]!r}, got {loaded[name]!r}")
+    groups = loaded["groups"]
+    if not _is_list_of(groups, Mapping) or not all(_is_list_of(group.get("names"), str) for group in groups):
         raise ValueError(f"state: groups: expected a list of options and parameters' names, got {groups!r:.80}")
-    ours, theirs = [group["names"] for group in own["groups"]], [group["names"] for group in groups]
+    ours, theirs = ([group["names"] for group in side] for side in (own["groups"], groups))
     if ours != theirs:
         raise ValueError(f"state: expected the parameters {_brief(ours)}, got {_brief(theirs)}")
     for i, (mine, other) in enumerate(zip(own["groups"], groups, strict=True)):
         if mine.keys() != other.keys():
             raise ValueError(f"state: groups[{i}]: expected the options {sorted(mine)}, got {sorted(map(str, other))}")
     for name in COUNTERS:
-        value = told[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"state: {name}: expected a count, got {value!r}")
-    if told["micro_steps"] >= opt.accumulate:
-        raise ValueError(f"state: micro_steps: expected less than {opt.accumulate}, got {told['micro_steps']}")
-    seen, sizes = told["accumulated"], [len(own) for own in _seen(opt)]
-    if not isinstance(seen, list) or not all(_is_list_of(s, bool) for s in seen) or [len(s) for s in seen] != sizes:
-        raise ValueError(f"state: accumulated: expected lists of {sizes} truth values, got {seen!r}")
+        if type(loaded[name]) is not int or loaded[name] < 0:
+            raise ValueError(f"state: {name}: expected a count, got {loaded[name]!r}")
+    if loaded["micro_steps"] >= own["accumulate"]:
+        raise ValueError(f"state: micro_steps: expected less than {own['accumulate']}, got {loaded['micro_steps']}")
+    seen, sizes = loaded["accumulated"], [len(bucket) for bucket in own["accumulated"]]
+    if not _is_list_of(seen, list) or [list(map(type, bucket)) for bucket in seen] != [[bool] * n for n in sizes]:
+        raise ValueError(f"state: accumulated: expected lists of {sizes} booleans, got {seen!r}")
 
 
-def _check_arrays(opt: Trained, arrays: Mapping[str, Stored]) -> list[Place]:
-    """Check the arrays, and say where they go."""
-    targets = places(opt, params=any(str(key).startswith("params/") for key in arrays))
+def _check_arrays(opt: Trained, arrays: Mapping[str, Stored], micro_steps: int) -> list[Place]:
+    """Check the arrays, and return the places that they belong to."""
+    targets = places(opt, any(str(key).startswith("params/") for key in arrays), micro_steps)
     missing = [place.key for place in targets if place.key not in arrays]
     unknown = sorted(map(str, arrays.keys() - {place.key for place in targets}))
     if missing or unknown:
@@ -231,10 +207,6 @@ def _check_arrays(opt: Trained, arrays: Mapping[str, Stored]) -> list[Place]:
                 f"got shape {got.shape} and dtype {got.dtype}"
             )
     return targets
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, Mapping) and _is_list_of(value.get("names"), str)
 
 
 def _is_list_of(value: Any, kind: type) -> bool:
@@ -250,7 +222,7 @@ def _brief(names: list[list[str]]) -> str:
 
 
 def encode(value: Any) -> Any:
-    """An option as JSON: a schedule by its name and fields; another callable cannot be written down."""
+    """An option as JSON: a schedule by its name and fields; of another callable, only the name can be stored."""
     if not callable(value):
         return value
     if type(value) is getattr(schedules, type(value).__name__, None):
@@ -260,7 +232,7 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: Any, current: Any) -> Any:
-    """The inverse of `encode`; what could not be written down stays what it is in the optimizer that loads."""
+    """The inverse of `encode`; a callable that was not stored stays that of the optimizer that loads."""
     if isinstance(value, dict) and "schedule" in value:
         if value["schedule"] not in schedules.__all__:
             raise ValueError(f"state: expected a schedule of multiopt.schedules, got {value['schedule']!r}")
@@ -281,7 +253,8 @@ def save(opt: Trained, path: str | Path) -> None:
         host = place.bucket.backend.to_host(place.get())
         kept[place.key] = [place.dtype, list(host.shape), zlib.crc32(host.data)]
         # Complex numbers as pairs; bfloat16, which NumPy does not have, stays the bits that `to_host` gives.
-        tensors[place.key] = _pairs(host) if place.dtype.startswith("complex") else host
+        pairs = place.dtype.startswith("complex")
+        tensors[place.key] = np.stack([host.real, host.imag], axis=-1) if pairs else host
     text = json.dumps({**about(opt, encode), "arrays": kept})
     # One entry, because safetensors writes several in a random order.
     metadata = {"multiopt": f"{_checksum(text)} {text}"}
@@ -302,8 +275,8 @@ def save(opt: Trained, path: str | Path) -> None:
 
 def load(opt: Trained, path: str | Path) -> None:
     """Read a checkpoint, check all of it, and take it over."""
-    told, arrays = _read(Path(path))
-    _take(opt, told, arrays, decode)
+    loaded, arrays = _read(Path(path))
+    _take(opt, loaded, arrays, decode)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
@@ -314,29 +287,23 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Stored]]:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         checksum, _, text = header["__metadata__"]["multiopt"].partition(" ")
         if checksum != _checksum(text):
-            raise ValueError("the checksum of its metadata does not agree")
-        told = json.loads(text)
-        kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in told["arrays"].items()}
+            raise ValueError("the checksum of its metadata differs")
+        loaded = json.loads(text)
+        kept = {key: (dtype, tuple(shape), crc) for key, (dtype, shape, crc) in loaded["arrays"].items()}
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a checkpoint of multiopt, whole; got a file that is not ({error})"
-        ) from None
+        raise ValueError(f"{path}: expected a complete checkpoint of multiopt ({error})") from None
     arrays = {}
     for key, (dtype, shape, crc) in kept.items():
         content = tensors[key].tobytes() if key in tensors else b""
         if zlib.crc32(content) != crc:
-            raise ValueError(f"{path}: damaged: the checksum of {key} does not agree")
+            raise ValueError(f"{path}: damaged: the checksum of {key} differs")
         held = np.frombuffer(content, "uint16" if dtype == "bfloat16" else dtype).reshape(shape)
         arrays[key] = Stored(dtype, shape, held.copy)
-    return told, arrays
+    return loaded, arrays
 
 
 def _checksum(text: str) -> str:
     return f"{zlib.crc32(text.encode()):08x}"
-
-
-def _pairs(array: np.ndarray) -> np.ndarray:
-    return np.stack([array.real, array.imag], axis=-1)
 
 
 def _safetensors() -> Any:

@@ -1,4 +1,4 @@
-"""Clipping by exact norms, for whoever has gradients and no `Optimizer`: the faces, and step functions of one's own.
+"""Clipping by exact norms without an `Optimizer`: for the faces, and for step functions of your own.
 
 Norms are sums of integers (`backends.engines.norms`): the same bits whatever the order, the threads, the split into
 arrays and the sharding.
@@ -32,13 +32,13 @@ def clip(
     Parameters
     ----------
     arrays : sequence of arrays
-        Of one library, floating or complex; they may be traced by nobody.
+        Of one library, floating or complex; traced arrays are not supported.
     names : sequence of str
         What to call them in messages.
     value, norm, global_norm : float or None
         The bounds, above 0; None where that clipping is off.
     reduce : callable or None
-        Adds up what processes that hold shards have found; see `multiopt.binding.Reduce`.
+        Sums over the processes that hold shards; see `multiopt.binding.Reduce`.
     in_place : bool
         Whether to write into the arrays, where these are mutable, instead of making others.
 
@@ -52,7 +52,7 @@ def clip(
     Raises
     ------
     TypeError, ValueError
-        If something is not such an array, or two overlap and are to be written to.
+        If an array is not supported, or two that are written to overlap.
     """
     made = list(arrays)
     if not in_place:

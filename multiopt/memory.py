@@ -1,4 +1,4 @@
-"""Arrays that shall be updated: what is accepted, and that no memory is updated under two names."""
+"""Checks of the arrays to be updated: their library and dtype, and that no two of them share memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,43 @@ from collections.abc import Sequence
 from . import backends
 from .backends.generic import FLOATING, Array, Backend
 
-__all__ = ["Memory", "check_params"]
+__all__ = ["Memory", "backend_of", "check_floating", "check_gradient", "check_params"]
+
+
+def backend_of(name: str, array: Array) -> Backend:
+    """The backend of an array that messages call `name`; `TypeError` if it is not an array."""
+    try:
+        return backends.of(array)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+
+
+def check_floating(name: str, backend: Backend, array: Array) -> str:
+    """The dtype of an array, which must be floating or complex."""
+    if (dtype := backend.dtype(array)) not in FLOATING:
+        raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATING)}, got {dtype}")
+    return dtype
+
+
+def check_gradient(
+    name: str, backend: Backend, g: Array, param: Array, dtype: str, may_be_traced: bool = False
+) -> None:
+    """Check a gradient; of one that may be traced, which has no device, only the library, shape and dtype."""
+    found = backend_of(name, g)
+    if found is not backend:
+        raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got a {found.name} array")
+    if not may_be_traced and (reason := backend.rejects(g)):
+        raise TypeError(f"{name}: {reason}")
+    if tuple(g.shape) != tuple(param.shape):
+        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(g.shape)}")
+    if backend.dtype(g) != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, as its parameter's, got {backend.dtype(g)}")
+    if not may_be_traced and backend.device(g) != backend.device(param):
+        raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(g)}")
 
 
 def check_params(params: Sequence[Array], names: Sequence[str], expected: Backend | None = None) -> Backend:
-    """Check arrays that shall be updated, and return the one backend that they belong to.
+    """Check the arrays to be updated, and return the one backend that they belong to.
 
     Raises
     ------
@@ -22,18 +54,14 @@ def check_params(params: Sequence[Array], names: Sequence[str], expected: Backen
         If there is none, or one is read-only.
     """
     for array, name in zip(params, names, strict=True):
-        try:
-            backend = backends.of(array)
-        except TypeError as error:
-            raise TypeError(f"{name}: {error}") from None
+        backend = backend_of(name, array)
         if expected is not None and backend is not expected:
             others = "the parameters before are" if name == names[0] else f"{names[0]} is"
             raise TypeError(f"{name}: expected a {expected.name} array, as {others}, got a {backend.name} array")
         expected = backend
         if reason := backend.rejects(array):
             raise TypeError(f"{name}: {reason}")
-        if backend.dtype(array) not in FLOATING:
-            raise TypeError(f"{name}: expected one of the dtypes {', '.join(FLOATING)}, got {backend.dtype(array)}")
+        check_floating(name, backend, array)
         if backend.mutable and not backend.writable(array):
             raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
     if expected is None:
@@ -70,7 +98,7 @@ class Memory:
         for i, (array, name) in enumerate(zip(arrays, names, strict=True), start=self._count):
             if backend.overlaps_itself(array):
                 raise ValueError(f"{name}: expected elements with memory of their own, got a view that repeats some")
-            # Where memory cannot be seen, at least the same object twice is.
+            # Where addresses are unknown, at least the same object given twice is found.
             start, end = backend.extent(array) or (id(array), id(array) + 1)
             if start < end:
                 entries.append((start, end, i, array, name))

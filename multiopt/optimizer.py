@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from . import checkpoint
-from .accumulation import Accumulator, Average
+from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, Plan, run
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group
 from .rule import Rule
 from .tree import Structure
-from .update import FusedUpdate, compose
+from .update import AVERAGE, FusedUpdate, compose
 
 __all__ = ["Optimizer", "Schedule"]
 
@@ -38,7 +38,7 @@ class Optimizer:
     decoupled : bool
         Decay apart from the gradient: ``x - lr * weight_decay * x`` before the rule.
     maximize : bool
-        Maximize the objective: the gradient's sign is turned, before weight decay.
+        Maximize the objective: the gradient is negated, before weight decay.
     clip_value : float or None
         Clip each element of the gradient to ±clip_value.
     clip_norm : float or None
@@ -46,12 +46,12 @@ class Optimizer:
     clip_global_norm : float or None
         Then clip the norm of all gradients together, over all groups.
     accumulate : int
-        Micro-batches averaged per update: so many calls of `step` make one update.
+        Micro-batches averaged per update: one update for every `accumulate` calls of `step`.
     loss_scale : float
-        What the loss was multiplied by; gradients are divided by it before all else.
+        What the loss was multiplied by; gradients are divided by it first.
     nonfinite : {"propagate", "skip", "raise"}
-        What to do with gradients that are infinite or NaN: nothing, as everybody does; leave the step out and count
-        it in `skipped`; or raise `FloatingPointError`, with nothing changed.
+        What to do with gradients that are infinite or NaN: use them; skip the step and count it in `skipped`; or
+        raise `FloatingPointError`, with nothing changed.
     ema : float or None
         Momentum of an exponential moving average of the parameters, held in `ema_params`.
     state_dtype : str or None
@@ -74,7 +74,7 @@ class Optimizer:
     steps : int
         Updates done, which is the 0-based number of the next one.
     skipped : int
-        Updates left out because of non-finite gradients.
+        Updates skipped because of non-finite gradients.
     grad_norm : array or None
         The global norm of the last step's gradients, before it was clipped, where clipping by norm is on; on the
         gradients' device.
@@ -89,8 +89,8 @@ class Optimizer:
 
     Notes
     -----
-    The order of what is done to a gradient: micro-batches are added up; their sum is divided by `accumulate` and by
-    `loss_scale`, and for `maximize` its sign is turned (one factor, in double); then `clip_value`, `clip_norm`,
+    The order of operations on a gradient: micro-batches are summed; the sum is divided by `accumulate` and by
+    `loss_scale`, and negated for `maximize` (one factor, in double); then `clip_value`, `clip_norm`,
     `clip_global_norm`, coupled `weight_decay`, the rule. Decoupled decay comes just before the rule; the average of
     the parameters after it.
 
@@ -112,6 +112,7 @@ class Optimizer:
     clip_global_norm = Attribute[float | None]()
     loss_scale = Attribute[float]()
     nonfinite = Attribute[str]()
+    ema = Attribute[float | None]()
     rule = Attribute[Rule]()
     accumulate = Attribute[int]()
     state_dtype = Attribute[str | None]()
@@ -131,10 +132,10 @@ class Optimizer:
         self.groups: list[Group] = []
         self.bindings: list[Binding] = []
         self.accumulators: list[Accumulator] = []
-        self.averages: list[Average] = []
+        self.averages: list[Binding] = []
         self._memory: Memory | None = Memory()
         params = list(params) if hasattr(params, "__next__") else params
-        self.grouped = _is_groups(params)
+        self.grouped = isinstance(params, Sequence) and len(params) > 0 and all(map(_is_group, params))
         for i, group in enumerate(params if self.grouped else [{"params": params}]):
             self._add(group, f"groups[{i}]." if self.grouped else "")
 
@@ -147,37 +148,35 @@ class Optimizer:
             first, self.grouped = self.groups[0], True
             first.where, first.structure.what = "groups[0].", f"groups[0].{first.structure.what}"
             first.structure.names[:] = [f"groups[0].{name}" for name in first.structure.names]
-            beside = [a.binding for a in self.accumulators[:1]] + [a.binding for a in self.averages[:1]]
-            for binding in [self.bindings[0], *beside]:
+            for binding in [self.bindings[0], *self.averages[:1], *(a.binding for a in self.accumulators[:1])]:
                 binding.rename("groups[0].")
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:
-        if not isinstance(group, Mapping) or "params" not in group:
+        if not _is_group(group):
             raise TypeError(f"{where.rstrip('.')}: expected a mapping with 'params', got {group!r}")
         structure = Structure(group["params"], f"{where}params")
         options = {name: value for name, value in group.items() if name != "params"}
         made = Group(self.rule, where, structure, {**self.defaults, **options})
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
-        names, dtype = structure.names, self.state_dtype
         binding = Binding(
             self.rule,
             structure.leaves,
-            names,
-            state_dtype=dtype,
+            structure.names,
+            state_dtype=self.state_dtype,
             grad_dtypes="state" if self.accumulate > 1 else None,
             engine=self.engine,
             memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
         )
         binding.check(self._composed(made)[0])
-        accumulator = Accumulator(binding, dtype) if self.accumulate > 1 else None
-        average = Average(binding, dtype) if self.ema is not None else None
+        accumulators = [Accumulator(binding, self.state_dtype)] if self.accumulate > 1 else []
+        averages = [average(binding, self.state_dtype)] if self.ema is not None else []
         made.holder, self._memory = binding, binding.memory
         self.groups.append(made)
         self.bindings.append(binding)
-        self.accumulators += [accumulator] if accumulator else []
-        self.averages += [average] if average else []
+        self.accumulators += accumulators
+        self.averages += averages
 
     def _occupied(self) -> Memory:
         """The memory of all groups; a copy of an optimizer has its own."""
@@ -188,7 +187,7 @@ class Optimizer:
         return self._memory
 
     def __getstate__(self) -> tuple[Any, dict[str, Any]]:
-        """Leave out addresses."""
+        """Leave out addresses, which are another process' own."""
         slots = {name: getattr(self, name) for name in Optimizer.__slots__ if name != "__weakref__"}
         return getattr(self, "__dict__", None), slots | {"_memory": None}
 
@@ -200,7 +199,7 @@ class Optimizer:
         return group.composed[1]
 
     def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
-        """The same with the numbers of this step."""
+        """What a group's options ask for, with the numbers of this step."""
         update, fixed = self._composed(group)
         changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
         return update, {**fixed, **changing, "step": self.steps}
@@ -219,18 +218,6 @@ class Optimizer:
         for group in self.groups:
             group[name] = value
         self.defaults[name] = value
-
-    @property
-    def ema(self) -> float | None:
-        """Momentum of the average of the parameters, or None; on or off for good."""
-        return self.settings["ema"]
-
-    @ema.setter
-    def ema(self, value: float | None) -> None:
-        if (value is None) != (self.ema is None):
-            expected = "None" if self.ema is None else "a momentum"
-            raise ValueError(f"ema: expected {expected}, as when the optimizer was made, got {value!r}")
-        self.settings = {**self.settings, "ema": OPTIONS["ema"].check("ema", value)}
 
     # --- the step ---
 
@@ -262,7 +249,7 @@ class Optimizer:
         if self.accumulators:
             for binding, (update, _) in zip(self.bindings, updates, strict=True):
                 binding.check(update)
-            plans = [a.plan(own) for a, own in zip(self.accumulators, flat, strict=True)]
+            plans = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=True)]
         else:
             plans = self._plans(updates, flat)
         if self.nonfinite != "propagate" and (bad := [name for plan in plans for name in plan.nonfinite()]):
@@ -281,8 +268,8 @@ class Optimizer:
         norm = run(plans, self.clip_global_norm)
         self.grad_norm = norm[0] if norm is not None else None
         if self.ema is not None:
-            moves = zip(self.averages, self.bindings, strict=True)
-            run([average.plan(binding.params, self.ema) for average, binding in moves])
+            pairs = zip(self.averages, self.bindings, strict=True)
+            run([held.plan(AVERAGE, binding.params, {"momentum": self.ema}) for held, binding in pairs])
         for accumulator in self.accumulators:
             accumulator.clear()
         self.steps += 1
@@ -307,7 +294,7 @@ class Optimizer:
             for i, (group, entry) in enumerate(zip(self.groups, tree, strict=True))
         ]
 
-    # --- what it holds ---
+    # --- parameters and state ---
 
     @property
     def backend(self) -> Backend:
@@ -317,19 +304,13 @@ class Optimizer:
     @property
     def params(self) -> Any:
         """The parameters, in the structure they came in; with groups, a list with one entry a group."""
-        trees = [group["params"] for group in self.groups]
-        return trees if self.grouped else trees[0]
+        return self._tree([binding.params for binding in self.bindings])
 
     @property
     def state(self) -> Any:
         """The live state: for each parameter a dict from slot to array, in the structure of `params`."""
-        columns = [binding.state for binding in self.bindings]
-        return self._tree(
-            [
-                [{slot: arrays[i] for slot, arrays in state.items()} for i in range(len(binding.names))]
-                for binding, state in zip(self.bindings, columns, strict=True)
-            ]
-        )
+        states = [(len(binding.names), binding.state) for binding in self.bindings]
+        return self._tree([[{slot: arrays[i] for slot, arrays in s.items()} for i in range(n)] for n, s in states])
 
     @property
     def ema_params(self) -> Any:
@@ -342,7 +323,7 @@ class Optimizer:
         """
         if self.ema is None:
             raise AttributeError("ema_params: expected an optimizer made with ema=..., got ema=None")
-        return self._tree([average.binding.params for average in self.averages])
+        return self._tree([binding.params for binding in self.averages])
 
     def _tree(self, leaves: Sequence[Sequence[Any]]) -> Any:
         trees = [group.structure.unflatten(own) for group, own in zip(self.groups, leaves, strict=True)]
@@ -388,9 +369,5 @@ class Optimizer:
         )
 
 
-def _is_groups(params: Any) -> bool:
-    return (
-        isinstance(params, Sequence)
-        and len(params) > 0
-        and all(isinstance(entry, Mapping) and "params" in entry for entry in params)
-    )
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping) and "params" in value

@@ -1,4 +1,4 @@
-"""The one table of options: names, ranges, defaults, and whether one belongs to a group or to the whole step."""
+"""The one table of options: names, ranges, defaults, and whether an option belongs to a group or to the step."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_threshold",
     "options_of",
     "table",
+    "with_settings",
 ]
 
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
@@ -47,7 +48,7 @@ def check_optional(name: str, value: Any, hyper: Hyper) -> float | None:
 
 
 def check_switch(name: str, value: Any) -> bool:
-    """True or False, and nothing that merely looks like it."""
+    """True or False; 1, 0 and NumPy's bools are rejected."""
     if not isinstance(value, bool):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
     return value
@@ -84,10 +85,10 @@ class Option:
     check : callable
         ``check(where, value)`` returns the value, or raises an error that begins with `where`.
     scope : {"group", "step", "fixed"}
-        Whether each group has its own, or it is the whole step's; what is fixed cannot be assigned later, because
-        memory and engines were chosen by it.
+        Whether each group has its own value, or the whole step has one. A fixed option cannot be assigned later,
+        because memory and engines were chosen by it.
     meaning : str
-        In a few words.
+        A few words for the table.
     """
 
     name: str
@@ -116,7 +117,7 @@ OPTIONS = {
     option.name: option
     for option in (
         Option("weight_decay", 0.0, *_scheduled(WEIGHT_DECAY), "group", "added to the gradient, times the parameter"),
-        Option("decoupled", False, *_SWITCH, "group", "weight decay apart from the gradient"),
+        Option("decoupled", False, *_SWITCH, "group", "weight decay is not added to the gradient"),
         Option("maximize", False, *_SWITCH, "group", "maximize the objective"),
         Option("clip_value", None, *_optional(THRESHOLD), "group", "bound of each element of a gradient"),
         Option("clip_norm", None, *_optional(THRESHOLD), "group", "bound of each gradient's norm"),
@@ -126,7 +127,7 @@ OPTIONS = {
         Option("ema", None, *_optional(MOMENTUM), "step", "momentum of an average of the parameters"),
         Option("accumulate", 1, "an integer from 1", check_count, "fixed", "micro-batches averaged per update"),
         Option("state_dtype", None, *_words(STATE_DTYPES), "fixed", "dtype of the state; None: the parameter's"),
-        Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what computes"),
+        Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what runs the update"),
     )
 }
 
@@ -143,12 +144,21 @@ def options_of(rule: Rule) -> Mapping[str, Option]:
 
 def table(rule: Rule) -> str:
     """The options for a rule as a table in Markdown: the page ``docs/options.md``."""
-    where = {"group": "each group", "step": "the step", "fixed": "the optimizer, for good"}
+    where = {"group": "each group", "step": "the step", "fixed": "the optimizer, fixed"}
     lines = ["| option | default | takes | belongs to | meaning |", "|---|---|---|---|---|"]
     for option in {**options_of(rule), **OPTIONS}.values():
         cells = f"`{option.name}`", f"`{option.default!r}`", option.takes, where[option.scope], option.meaning
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def with_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The options of the whole step with some of them changed; `where` begins the message of an error."""
+    changed = {name: OPTIONS[name].check(f"{where}{name}", value) for name, value in changes.items()}
+    if "ema" in changed and (changed["ema"] is None) != (settings["ema"] is None):
+        expected = "None" if settings["ema"] is None else "a momentum"
+        raise ValueError(f"{where}ema: expected {expected}, as when the optimizer was made, got {changed['ema']!r}")
+    return {**settings, **changed}
 
 
 class Holder(Protocol):
@@ -184,9 +194,9 @@ class Group(MutableMapping[str, Any]):
         self.where, self.structure, self.rule = where, structure, rule
         #: What holds the parameters as they are now, in the structure's order.
         self.holder: Holder = self
-        #: Rises when an option is set.
+        #: Incremented whenever an option is set.
         self.version = 0
-        #: What an optimizer has made of the options, with the version it made it of.
+        #: What an optimizer has composed from the options, after the version that it was composed from.
         self.composed: Any = None
         self._options: dict[str, Any] = {}
         for name, value in {**{name: option.default for name, option in options_of(rule).items()}, **options}.items():
@@ -246,7 +256,7 @@ def _short(value: Any) -> str:
 class Attribute(Generic[Value]):
     """An option as an attribute of an optimizer.
 
-    One that each group has stands for ``opt[name]``; the others are in ``opt.settings``.
+    An option of the groups stands for ``opt[name]``; the others are in ``opt.settings``.
     """
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -273,4 +283,4 @@ class Attribute(Generic[Value]):
         if self.scope == "group":
             opt[self.name] = value
         else:
-            opt.settings = {**opt.settings, self.name: OPTIONS[self.name].check(self.name, value)}
+            opt.settings = with_settings(opt.settings, {self.name: value})

@@ -21,9 +21,9 @@ class Hyper:
     default : float
         The value used when the caller gives none.
     low, high : float
-        The range. A value outside it is refused.
+        The range. A value outside it is rejected.
     open_low, open_high : bool
-        Whether the bound itself is refused too.
+        Whether the bound itself is rejected too.
     """
 
     default: float
@@ -33,12 +33,9 @@ class Hyper:
     open_high: bool = False
 
     def __str__(self) -> str:
-        """Say the range as a mathematician would, such as ``[0, 1)``."""
-        left, right = "(" if self.open_low else "[", ")" if self.open_high else "]"
-        if math.isinf(self.low):
-            left = "("
-        if math.isinf(self.high):
-            right = ")"
+        """The range in mathematical notation, such as ``[0, 1)``."""
+        left = "(" if self.open_low or math.isinf(self.low) else "["
+        right = ")" if self.open_high or math.isinf(self.high) else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
     def check(self, name: str, value: float) -> float:
@@ -67,7 +64,7 @@ class Hyper:
         return number
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Rule:
     """An elementwise update rule: a name, its state, its hyperparameters and its formula.
 
@@ -98,9 +95,10 @@ class Rule:
 
     name: str
     function: Callable[..., Any]
-    slots: Mapping[str, float]
-    hypers: Mapping[str, Hyper]
-    uses_step: bool = field(init=False)
+    # Rules are equal by value, so that an unpickled one finds what has been compiled for its twin.
+    slots: Mapping[str, float] = field(hash=False)
+    hypers: Mapping[str, Hyper] = field(hash=False)
+    uses_step: bool = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "slots", MappingProxyType(dict(self.slots)))
@@ -119,20 +117,6 @@ class Rule:
                 f"its hypers are {sorted(self.hypers)}; they must agree"
             )
         object.__setattr__(self, "uses_step", "step" in keywords)
-
-    def __eq__(self, other: object) -> bool:
-        # By value, so that an unpickled rule finds what has been compiled for its twin.
-        if self is other or not isinstance(other, Rule):
-            return self is other
-        return (self.name, self.function, self.slots, self.hypers) == (
-            other.name,
-            other.function,
-            other.slots,
-            other.hypers,
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.function))
 
     def __repr__(self) -> str:
         hypers = ", ".join(f"{name}={hyper.default:g}" for name, hyper in self.hypers.items())

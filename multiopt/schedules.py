@@ -1,8 +1,8 @@
 """Learning-rate schedules: small immutable objects, called with the 0-based step.
 
-Any callable of the step will do as a learning rate; these are the usual ones. Called with a Python number, a
-schedule computes in double precision and returns a Python float. Called with an array, traced or not, it
-returns an array in the default precision of that library: `multiopt.functional` uses it inside ``jax.jit``.
+A learning rate may be any function of the step; these are the usual ones. Called with a Python number, a schedule
+computes in double precision and returns a Python float. Called with an array, traced or not, it returns an array in
+the default precision of that library, which is what `multiopt.functional` uses inside ``jax.jit``.
 
 TensorFlow's and Keras' schedules are these by other names: ``ExponentialDecay`` is `Exponential`,
 ``InverseTimeDecay`` is `InverseTime`, ``PolynomialDecay`` is `Polynomial`, ``PiecewiseConstantDecay`` is
@@ -21,6 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from . import backends
+from .options import check_switch
 from .rule import Hyper
 
 __all__ = [
@@ -37,26 +38,27 @@ __all__ = [
 
 #: What the formulas need of a namespace, for Python numbers.
 _NUMBERS = SimpleNamespace(
-    floor=math.floor,
-    ceil=math.ceil,
-    cos=math.cos,
-    log=math.log,
-    where=lambda test, yes, no: yes if test else no,
+    floor=math.floor, ceil=math.ceil, cos=math.cos, log=math.log, where=lambda test, yes, no: yes if test else no
 )
 _NOT_NEGATIVE = Hyper(0.0, low=0.0)
-#: The range of each parameter; a name means the same in every schedule.
-_RANGES = {
-    "value": _NOT_NEGATIVE,
-    "initial": _NOT_NEGATIVE,
-    "final": _NOT_NEGATIVE,
-    "rate": _NOT_NEGATIVE,
-    "alpha": _NOT_NEGATIVE,
-    "power": _NOT_NEGATIVE,
-    "m_mul": _NOT_NEGATIVE,
-    "t_mul": Hyper(1.0, low=1.0),
-    "steps": _NOT_NEGATIVE,
-    "decay_steps": Hyper(1.0, low=0.0, open_low=True),
-}
+#: The ranges of numbers that must be more than not negative; a name means the same in every schedule.
+_RANGES = {"t_mul": Hyper(1.0, low=1.0), "decay_steps": Hyper(1.0, low=0.0, open_low=True)}
+
+
+def _sequence(label: str, value: Any) -> tuple[float, ...]:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(f"{label}: expected a sequence of numbers, got {value!r}")
+    return tuple(_NOT_NEGATIVE.check(f"{label}[{i}]", entry) for i, entry in enumerate(value))
+
+
+def _function(label: str, value: Any) -> Any:
+    if not callable(value):
+        raise TypeError(f"{label}: expected a function of the step, got {value!r}")
+    return value
+
+
+#: How a parameter is checked, by its annotation.
+_CHECKS = {"bool": check_switch, "Sequence[float]": _sequence, "Callable[[Any], Any]": _function}
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,10 @@ class Schedule(ABC):
     """What all schedules share: their parameters are checked, and a call takes a number or an array."""
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self)):
-            value, label = getattr(self, name), f"{type(self).__name__}.{name}"
-            if name in _RANGES:
-                object.__setattr__(self, name, _RANGES[name].check(label, value))
-            elif name in ("staircase", "cycle") and not isinstance(value, bool):
-                raise TypeError(f"{label}: expected True or False, got {value!r}")
+        for field in fields(self):
+            check = _CHECKS.get(str(field.type)) or _RANGES.get(field.name, _NOT_NEGATIVE).check
+            value = check(f"{type(self).__name__}.{field.name}", getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
     def __call__(self, step: Any) -> Any:
         """Return the learning rate of a step.
@@ -184,13 +184,7 @@ class Piecewise(Schedule):
     values: Sequence[float]
 
     def __post_init__(self) -> None:
-        for name in ("boundaries", "values"):
-            given = getattr(self, name)
-            if isinstance(given, (str, bytes)) or not hasattr(given, "__iter__"):
-                raise TypeError(f"Piecewise.{name}: expected a sequence of numbers, got {given!r}")
-            label = f"Piecewise.{name}[{{}}]"
-            checked = tuple(_NOT_NEGATIVE.check(label.format(i), value) for i, value in enumerate(given))
-            object.__setattr__(self, name, checked)
+        super().__post_init__()
         if len(self.values) != len(self.boundaries) + 1:
             raise ValueError(
                 f"Piecewise.values: expected {len(self.boundaries) + 1} of them, one more than boundaries, "
@@ -268,11 +262,6 @@ class WarmUp(Schedule):
     schedule: Callable[[Any], Any]
     steps: float
     initial: float = 0.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not callable(self.schedule):
-            raise TypeError(f"WarmUp.schedule: expected a function of the step, got {self.schedule!r}")
 
     def _at(self, xp: Any, step: Any) -> Any:
         steps = int(self.steps) if self.steps == int(self.steps) else self.steps  # so that an int stays one

@@ -1,13 +1,11 @@
-"""Structures of parameters: one array, a flat list, tuple or dict, or anything nested (by optree)."""
+"""Structures of parameters: one array, a flat list, tuple or dict, or nested containers (with optree)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = ["Structure"]
-
-Leaf = Any
 
 
 def _is_container(value: Any) -> bool:
@@ -37,9 +35,6 @@ class Structure:
         If containers are nested and optree is not installed.
     """
 
-    leaves: list[Leaf]
-    names: list[str]
-
     def __init__(self, tree: Any, what: str = "params") -> None:
         if isinstance(tree, Iterator):
             tree = list(tree)
@@ -51,13 +46,13 @@ class Structure:
         elif any(map(_is_container, _values(tree))) or type(tree) not in (list, tuple, dict):
             optree = _optree()
             self.leaves, self.spec = optree.tree_flatten(tree, none_is_leaf=True)
-            self.names = [what + "".join(f"[{key!r}]" for key in path) for path in self.spec.paths()]
+            self.names = _paths(what, self.spec)
         else:
             self.leaves = list(_values(tree))
             self.keys = list(tree) if self.kind is dict else list(range(len(tree)))
             self.names = [f"{what}[{key!r}]" for key in self.keys]
 
-    def flatten(self, tree: Any, what: str) -> list[Leaf]:
+    def flatten(self, tree: Any, what: str) -> list[Any]:
         """The leaves of another tree of this structure, None among them.
 
         Raises
@@ -73,25 +68,26 @@ class Structure:
             tree = list(tree)
         if self.spec is not None:
             return self._flatten_nested(tree, what)
+        kinds: Any = dict if self.kind is dict else (list, tuple)
+        if not isinstance(tree, kinds):
+            expected = "a dict" if self.kind is dict else "a list or tuple"
+            got = "None" if tree is None else f"a {type(tree).__name__}"
+            raise ValueError(f"{what}: expected {expected}, as {self.what} is, got {got}")
         if self.kind is dict:
-            if not isinstance(tree, dict):
-                raise ValueError(f"{what}: expected a dict, as {self.what} is, got {_describe(tree)}")
             if tree.keys() != set(self.keys):
                 missing = [key for key in self.keys if key not in tree]
                 unknown = [key for key in tree if key not in self.keys]
                 raise ValueError(f"{what}: expected the keys of {self.what}; missing {missing}, unexpected {unknown}")
             return [tree[key] for key in self.keys]
-        if not isinstance(tree, (list, tuple)):
-            raise ValueError(f"{what}: expected a list or tuple, as {self.what} is, got {_describe(tree)}")
         if len(tree) != len(self.keys):
             raise ValueError(f"{what}: expected {len(self.keys)} entries, one for each of {self.what}, got {len(tree)}")
         return tree if type(tree) is list else list(tree)
 
-    def _flatten_nested(self, tree: Any, what: str) -> list[Leaf]:
+    def _flatten_nested(self, tree: Any, what: str) -> list[Any]:
         leaves, spec = _optree().tree_flatten(tree, none_is_leaf=True)
         if spec != self.spec:
             names = {what + name.removeprefix(self.what) for name in self.names}
-            got = {what + "".join(f"[{key!r}]" for key in path) for path in spec.paths()}
+            got = set(_paths(what, spec))
             missing, unknown = sorted(names - got), sorted(got - names)
             raise ValueError(
                 f"{what}: expected the structure of {self.what}; missing {missing[:5]}, unexpected {unknown[:5]}"
@@ -100,7 +96,7 @@ class Structure:
             )
         return leaves
 
-    def unflatten(self, leaves: Sequence[Leaf]) -> Any:
+    def unflatten(self, leaves: Sequence[Any]) -> Any:
         """Put leaves back into the structure."""
         if self.kind is None:
             return leaves[0]
@@ -108,17 +104,13 @@ class Structure:
             return _optree().tree_unflatten(self.spec, leaves)
         return dict(zip(self.keys, leaves, strict=True)) if self.kind is dict else self.kind(leaves)
 
-    def map(self, function: Callable[[Leaf], Any]) -> Any:
-        """The example with `function` applied to each leaf."""
-        return self.unflatten([function(leaf) for leaf in self.leaves])
-
 
 def _values(tree: Any) -> Any:
     return tree.values() if isinstance(tree, dict) else tree
 
 
-def _describe(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+def _paths(what: str, spec: Any) -> list[str]:
+    return [what + "".join(f"[{key!r}]" for key in path) for path in spec.paths()]
 
 
 def _optree() -> Any:

@@ -26,7 +26,7 @@ class FusedUpdate:
     micro-batches, −1 to maximize, one factor), clipping to ±``clip_value``, ``norm_scale`` (what clipping by norm
     asks for, one factor per tensor), coupled ``weight_decay``. Decoupled decay shrinks the parameter before the
     rule moves it, as Keras does. Where it is ``guarded``, a number ``skip`` other than 0 keeps everything as it was:
-    for a number on a device, at which the host cannot look without waiting (a 0-d array there, for eager use).
+    for a number on a device, which the host cannot read without waiting (a 0-d array there, for eager use).
     """
 
     rule: Rule
@@ -77,11 +77,11 @@ class FusedUpdate:
 
 
 def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[FusedUpdate, dict[str, Any]]:
-    """What the options of a group and of the step ask for, and the numbers that it reads.
+    """The update that the options of a group and of the step ask for, and the numbers that it reads.
 
-    Numbers may be callables of the step; ``step`` itself is left out.
+    Numbers may be callables of the step, or traced arrays; ``step`` itself is left out.
     """
-    decay = callable(options["weight_decay"]) or options["weight_decay"] != 0
+    decay = not isinstance(options["weight_decay"], (int, float)) or options["weight_decay"] != 0
     update = FusedUpdate(
         rule,
         scaled=options["maximize"] or settings["loss_scale"] != 1.0 or settings["accumulate"] > 1,

@@ -16,7 +16,7 @@ from .libraries import Place, find
 
 __all__ = ["add_arguments", "main"]
 
-#: With ``--all``: for so many steps NumPy's gradients are given to every library's optimizer.
+#: With ``--all``, the number of steps for which every library's optimizer gets NumPy's gradients.
 REPLAYED = 50
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="the library's device, such as cuda; by default the library's own choice")
     parser.add_argument("--epochs", type=_integer(1), default=Config.epochs, help="passes over the digits")
     parser.add_argument("--batch", type=_integer(1), default=Config.batch, help="digits per step")
-    preset_help = "whose lr, rho and eps; Keras' lr of 0.001 is too small to learn anything here"
+    preset_help = "whose defaults for lr, rho and eps; Keras' lr of 0.001 is too small to learn anything here"
     parser.add_argument("--preset", choices=PRESETS, default=Config.preset, help=preset_help)
     for name in ("lr", "rho", "eps"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="instead of the preset's")
@@ -107,7 +107,7 @@ def _places(name: str, dtype: str) -> tuple[Place, ...]:
         raise ValueError(f"--backend: {name} {found.problem}")
     try:
         dtypes = found.places[0].backend.xp.__array_namespace_info__().dtypes(kind="real floating")
-    except AttributeError:  # a namespace of before the standard had this; then asking is left to the arrays
+    except AttributeError:  # a namespace older than this part of the standard: the arrays will tell
         return found.places
     if dtype not in dtypes:
         hint = "; set JAX_ENABLE_X64=1" if name == "jax" else ""
@@ -119,25 +119,24 @@ def _requested(args: argparse.Namespace) -> tuple[dict[str, Place], list[str]]:
     """The devices to train on, by name, NumPy's first; and why other libraries are skipped."""
     if args.all and args.device:
         raise ValueError("--device: goes with --backend; --all takes every device")
-    chosen: dict[str, Place] = {}
-    skipped: list[str] = []
-    for name in [library.name for library in libraries()] if args.all else [args.backend.replace("-", "_")]:
-        try:
-            places = _places(name, args.dtype)
-        except ValueError as error:
-            if not args.all:
-                raise
-            skipped.append(str(error).removeprefix("--backend: "))
-            continue
-        if args.device:
+    if not args.all:
+        name = args.backend.replace("-", "_")
+        places = _places(name, args.dtype)
+        if not args.device:
+            return {name: places[0]}, []
+        chosen = {f"{name} on {p.name}": p for p in places if args.device in (p.name, p.name.partition(":")[0])}
+        if not chosen:
             known = ", ".join(place.name for place in places)
-            places = tuple(p for p in places if args.device in (p.name, p.name.partition(":")[0]))
-            if not places:
-                raise ValueError(f"--device: {name} has {known} here, got {args.device!r}")
-        if args.device or (args.all and len(places) > 1):
-            chosen |= {f"{name} on {place.name}": place for place in places[: None if args.all else 1]}
+            raise ValueError(f"--device: {name} has {known} here, got {args.device!r}")
+        return dict([*chosen.items()][:1]), []
+    chosen, skipped = {}, []
+    for library in libraries():
+        try:
+            places = _places(library.name, args.dtype)
+        except ValueError as error:
+            skipped.append(str(error).removeprefix("--backend: "))
         else:
-            chosen[name] = places[0]
+            chosen |= {library.name if len(places) == 1 else f"{library.name} on {p.name}": p for p in places}
     return chosen, skipped
 
 

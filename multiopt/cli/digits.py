@@ -107,13 +107,13 @@ def loss_and_gradients(xp: Any, params: Params, x: Any, y: Any, activation: str 
 
 @dataclass
 class Run:
-    """What a training gave."""
+    """The results of a training."""
 
     name: str
     losses: np.ndarray
     accuracy: float
     seconds: float
-    gradients: list[dict[str, np.ndarray]]  # of the first steps, where they were kept
+    gradients: list[dict[str, np.ndarray]]  # of the first steps, if they were kept
 
 
 def train(

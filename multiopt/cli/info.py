@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 
 from ..backends import libraries, thread_count
-from .libraries import find, installed, message, version
+from .libraries import find, problem, version
 
 __all__ = ["add_arguments", "main"]
 
@@ -20,7 +19,7 @@ MODULES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``multiopt info``: it has none."""
+    """Add nothing: ``multiopt info`` has no options."""
 
 
 def main(args: argparse.Namespace) -> int:
@@ -52,26 +51,15 @@ def main(args: argparse.Namespace) -> int:
             notes += [f"{where}, no {name} engine: {why}" for name, why in place.reasons.items()]
     modules = Table("module", "version", "for", box=box.SIMPLE_HEAD)
     for name, (requirement, purpose) in MODULES.items():
-        problem = _problem(name)
-        modules.add_row(name, version(name) or "–", purpose, style="dim" if problem else "")
-        if problem:
-            notes.append(f"{name} {problem}: pip install {requirement}")
+        reason = problem(name, requirement)
+        modules.add_row(name, version(name) or "–", purpose, style="dim" if reason else "")
+        notes += [f"{name} {reason}"] if reason else []
     console.print(table, modules)
     lines = Table.grid(padding=(0, 1))
     for note in (*notes, f"threads of the host engine: {_threads()}"):
         lines.add_row(" ·", Text(note))
     console.print(lines)
     return 0
-
-
-def _problem(module: str) -> str:
-    if not installed(module):
-        return "is not installed"
-    try:
-        importlib.import_module(module)
-    except Exception as error:  # a broken module may raise anything
-        return f"does not work here ({message(error)})"
-    return ""
 
 
 def _threads() -> str:

@@ -1,7 +1,8 @@
-"""Which array libraries are here, on which devices, and which engine each one gets."""
+"""Which array libraries are installed, their devices, and the engine that each one gets."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 import warnings
@@ -13,7 +14,7 @@ import numpy as np
 from .. import backends
 from ..backends import Backend, libraries
 
-__all__ = ["Found", "Place", "find", "installed", "message", "version"]
+__all__ = ["Found", "Place", "find", "problem", "version"]
 
 ACCELERATORS = ("cuda", "gpu", "rocm", "tpu", "xpu", "mps")
 
@@ -51,20 +52,20 @@ def find(name: str) -> Found:
     name : str
         Its import name: one of the registry's, or that of any array API namespace.
     """
-    if not installed(name):
-        library = next((library for library in libraries() if library.name == name), None)
-        return Found(name, "", problem=f"is not installed: pip install {library.requirement if library else name}")
+    library = next((library for library in libraries() if library.name == name), None)
     places: dict[str, Place] = {}
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a library's complaints while it looks for devices
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a library warns of while it looks for devices
+        if reason := problem(name, library.requirement if library else name):
+            return Found(name, version(name), problem=reason)
+        try:
             backend = backends.get(name)
             for device in (None, *_accelerators(backend.xp)):
                 where = backend.device(backend.xp.zeros(1, dtype=backend.xp.float32, device=device))
                 engine, reasons = backends.engine_for(backend, where, ["float32", "float32"])
                 places.setdefault(str(where), Place(backend, device, str(where), engine.name, reasons))
-    except Exception as error:  # a broken library may raise anything
-        return Found(name, version(name), problem=f"does not work here: {message(error)}")
+        except Exception as error:  # a broken library may raise anything
+            return Found(name, version(name), problem=_broken(error))
     return Found(name, version(name), tuple(places.values()))
 
 
@@ -76,16 +77,21 @@ def _accelerators(xp: Any) -> list[Any]:
     return [d for d in devices if any(word in str(d).lower() for word in ACCELERATORS)]
 
 
-def installed(module: str) -> bool:
-    """Whether a module's package can be found; it is not imported."""
-    return importlib.util.find_spec(module.partition(".")[0]) is not None
+def problem(module: str, requirement: str) -> str:
+    """Why a module cannot be used here, and what pip would install; empty if it can be used."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return f"is not installed: pip install {requirement}"
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken module may raise anything
+        return _broken(error)
+    return ""
+
+
+def _broken(error: Exception) -> str:
+    return f"does not work here: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def version(module: str) -> str:
     """The version of an imported module, or nothing."""
     return str(getattr(sys.modules.get(module), "__version__", ""))
-
-
-def message(error: Exception) -> str:
-    """An error's type and text, in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

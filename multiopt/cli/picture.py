@@ -41,7 +41,7 @@ def draw(runs: Sequence[Run], per_epoch: int, path: Path) -> None:
     for i, run in enumerate(runs):
         mean = run.losses.reshape(-1, per_epoch).mean(axis=1)
         label = f"{run.name}: {run.accuracy:.1%} right" if several else "mean of an epoch"
-        # The lines lie upon each other: the later ones are thinner, and their markers are at different places.
+        # The lines overlap: the later ones are thinner, and their markers are at different places.
         width, every = 1.0 + 0.8 * (len(runs) - 1 - i), (i % len(middles), len(runs))
         top.plot(middles, mean, linewidth=width, markevery=every, label=label, **STYLES[i % 8])
     top.set_ylabel("training loss (cross-entropy)")

@@ -44,7 +44,9 @@ def _write(state: State, opt: Any) -> None:
 def _snapshot(opt: Any) -> tuple[dict[str, Any], list[list[str]]]:
     """A snapshot, and its arrays' keys: for each slot, and the averages if there are any, one for each parameter."""
     if opt.micro_steps:
-        raise ValueError(f"accumulate: expected no half-done sum, got {opt.micro_steps} gradients; finish them first")
+        raise ValueError(
+            f"accumulate: expected no unfinished accumulation, got {opt.micro_steps} gradients; finish them first"
+        )
     snapshot = opt.state_dict()
     names = [name for group in snapshot["about"]["groups"] for name in group["names"]]
     slots = [*opt.rule.slots, *([] if opt.ema is None else ["ema"])]

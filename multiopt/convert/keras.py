@@ -1,4 +1,4 @@
-"""State of Keras' Adadelta: three generations, three layouts, one configuration."""
+"""State of Keras' Adadelta: three generations with one configuration, and a layout of the weights each."""
 
 from __future__ import annotations
 
@@ -85,14 +85,7 @@ def from_tf_keras_legacy(weights: Sequence[Any], config: Mapping[str, Any] | Non
     ValueError
         If there are not a counter and two arrays for each variable.
     """
-    state, arrays = from_tf_keras(weights), [to_host(weight) for weight in weights[1:]]
-    n = len(state.square_avg)
-    return State(state.steps, [*arrays[:n]], [*arrays[n:]], options=_options(config or {}))
-
-
-def to_tf_keras_legacy(state: State) -> Arrays:
-    """Make the weights for ``set_weights`` of ``tf_keras.optimizers.legacy.Adadelta``."""
-    return [np.array(state.steps, np.int64), *whole(state.square_avg), *whole(state.acc_delta)]
+    return _unpack("legacy", weights, config or {})
 
 
 def from_tf_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None) -> State:
@@ -103,29 +96,7 @@ def from_tf_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = Non
     ValueError
         If their number does not agree with the configuration, or an accumulation of gradients is not finished.
     """
-    arrays, config = [to_host(weight) for weight in weights], config or {}
-    every, per_variable = _layout(config)
-    n, rest = divmod(len(arrays) - 1, per_variable)
-    if rest or not arrays or arrays[0].shape != ():
-        raise ValueError(
-            f"weights: expected a counter and {per_variable} arrays for each variable, "
-            f"got arrays of the shapes {[array.shape for array in arrays]}"
-        )
-    steps, half = divmod(int(arrays[0]), every)
-    if half:
-        raise ValueError(f"weights: expected a multiple of {every} gradients, got {half} more; finish them first")
-    pairs: list[Any] = arrays[1 + n * (per_variable - 2) :]
-    average = arrays[1 : n + 1] if config.get("use_ema") else None
-    return State(steps, pairs[::2], pairs[1::2], average, {**_options(config), "decoupled": True})
-
-
-def to_tf_keras(state: State) -> Arrays:
-    """Make the weights for ``set_weights`` of ``tf_keras.optimizers.Adadelta``."""
-    every = state.options.get("accumulate", 1)
-    squares, deltas = whole(state.square_avg), whole(state.acc_delta)
-    sums = [np.zeros_like(array) for array in squares] if every > 1 else []
-    pairs = [array for pair in zip(squares, deltas, strict=True) for array in pair]
-    return [np.array(state.steps * every, np.int64), *(state.average or []), *sums, *pairs]
+    return _unpack("tf_keras", weights, config or {})
 
 
 def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None) -> State:
@@ -136,51 +107,81 @@ def from_keras(weights: Sequence[Any], config: Mapping[str, Any] | None = None) 
     ValueError
         If their number does not agree with the configuration, or an accumulation of gradients is not finished.
     """
-    arrays, config = [to_host(weight) for weight in weights], dict(config or {})
-    if (len(arrays) - 1) % _layout(config)[1] and len(arrays) > 1 and arrays[1].shape == ():
-        config["learning_rate"] = float(arrays.pop(1))  # a schedule is not among the variables
-    return from_tf_keras(arrays, config)
+    return _unpack("keras", weights, config or {})
+
+
+def to_tf_keras_legacy(state: State) -> Arrays:
+    """Make the weights for ``set_weights`` of ``tf_keras.optimizers.legacy.Adadelta``."""
+    return _pack("legacy", state)
+
+
+def to_tf_keras(state: State) -> Arrays:
+    """Make the weights for ``set_weights`` of ``tf_keras.optimizers.Adadelta``."""
+    return _pack("tf_keras", state)
 
 
 def to_keras(state: State) -> Arrays:
     """Make the weights for ``set_weights`` of ``keras.optimizers.Adadelta`` (Keras 3)."""
-    steps, *arrays = to_tf_keras(state)
-    lr = state.options.get("lr", 0.001)
-    return [steps, *([] if callable(lr) else [np.array(lr, np.float32)]), *arrays]
+    return _pack("keras", state)
 
 
-def _layout(config: Mapping[str, Any]) -> tuple[int, int]:
-    """How many gradients make an update, and the number of arrays for each variable."""
-    every = config.get("gradient_accumulation_steps") or 1
-    return every, 2 + bool(config.get("use_ema")) + (every > 1)
+def _unpack(generation: str, weights: Sequence[Any], config: Mapping[str, Any]) -> State:
+    """Read a counter, the learning rate if it is a variable, averages, sums of gradients, and the two slots."""
+    arrays, legacy, options = [to_host(weight) for weight in weights], generation == "legacy", _options(config)
+    every = 1 if legacy else options.get("accumulate", 1)
+    averaged = "ema" in options and not legacy
+    per_variable = 2 + averaged + (every > 1)
+    if generation == "keras" and len(arrays) > 1 and (len(arrays) - 1) % per_variable and arrays[1].shape == ():
+        options["lr"] = float(arrays.pop(1))  # a schedule is not among the variables
+    n, rest = divmod(len(arrays) - 1, per_variable)
+    if rest or not arrays or arrays[0].shape != ():
+        raise ValueError(
+            f"weights: expected a counter and {per_variable} arrays for each variable, "
+            f"got arrays of the shapes {[array.shape for array in arrays]}"
+        )
+    steps, unfinished = divmod(int(arrays[0]), every)
+    if unfinished:
+        raise ValueError(f"weights: expected a multiple of {every} gradients, got {unfinished} more; finish them first")
+    slots: list[Any] = arrays[1 + n * (per_variable - 2) :]
+    squares, deltas = (slots[:n], slots[n:]) if legacy else (slots[::2], slots[1::2])
+    decoupled = {} if legacy else {"decoupled": True}
+    return State(steps, squares, deltas, arrays[1 : n + 1] if averaged else None, options | decoupled)
+
+
+def _pack(generation: str, state: State) -> Arrays:
+    """The inverse of `_unpack`."""
+    squares, deltas = whole(state.square_avg), whole(state.acc_delta)
+    if generation == "legacy":
+        return [np.array(state.steps, np.int64), *squares, *deltas]
+    every, lr = state.options.get("accumulate", 1), state.options.get("lr", 0.001)
+    rate = [np.array(lr, np.float32)] if generation == "keras" and not callable(lr) else []
+    sums = [np.zeros_like(array) for array in squares] if every > 1 else []
+    pairs = [array for pair in zip(squares, deltas, strict=True) for array in pair]
+    return [np.array(state.steps * every, np.int64), *rate, *(state.average or []), *sums, *pairs]
 
 
 def _read(optimizer: Any) -> State:
-    generation, config = _generation(optimizer), optimizer.get_config()
-    if generation == "legacy":
-        return from_tf_keras_legacy(optimizer.get_weights(), config)
-    if not getattr(optimizer, "built", None) and not getattr(optimizer, "_built", None):
-        raise ValueError("optimizer: expected one that is built; call build() first")
-    return (from_keras if generation == "keras" else from_tf_keras)(_variables(optimizer), config)
+    generation = _generation(optimizer) or ""
+    return _unpack(generation, _held(generation, optimizer), optimizer.get_config())
 
 
 def _write(state: State, optimizer: Any) -> None:
-    generation, config = _generation(optimizer), optimizer.get_config()
-    if generation == "legacy":
-        weights, held = to_tf_keras_legacy(state), optimizer.get_weights()
-    else:
-        if (state.average is None) == bool(config.get("use_ema")):
-            raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
-        given = replace(state, options=_options(config))  # what the target has counts for the layout
-        weights = to_keras(given) if generation == "keras" else to_tf_keras(given)
-        held = _variables(optimizer)
+    generation, config = _generation(optimizer) or "", optimizer.get_config()
+    held = _held(generation, optimizer)
+    if generation != "legacy" and (state.average is None) == bool(config.get("use_ema")):
+        raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
+    weights = _pack(generation, replace(state, options=_options(config)))  # the target's options say the layout
     expected, got = ([np.shape(array) for array in arrays] for arrays in (held, weights))
     if expected != got:
         raise ValueError(f"state: expected arrays of the shapes {expected}, got {got}")
     optimizer.set_weights(weights)
 
 
-def _variables(optimizer: Any) -> list[Any]:
+def _held(generation: str, optimizer: Any) -> list[Any]:
+    if generation == "legacy":
+        return list(optimizer.get_weights())
+    if not getattr(optimizer, "built", None) and not getattr(optimizer, "_built", None):
+        raise ValueError("optimizer: expected one that is built; call build() first")
     store: dict[str, Any] = {}
     optimizer.save_own_variables(store)  # gathers what is sharded
     return [store[str(i)] for i in range(len(store))]

@@ -29,7 +29,7 @@ class State:
     average : list of arrays, or None
         Moving averages of the parameters, where the optimizer keeps them.
     options : dict
-        What is known of the configuration, under the core's names: ``Adadelta(params, **state.options)``.
+        The known part of the configuration, under the core's names: ``Adadelta(params, **state.options)``.
     """
 
     steps: int
@@ -57,7 +57,7 @@ class State:
         Raises
         ------
         TypeError
-            If `target` is not known, or is optax' state, which is immutable: see `to_optax`.
+            If `target` is not supported, or is optax' state, which is immutable: see `to_optax`.
         ValueError
             If the number of arrays or their shapes differ; nothing has been written then.
         """

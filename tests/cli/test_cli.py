@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from processes import run_python
 
 from multiopt import backends
 from multiopt.cli import command, info, main, picture
@@ -13,10 +14,6 @@ from multiopt.cli.digits import Config, Run, batches, load, loss_and_gradients, 
 from multiopt.cli.libraries import find
 
 PNG = b"\x89PNG\r\n"
-
-
-def python(*words):
-    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=600)
 
 
 # --- the command line itself ---
@@ -40,13 +37,12 @@ def test_help_names_every_command_and_each_has_its_own(capsys):
 def test_commands_are_imported_when_chosen():
     names = "multiopt.cli.demo multiopt.cli.info multiopt.benchmarks multiopt.conformance rich matplotlib sklearn torch"
     code = "import sys, multiopt; before = 'multiopt.cli' in sys.modules; import multiopt.cli as c; c.main([]); "
-    done = python("-c", code + f"print(before, [m for m in {names.split()} if m in sys.modules])")
-    assert done.stdout.endswith("\nFalse []\n")
+    assert run_python(code + f"print(before, [m for m in {names.split()} if m in sys.modules])").endswith("\nFalse []")
 
 
 def test_version_of_the_module_run_as_a_program():
-    done = python("-m", "multiopt", "--version")
-    assert (done.returncode, done.stdout[:11], done.stderr) == (0, "multiopt 0.", "")
+    code = "import runpy, sys; sys.argv[1:] = ['--version']; runpy.run_module('multiopt', run_name='__main__')"
+    assert run_python(code).startswith("multiopt 0.")
 
 
 def test_a_reader_that_goes_away():
@@ -117,7 +113,7 @@ def test_wrong_options_are_one_line(words, message, capsys, monkeypatch, tmp_pat
         (["demo", "--preset", "optax"], "--preset: invalid choice: 'optax'"),
     ],
 )
-def test_words_that_argparse_refuses(words, message, capsys):
+def test_words_that_argparse_rejects(words, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(words)
     assert end.value.code == 2
@@ -265,9 +261,7 @@ from multiopt.cli import info, main
 info.libraries = lambda keep=info.libraries: keep()[:1]
 raise SystemExit(main(["info"]))
 """
-    done = python("-c", code)
-    assert done.returncode == 0
-    flat = " ".join(done.stdout.split())
+    flat = " ".join(run_python(code).split())
     assert 'numpy on cpu, no host engine: the host engine needs Numba: pip install "multiopt[numba]"' in flat
     assert "numba is not installed" in flat
     assert "expected a positive integer, got 'many'" in flat

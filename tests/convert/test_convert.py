@@ -381,21 +381,17 @@ print("done")
 """
 
 
-def test_keras_3():
-    pytest.importorskip("torch")
-    installed("keras")
-    assert run_python(PRELUDE + KERAS3, KERAS_BACKEND="torch") == "done"
-
-
-def test_tf_keras():
-    installed("tf_keras")
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    assert run_python(PRELUDE + TF_KERAS, **environment) == "done"
-
-
-def installed(name):
-    if find_spec(name) is None:
-        pytest.skip(f"{name} is not installed")
+@pytest.mark.parametrize(
+    ("framework", "code", "environment"),
+    [
+        ("keras", KERAS3, {"KERAS_BACKEND": "torch"}),
+        ("tf_keras", TF_KERAS, {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}),
+    ],
+)
+def test_keras(framework, code, environment):
+    if find_spec(framework) is None or (framework == "keras" and find_spec("torch") is None):
+        pytest.skip(f"{framework} or torch is not installed")
+    assert run_python(PRELUDE + code, **environment) == "done"
 
 
 def test_no_framework_is_imported():

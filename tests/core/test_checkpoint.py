@@ -7,6 +7,7 @@ import os
 import pickle
 import stat
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def same(one, other):
 def test_state_goes_on_bit_for_bit_with_any_library(plain, other, tmp_path):
     with library_of(PLAIN[PLAIN.index(plain) - other]) as reader:
         whole, first, loaded = make(plain), make(plain), make(reader, seed=9)
-        # Seven micro-batches of three to an update: the file holds a half-done sum.
+        # Seven micro-batches of three to an update: the file holds an unfinished accumulation.
         train(plain, whole, range(100, 117))
         train(plain, first, range(100, 107))
         first.save(tmp_path / "x")
@@ -232,7 +233,7 @@ def strangers():
 
 
 @pytest.mark.parametrize("kind", strangers())
-def test_another_models_state_is_refused(kind, tmp_path):
+def test_another_models_state_is_rejected(kind, tmp_path):
     stranger, message = strangers()[kind]
     opt = Adadelta({"a": np.full((2, 3), 2, np.float32), "b": np.full(4, 2, np.float32)})
     opt.step({"a": np.ones((2, 3), np.float32), "b": None})
@@ -294,7 +295,7 @@ def test_a_truncated_file_changes_nothing(tmp_path, data):
     size = data.draw(st.integers(0, len(content) - 1))
     (tmp_path / "cut").write_bytes(content[:size])
     opt = fresh()
-    with refused(opt, ValueError, "expected a checkpoint of multiopt, whole"):
+    with refused(opt, ValueError, "expected a complete checkpoint of multiopt"):
         opt.load(tmp_path / "cut")
 
 
@@ -304,7 +305,7 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path):
     before, good, harmless = snapshot(opt), snapshot(one), 0
     header = 8 + int.from_bytes(content[:8], "little")
     rng, path = np.random.default_rng(0), tmp_path / "x"
-    told = f"{path}: expected a checkpoint of multiopt, whole", f"{path}: damaged"
+    told = f"{path}: expected a complete checkpoint of multiopt", f"{path}: damaged"
     for position in range(len(content)):
         with open(path, "r+b") as file:
             file.seek(max(0, position - 1))  # mend the last one
@@ -324,7 +325,7 @@ def test_every_flipped_bit_is_found_or_harmless(tmp_path):
     assert harmless < len(content) / 20
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_are_rejected(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"a": np.ones(3)}, tmp_path / "foreign", {"format": "pt"})
@@ -334,7 +335,7 @@ def test_other_files_are_refused(tmp_path):
     (tmp_path / "json").write_text(json.dumps({"multiopt": 1}))
     opt = fresh()
     for name in ("foreign", "bare", "pickle", "empty", "json"):
-        with refused(opt, ValueError, f"{name}: expected a checkpoint of multiopt, whole"):
+        with refused(opt, ValueError, f"{name}: expected a complete checkpoint of multiopt"):
             opt.load(tmp_path / name)
     with refused(opt, FileNotFoundError, "absent"):
         opt.load(tmp_path / "absent")
@@ -396,3 +397,35 @@ def test_without_safetensors_the_extra_is_named(monkeypatch):
     for act in (fresh().save, fresh().load):
         with pytest.raises(ImportError, match=r'^checkpoints need safetensors: pip install "multiopt\[checkpoint\]"$'):
             act("x")
+
+
+# --- a file of 0.1.0 ---
+
+
+def of_version_0_1_0():
+    """The optimizer whose checkpoint version 0.1.0 wrote after seven calls, in the middle of an accumulation."""
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    groups = [
+        {"params": {"a": np.ones((3, 2), np.float32), "b": np.ones(4, ml_dtypes.bfloat16)}},
+        {"params": [np.ones(2), np.ones(2, np.complex64)], "lr": schedules.Cosine(1.0, 10), "weight_decay": 0.1},
+    ]
+    return Adadelta(groups, accumulate=3, ema=0.9, clip_global_norm=1.0)
+
+
+def train_on(opt, calls):
+    for k in calls:
+        rng = np.random.default_rng(k)
+        first = {"a": rng.standard_normal((3, 2)).astype("f4"), "b": rng.standard_normal(4)}
+        first["b"] = first["b"].astype(opt.params[0]["b"].dtype)
+        opt.step([first, [rng.standard_normal(2), (rng.standard_normal(2) + 1j).astype("c8")]])
+
+
+def test_a_checkpoint_of_version_0_1_0_goes_on_as_if_never_interrupted():
+    loaded, whole = of_version_0_1_0(), of_version_0_1_0()
+    loaded.load(Path(__file__).parent / "data" / "checkpoint-0.1.0.safetensors")
+    train_on(whole, range(7))
+    assert snapshot(loaded)[0] == snapshot(whole)[0]
+    for opt in (loaded, whole):
+        train_on(opt, range(7, 20))
+    assert snapshot(loaded)[0] == snapshot(whole)[0]
+    assert loaded.steps == 6

@@ -95,7 +95,7 @@ def test_state_dtype(plain):
     assert dtypes == ["float32", "complex64", "float64", "complex128"]
 
 
-def test_what_is_refused(plain):
+def test_what_is_rejected(plain):
     one, long, wide = (plain.grad(np.ones(n, dtype)) for n, dtype in ((2, "f4"), (3, "f4"), (2, "f8")))
     state = init([one])
     for call, kind, message in [
@@ -103,7 +103,7 @@ def test_what_is_refused(plain):
         (lambda: init([1.0]), TypeError, r"params\[0\]: expected an array, got builtins.float"),
         (lambda: init([one], state_dtype="int32"), ValueError, "state_dtype: expected one of None, 'float16'"),
         (lambda: update([one], [long], state), ValueError, r"grads\[0\]: expected shape"),
-        (lambda: update([one], [wide], state), TypeError, r"grads\[0\]: expected a .* dtype float32"),
+        (lambda: update([one], [wide], state), TypeError, r"grads\[0\]: expected dtype float32"),
         (lambda: update([one], [1.0], state), TypeError, r"grads\[0\]: expected an array"),
         (lambda: update([one], one, state), ValueError, "grads: expected a list or tuple, as params is"),
         (lambda: update([one], [one, one], state), ValueError, "grads: expected 1 entries"),
@@ -218,7 +218,7 @@ def test_vmap(jax):
         close(new, update(x, x, init(x))[0])
 
 
-def test_the_optimizer_refuses_traced_arrays(jax):
+def test_the_optimizer_rejects_traced_arrays(jax):
     with pytest.raises(TypeError, match=r"params: got a traced array; under jax\.jit use"):
         jax.jit(lambda x: Adadelta(x).step(x))(jax.numpy.ones(3))
 
