@@ -123,7 +123,9 @@ def _increment_kernel(describe: Any) -> Callable[..., bool]:
                 return False
             count = numba.carray(long_pointer(tensor[3]), tensor[2] & 0xFFFFFFFF).prod()
             found[0, i], found[1, i] = tensor[0] + tensor[5], tensor[2] >> 32
-            if count != 1 or tensor[1] & 0xFFFFFFFF != CPU or (found[1, i] != FLOAT32 and found[1, i] != FLOAT64):
+            if count != 1 or found[0, i] == 0 or tensor[1] & 0xFFFFFFFF != CPU:  # at 0 is memory that was freed
+                return False
+            if found[1, i] != FLOAT32 and found[1, i] != FLOAT64:
                 return False
         for i in range(found.shape[1]):
             if found[1, i] == FLOAT32:

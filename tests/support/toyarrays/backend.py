@@ -7,9 +7,6 @@ from multiopt.backends import Backend
 class ToyBackend(Backend):
     """Arrays of type `toyarrays.Array`, which the host engine reads and writes in place."""
 
-    def dtype(self, array):
-        return array.dtype.name
-
     def to_host(self, array):
         return np.array(array.values, order="C")
 
