@@ -5,23 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .checks.law import nothing_left_behind
-from .checks.run import Selection, run
-from .checks.verdict import Verdict, count, expect, read_xfails
+from .checks.run import Findings, Selection, run
+from .checks.verdict import count, expect, read_xfails
 from .data.scenarios import SCENARIOS
 from .data.systems import SYSTEMS
-from .data.traces import FOLDER, TraceFile, load_all
+from .data.traces import FOLDER, load_all
 from .report import tables
 from .report.records import record, results
 from .report.table import Table, to_rich
 from .targets.target import all_targets, find
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 #: Outcomes in a sentence.
 WORDS = {
@@ -68,6 +64,7 @@ def main(args: argparse.Namespace) -> int:
         If a name is unknown, nothing is left to check, or a trace file is damaged.
     """
     from rich.console import Console
+    from rich.progress import Progress
 
     console = Console()
     if not console.is_terminal:
@@ -87,20 +84,26 @@ def main(args: argparse.Namespace) -> int:
     selection = select(args)
     files = load_all(selection.traces)  # damaged ones are rejected here, before the work
     begun = time.monotonic()
-    with nothing_left_behind():
-        verdicts = _run(console, selection, args.processes)
+    with nothing_left_behind(), Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("checking", total=len(selection.targets) + (not selection.quick))
+        verdicts = run(selection, lambda name: progress.advance(bar), processes=args.processes)
     seconds = time.monotonic() - begun
     if args.xfails is not None:
         verdicts = expect(verdicts, xfails, complete=selection.whole)
-    _print(console, selection, files, verdicts, args.verbose)
+    findings = Findings(selection, files, verdicts, seconds)
+    for table in (*tables.found(findings, verbose=args.verbose), tables.failures(verdicts)):
+        if table.rows:
+            console.print(to_rich(table))
+    for note in notes(findings):
+        console.print(f" · {note}", style="dim", highlight=False)
     if args.json is not None:
-        args.json.write_text(json.dumps(results(selection, files, verdicts, seconds), indent=1) + "\n")
+        args.json.write_text(json.dumps(results(findings), indent=1) + "\n")
     if args.record is not None:
-        console.print(f"recorded in {record(args.record, selection, files, verdicts, seconds)}")
+        console.print(f"recorded in {record(args.record, findings)}")
     if args.report is not None:
         from .report.page import write
 
-        write(args.report, selection, files, verdicts, notes(selection, verdicts))
+        write(args.report, findings, notes(findings))
         console.print(f"wrote {args.report}")
     if args.namespace is not None and (failed := {v.id for v in verdicts if v.failed and v.what != "xfail"}):
         console.print("Ids of what failed, for --xfails:", *sorted(failed), sep="\n", highlight=False, soft_wrap=True)
@@ -155,26 +158,9 @@ def _known(option: str, asked: Sequence[str] | None, table: Iterable[str]) -> li
     return [name for name in names if asked is None or name in asked]
 
 
-def _run(console: Console, selection: Selection, processes: int | None) -> list[Verdict]:
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("checking", total=len(selection.targets) + (not selection.quick))
-        return run(selection, lambda name: progress.advance(bar), processes=processes)
-
-
-def _print(
-    console: Console, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], verbose: bool
-) -> None:
-    for table in (*tables.found(selection, files, verdicts, verbose=verbose), tables.failures(verdicts)):
-        if table.rows:
-            console.print(to_rich(table))
-    for note in notes(selection, verdicts):
-        console.print(f" · {note}", style="dim", highlight=False)
-
-
-def notes(selection: Selection, verdicts: Sequence[Verdict]) -> list[str]:
+def notes(findings: Findings) -> list[str]:
     """Return what a reader of the tables must know besides."""
+    selection = findings.selection
     targets = all_targets()
     told = [f"{name}: {reason}" for name, target in targets.items() if (reason := target.absent()) is not None]
     brief = [name for name in selection.targets if targets[name].slow]
@@ -183,7 +169,7 @@ def notes(selection: Selection, verdicts: Sequence[Verdict]) -> list[str]:
     elif brief:
         told.append(f"{', '.join(brief)}: slow by step, so that no run went further than 40 steps")
     without: dict[str, set[str]] = {}
-    for v in verdicts:
+    for v in findings.verdicts:
         if v.outcome == "unsupported":
             without.setdefault(v.reason, set()).add(v.scenario)
     return told + [f"not judged, {len(names)} scenarios: {reason}" for reason, names in sorted(without.items())]

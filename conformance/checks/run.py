@@ -18,7 +18,6 @@ from ..data.traces import FOLDER, TraceFile, load_all
 from ..data.trajectory import Trajectory
 from ..targets.target import all_targets, find
 from .judge import Judge, cases_of
-from .law import Law
 from .laws import LAWS
 from .same_bits import runs
 from .verdict import Verdict
@@ -51,6 +50,16 @@ class Selection:
         """Yield the traces of these systems and scenarios."""
         for system in self.systems:
             yield from (trace for name, trace in files[system].traces.items() if name in self.scenarios)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was checked, the traces that it was checked with, every verdict, and how long it took."""
+
+    selection: Selection
+    files: Mapping[str, TraceFile]
+    verdicts: Sequence[Verdict]
+    seconds: float = 0.0
 
 
 # Once in each process.
@@ -88,29 +97,15 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
             parts[f"bits/{run_name}"] = partial(judge.against_bits, target, case)
         for law in LAWS.values():
             if law.concerns(target):
-                parts[f"law/{law.name}"] = partial(_by_law, law, name)
+                parts[f"law/{law.name}"] = lambda law=law: [law.verdict(target)]
     return parts
 
 
-def _by_law(law: Law, name: str) -> list[Verdict]:
-    return [law.verdict(find(name))]
-
-
 def run(selection: Selection, tell: Callable[[str], None], *, processes: int | None = None) -> list[Verdict]:
-    """Do all of a selection.
+    """Return all verdicts on a selection, by target, in an order that does not depend on `processes`.
 
-    Parameters
-    ----------
-    selection : Selection
-    tell : callable
-        Is told the name of each target whose checks are done, and `FRAMEWORKS` after the frameworks'.
-    processes : int, optional
-        How many work side by side; by default two, or one where there is one processor or little to do.
-
-    Returns
-    -------
-    list of Verdict
-        By target, in an order that does not depend on `processes`.
+    ``tell`` is told the name of each target whose checks are done, and `FRAMEWORKS` after the frameworks'.
+    By default two processes work side by side, or one where there is one processor or little to do.
     """
     # The longest first.
     todo = sorted(selection.targets, key=lambda name: (not find(name).slow, find(name).bits))

@@ -18,7 +18,7 @@ pytest.importorskip("rich")
 
 from multiopt.conformance.check import notes
 from multiopt.conformance.checks.judge import Judge
-from multiopt.conformance.checks.run import FRAMEWORKS, Selection, run
+from multiopt.conformance.checks.run import FRAMEWORKS, Findings, Selection, run
 from multiopt.conformance.checks.same_bits import OPTIONS, runs
 from multiopt.conformance.checks.verdict import ONE_STEP, Verdict, count
 from multiopt.conformance.data.deviations import deviations_in, followed
@@ -26,8 +26,7 @@ from multiopt.conformance.data.traces import FOLDER, load, load_all, path_of, sa
 from multiopt.conformance.reference import tolerances
 from multiopt.conformance.reference.compare import Distance
 from multiopt.conformance.report import table, tables
-from multiopt.conformance.report.charts import line_chart
-from multiopt.conformance.report.curves import Curve
+from multiopt.conformance.report.charts import Curve, line_chart
 from multiopt.conformance.targets.arrays import Arrays
 from multiopt.conformance.targets.build import core_optimizer, rejection, unsupported
 from multiopt.conformance.targets.run import run_target
@@ -364,7 +363,7 @@ def test_what_is_not_installed_is_told(monkeypatch, capsys):
     monkeypatch.setattr(Target, "absent", lambda self: "it is not here" if self.name == "torch" else None)
     assert command(["check", "--backend", "torch"]) == 2
     assert "--backend torch: it is not here" in capsys.readouterr().err
-    assert "torch: it is not here" in notes(Selection(("numpy",)), [])
+    assert "torch: it is not here" in notes(Findings(Selection(("numpy",)), FILES, []))
 
 
 def test_list(capsys):
@@ -388,7 +387,7 @@ def test_quick_shortens_and_says_so():
     verdicts = run(selection, quiet, processes=1)
     assert all("the first 40 of 1000 steps" in v.note for v in verdicts if v.what == "trace")
     assert not any(v.what == "explained" for v in verdicts)
-    assert any("--quick" in note for note in notes(selection, verdicts))
+    assert any("--quick" in note for note in notes(Findings(selection, FILES, verdicts)))
 
 
 # --- Small parts ------------------------------------------------------------------------------------------------------
@@ -432,7 +431,7 @@ def test_the_matrix_counts_scenarios_by_their_worst_outcome():
     row = Verdict("trace", "numpy", "optax", "paper", "x", "passed", 1.0, "motion", 8.0)
     rows = [row, replace(row, kind="square_avg", observed=9.0, unit="ulp", outcome="failed")]
     tally = tables.tallies(rows, ("trace",), lambda v: v.system)["optax"]["numpy"]
-    assert (tally.failed, tally.judged, tally.state, tally.motion) == (1, 1, 9.0, 1.0)
+    assert (tally.outcomes, tally.judged, tally.worst) == ({"failed": 1}, 1, {"ulp": 9.0, "motion": 1.0})
 
 
 def test_a_table_is_the_same_in_a_terminal_and_on_a_page():
