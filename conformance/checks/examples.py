@@ -44,16 +44,8 @@ def make_case(
 ) -> Case:
     """Return a case with random parameters and gradients: several decades, some zeros, no number that anybody flushes.
 
-    Parameters
-    ----------
-    label : str
-        Name of its options in `OPTIONS`, where `config` does not say them.
-    dtype : str
-    shapes : tuple of shapes
-    steps : int
-        Of updates: under accumulation there are more gradients.
-    seed : int
-    config : Config, optional
+    Its options are `config`, or those of the name `label` in `OPTIONS`. ``steps`` are updates: under accumulation
+    there are more gradients.
     """
     rng = np.random.default_rng(seed)
     chosen = OPTIONS[label] if config is None else config

@@ -48,29 +48,18 @@ class BrokenError(AssertionError):
 
 @dataclass(frozen=True)
 class Law:
-    """One law.
-
-    Attributes
-    ----------
-    name, about : str
-    check : callable
-        ``check(target, case, rng)`` raises `BrokenError`; what else it needs it draws from `rng`.
-    labels : tuple of str
-        Names of the options that it holds for.
-    dtypes : tuple of str
-        Data types that it holds for.
-    engines : tuple of str or None
-        Engines that it is about; None for all.
-    needs : Config or None
-        Options that its second case has, whatever those of the first.
-    """
+    """One law."""
 
     name: str
     about: str
+    #: ``check(target, case, rng)`` raises `BrokenError`; what else it needs it draws from `rng`.
     check: Callable[[Target, Case, np.random.Generator], None]
+    #: Names of the options, and data types, that it holds for.
     labels: tuple[str, ...] = tuple(OPTIONS)
     dtypes: tuple[str, ...] = tuple(HOLDERS)
+    #: Engines that it is about; None for all.
     engines: tuple[str, ...] | None = None
+    #: Options that its second case has, whatever those of the first.
     needs: Config | None = None
 
     def concerns(self, target: Target) -> bool:
@@ -87,14 +76,7 @@ class Law:
         return [dtype for dtype in HOLDERS if dtype in self.dtypes and target.lacks(dtype) is None]
 
     def verdict(self, target: Target, examples: int | None = None) -> Verdict:
-        """Try the law on `target`, on the same cases every time.
-
-        Parameters
-        ----------
-        target : Target
-        examples : int, optional
-            How many cases; by default `EXAMPLES`, or `FEW` where each takes long.
-        """
+        """Try the law on `target`, on so many cases: by default `EXAMPLES`, or `FEW` where each takes long."""
         few = examples is None and (target.slow or target.engine in _COMPILE)
         count = examples or (FEW if few else EXAMPLES)
         tried: list[str] = []
@@ -102,12 +84,9 @@ class Law:
         # The same cases in every run. Others for each law, unless each new shape asks a compiler for something.
         @seed(0 if few else zlib.crc32(self.name.encode()))
         @settings(
-            max_examples=count,
-            database=None,
-            deadline=None,
-            phases=(Phase.generate,),
+            max_examples=count, database=None, deadline=None, phases=(Phase.generate,),
             suppress_health_check=list(HealthCheck),
-        )
+        )  # fmt: skip
         @given(example=drawn(self._labels(target), self._dtypes(target)))
         def holds(example: tuple[Case, int]) -> None:
             case, number = example

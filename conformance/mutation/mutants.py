@@ -105,16 +105,9 @@ def _with_options(case: Case, engine: str, *, change: Callable[[Case], Case]) ->
 class Wrapped:
     """An optimizer with something wrong around it.
 
-    Parameters
-    ----------
-    case, engine
-        As for `build`.
-    given : callable, optional
-        ``given(config, number, gradients, parameters)`` returns the gradients that the optimizer gets instead.
-    without : sequence of str
-        Options that it does not get, because ``given`` does their work, wrongly.
-    after : callable, optional
-        ``after(array, is_state)`` returns what is held after each step, in place of each accumulator and parameter.
+    ``given(config, number, gradients, parameters)`` returns the gradients that it gets instead; the options
+    ``without`` it does not get, because ``given`` does their work, wrongly. ``after(array, is_state)`` returns what is
+    held after each step, in place of each accumulator and parameter.
     """
 
     def __init__(
@@ -260,17 +253,17 @@ class _DecayWithoutLr(Wrapped):
 class _AverageFirst(Wrapped):
     def __init__(self, case: Case, engine: str) -> None:
         super().__init__(case, engine)
-        self.seen = [self.inner.states().get("average")]
+        self.seen = [self.inner.states()]
 
     def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
         used = super().step(number, gradients)
-        self.seen.append(self.inner.states().get("average"))
+        self.seen.append(self.inner.states())
         return used
 
     def states(self) -> Mapping[str, Sequence[Any]]:
         # The right average, of one update before.
         earlier = self.seen[max(0, len(self.seen) - 1 - self.config.accumulate)]
-        return super().states() if earlier is None else {**super().states(), "average": earlier}
+        return {kind: earlier[kind] if kind == "average" else held for kind, held in super().states().items()}
 
 
 class _Complex(Wrapped):
