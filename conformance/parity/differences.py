@@ -90,12 +90,7 @@ def _worst_at(
 
 
 def check_comparable(a: Trajectory, b: Trajectory) -> None:
-    """Raise unless two trajectories began alike and have the same dtype, shapes and length.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Raise a ValueError unless two trajectories began alike and have the same dtype, shapes and length."""
     if a.dtype != b.dtype:
         raise ValueError(f"expected one dtype, got {a.dtype} ({a.name}) and {b.dtype} ({b.name})")
     shapes = [[series.shape for series in t.states["x"]] for t in (a, b)]
