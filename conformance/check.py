@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from .checks.law import nothing_left_behind
@@ -29,16 +29,21 @@ WORDS = {
 }
 
 
+def add_selection(add: Callable[..., object]) -> None:
+    """Add the options that the command and pytest have in common: what is checked."""
+    add("--backend", action="append", metavar="NAME", help="check only this target (repeatable)")
+    add("--against", action="append", metavar="SYSTEM", help="only this framework (repeatable)")
+    add("--scenario", action="append", metavar="NAME", help="only this scenario (repeatable)")
+    add("--namespace", metavar="MODULE", help="any array API namespace, by its import name")
+    add("--xfails", type=Path, metavar="FILE", help="ids of the checks that it is known to fail")
+    add("--quick", action="store_true", help="no run further than 40 steps, frameworks not judged")
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``multiopt check``."""
-    parser.add_argument("--backend", action="append", metavar="NAME", help="check only this target (repeatable)")
-    parser.add_argument("--against", action="append", metavar="SYSTEM", help="only this framework (repeatable)")
-    parser.add_argument("--scenario", action="append", metavar="NAME", help="only this scenario (repeatable)")
-    parser.add_argument("--namespace", metavar="MODULE", help="any array API namespace, by its import name")
-    parser.add_argument("--xfails", type=Path, metavar="FILE", help="ids of the checks that it is known to fail")
+    add_selection(parser.add_argument)
     parser.add_argument("--mutants", action="store_true", help="test the checks themselves, on wrong optimizers")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="only targets on this device")
-    parser.add_argument("--quick", action="store_true", help="no run further than 40 steps, frameworks not judged")
     parser.add_argument("--list", action="store_true", help="list targets, frameworks and scenarios, and exit")
     parser.add_argument("--verbose", action="store_true", help="show tolerances and deviations too")
     parser.add_argument("--traces", type=Path, default=FOLDER, help="folder of the recorded traces")

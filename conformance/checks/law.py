@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -22,6 +24,8 @@ from .verdict import Verdict
 
 #: Cases a law is tried on: of a target that is fast, and of one that is slow or compiles a kernel for each option.
 EXAMPLES, FEW = 12, 3
+#: What a law does with a target and a case; what else it needs it draws from the generator.
+Check = Callable[[Target, Case, np.random.Generator], None]
 _COMPILE = ("host", "jit", "keras", "cuda")
 _STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
 
@@ -52,8 +56,8 @@ class Law:
 
     name: str
     about: str
-    #: ``check(target, case, rng)`` raises `BrokenError`; what else it needs it draws from `rng`.
-    check: Callable[[Target, Case, np.random.Generator], None]
+    #: Raises `BrokenError`.
+    check: Check
     #: Names of the options, and data types, that it holds for.
     labels: tuple[str, ...] = tuple(OPTIONS)
     dtypes: tuple[str, ...] = tuple(HOLDERS)
@@ -104,6 +108,13 @@ class Law:
             told = str(error) if isinstance(error, BrokenError) else f"{type(error).__name__}: {error}"
             return replace(blank, outcome="failed", place=place, note=f"{' '.join(told.split())} ({tried[-1]})")
         return replace(blank, note=f"{len(tried)} cases")
+
+
+def law(**options: Any) -> Callable[[Check], Law]:
+    """Make a law of a function: with the name of the function, and its docstring for what it says."""
+    return lambda check: Law(
+        check.__name__.replace("_", " "), (inspect.getdoc(check) or "").rstrip("."), check, **options
+    )
 
 
 def _supports(target: Target, config: Config) -> bool:

@@ -22,12 +22,14 @@ from ..reference.tolerances import COMPILED
 from ..targets.run import run_target
 from ..targets.target import Target
 from .examples import OPTIONS
-from .law import BrokenError, Law
+from .law import BrokenError, Law, law
 from .promises import PROMISES
 
 Series = Sequence[Array]
 Rng = np.random.Generator
 _MOVING = ("x", "average")
+_WIDE = ("float32", "float64", "complex64", "complex128")
+_PLAIN = ("plain", "paper", "coupled", "decoupled", "clipvalue")
 
 # --- asking and comparing ---
 
@@ -68,14 +70,16 @@ def every(case: Case, change: Callable[[Array], Array], *, start: bool = True) -
 # --- the laws ---
 
 
+@law()
 def sign_symmetry(target: Target, case: Case, rng: Rng) -> None:
-    """Negate parameters and gradients."""
+    """Negated parameters and gradients give negated parameters and the same state."""
     mirrored = every(case, np.negative)
     related(target, case, mirrored, lambda kind, s: [-a for a in s] if kind in _MOVING else s, "mirrored")
 
 
+@law()
 def permutation(target: Target, case: Case, rng: Rng) -> None:
-    """Put the tensors, and the elements of each, into another order."""
+    """The order of tensors and elements does not matter."""
     tensors = rng.permutation(len(case.shapes))
     orders = [rng.permutation(int(np.prod(shape))) for shape in case.shapes]
 
@@ -92,8 +96,9 @@ def permutation(target: Target, case: Case, rng: Rng) -> None:
     related(target, case, other, sorted_, "in another order")
 
 
+@law()
 def reshape(target: Target, case: Case, rng: Rng) -> None:
-    """Make a vector of each tensor, and a column of that."""
+    """The shape does not matter."""
 
     def restored(kind: str, series: Series) -> Series:
         return [a.reshape(len(a), *shape) for a, shape in zip(series, case.shapes, strict=True)]
@@ -104,8 +109,9 @@ def reshape(target: Target, case: Case, rng: Rng) -> None:
         agree(target, one, back(one, run_target(target, other), restored), what)
 
 
+@law(labels=tuple(label for label in OPTIONS if label != "clipnorm"))
 def split(target: Target, case: Case, rng: Rng) -> None:
-    """Put all tensors into one."""
+    """The split into tensors does not matter, to the global norm neither."""
     sizes = [int(np.prod(shape)) for shape in case.shapes]
 
     def joined(row: Sequence[Gradient]) -> list[Array]:
@@ -119,8 +125,9 @@ def split(target: Target, case: Case, rng: Rng) -> None:
     related(target, case, other, apart, "as one tensor")
 
 
+@law(labels=("plain", "paper", "clipvalue", "global-clipnorm"))
 def zero_gradient(target: Target, case: Case, rng: Rng) -> None:
-    """Add a step with gradients of 0."""
+    """A gradient of 0 leaves x and lets the state decay."""
     zeros = [np.zeros_like(values) for values in case.start]
     found = run_target(target, asked(case, case.start, [*case.gradients, zeros]))
 
@@ -135,16 +142,19 @@ def zero_gradient(target: Target, case: Case, rng: Rng) -> None:
             raise BrokenError(f"{wanted} when the gradient is 0", apart)
 
 
+@law(labels=("plain", "paper", "clipvalue", "clipnorm", "ema"), dtypes=_WIDE)
 def learning_rate(target: Target, case: Case, rng: Rng) -> None:
-    """Start at 0 and take a learning rate four times as large: powers of two scale without rounding."""
+    """The learning rate scales the motion and never the state."""
+    # From 0, and four times as large: powers of two scale without rounding.
     zeros = [np.zeros_like(values) for values in case.start]
     one, other = (asked(case, zeros, case.gradients, lr=lr) for lr in (0.25, 1.0))
     quarter = lambda kind, s: [a / 4 for a in s] if kind in _MOVING else s  # noqa: E731
     related(target, one, other, quarter, "at four times the learning rate")
 
 
-def missing(target: Target, case: Case, rng: Rng) -> None:
-    """Leave out one tensor's gradient at one step."""
+@law(labels=(*_PLAIN, "clipnorm"))
+def missing_gradient(target: Target, case: Case, rng: Rng) -> None:
+    """A gradient of None freezes its tensor and nothing else."""
     other = np.ones_like(case.start[0])
     start = [*case.start, other]
     rows = [[*row, other] for row in case.gradients]
@@ -165,38 +175,24 @@ def missing(target: Target, case: Case, rng: Rng) -> None:
     agree(target, full, others, "for the tensors beside the one without gradient")
 
 
+@law(needs=Config(maximize=True))
 def maximize(target: Target, case: Case, rng: Rng) -> None:
-    """Maximize, and minimize with negated gradients."""
+    """Maximizing is minimizing with negated gradients."""
     up, down = case.with_options(maximize=True), every(case, np.negative, start=False)
     related(target, up, down, lambda _, s: s, "with negated gradients")
 
 
+@law(labels=(*_PLAIN, "clipnorm", "global-clipnorm"), needs=Config(accumulate=2))
 def accumulation(target: Target, case: Case, rng: Rng) -> None:
-    """Give each gradient twice and take the mean."""
+    """The mean of two equal gradients is that gradient."""
     twice = asked(case, case.start, [row for row in case.gradients for _ in range(2)], accumulate=2)
     related(target, case, twice, lambda _, s: [a[::2] for a in s], "as the mean of two equal gradients")
 
 
-_WIDE = ("float32", "float64", "complex64", "complex128")
-_PLAIN = ("plain", "paper", "coupled", "decoupled", "clipvalue")
 LAWS: Mapping[str, Law] = {
     law.name: law
     for law in (
-        Law("sign symmetry", "negated parameters and gradients give negated parameters and the same state",
-            sign_symmetry),
-        Law("permutation", "the order of tensors and elements does not matter", permutation),
-        Law("reshape", "the shape does not matter", reshape),
-        Law("split", "the split into tensors does not matter, to the global norm neither", split,
-            tuple(label for label in OPTIONS if label != "clipnorm")),
-        Law("zero gradient", "a gradient of 0 leaves x and lets the state decay", zero_gradient,
-            ("plain", "paper", "clipvalue", "global-clipnorm")),
-        Law("learning rate", "the learning rate scales the motion and never the state", learning_rate,
-            ("plain", "paper", "clipvalue", "clipnorm", "ema"), _WIDE),
-        Law("missing gradient", "a gradient of None freezes its tensor and nothing else", missing,
-            (*_PLAIN, "clipnorm")),
-        Law("maximize", "maximizing is minimizing with negated gradients", maximize, needs=Config(maximize=True)),
-        Law("accumulation", "the mean of two equal gradients is that gradient", accumulation,
-            (*_PLAIN, "clipnorm", "global-clipnorm"), needs=Config(accumulate=2)),
-        *PROMISES,
+        sign_symmetry, permutation, reshape, split, zero_gradient, learning_rate, missing_gradient, maximize,
+        accumulation, *PROMISES,
     )
 }  # fmt: skip

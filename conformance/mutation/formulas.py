@@ -28,27 +28,30 @@ def numbers(lr: Any, rho: Any, eps: Any) -> tuple[Any, Any, Any, Any]:
     return lr, rho, 1 - rho, eps
 
 
+def taken_by_u(lr: Any, g: Any, d: Any) -> Any:
+    """Return the update: what u takes in."""
+    return d
+
+
 def assembled(
-    average: Callable[..., Any] = average, update: Callable[..., Any] = update, numbers: Callable[..., Any] = numbers
+    average: Callable[..., Any] = average,
+    update: Callable[..., Any] = update,
+    numbers: Callable[..., Any] = numbers,
+    taken_by_u: Callable[..., Any] = taken_by_u,
+    average_of_v: Callable[..., Any] | None = None,
 ) -> Formula:
-    """Return the formula with these parts."""
+    """Return the formula with these parts; v has the average of u but where it is given one of its own."""
 
     def formula(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
         lr, rho, rest, eps = numbers(lr, rho, eps)
-        v = average(xp, rho, rest, square_avg, g)
+        v = (average_of_v or average)(xp, rho, rest, square_avg, g)
         d = update(xp, g, v, acc_delta, eps)
-        return x - lr * d, v, average(xp, rho, rest, acc_delta, d)
+        return x - lr * d, v, average(xp, rho, rest, acc_delta, taken_by_u(lr, g, d))
 
     return formula
 
 
 # --- written out: the order of things is another one ---
-
-
-def _lr_inside_u(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = average(xp, rho, 1 - rho, square_avg, g)
-    d = update(xp, g, v, acc_delta, eps) * lr
-    return x - d, v, average(xp, rho, 1 - rho, acc_delta, d)
 
 
 def _u_updated_first(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
@@ -63,11 +66,6 @@ def _v_updated_last(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *,
     return x - lr * d, v, u
 
 
-def _u_of_gradients(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = average(xp, rho, 1 - rho, square_avg, g)
-    return x - lr * update(xp, g, v, acc_delta, eps), v, average(xp, rho, 1 - rho, acc_delta, g)
-
-
 def _bias_corrected(
     xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any, step: Any
 ) -> Any:
@@ -76,16 +74,8 @@ def _bias_corrected(
     return x - lr * d, v, average(xp, rho, 1 - rho, acc_delta, d)
 
 
-def _v_of_magnitudes(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = rho * square_avg + (1 - rho) * xp.abs(g)
-    d = update(xp, g, v, acc_delta, eps)
-    return x - lr * d, v, average(xp, rho, 1 - rho, acc_delta, d)
-
-
-def _one_v_per_tensor(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = square_avg if 0 in g.shape else rho * square_avg + (1 - rho) * xp.mean(g * g)
-    d = update(xp, g, v, acc_delta, eps)
-    return x - lr * d, v, average(xp, rho, 1 - rho, acc_delta, d)
+def _mean(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
+    return old if 0 in new.shape else rho * old + rest * xp.mean(new * new)
 
 
 # --- arithmetic ---
@@ -140,19 +130,21 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
     "upper-root-missing": ("The upper square root is missing",
         _update(lambda xp, g, v, u, eps: (u + eps) / xp.sqrt(v + eps) * g)),
     # What the accumulators take in, and when.
-    "lr-inside-u": ("The learning rate is within the update that u takes in", _lr_inside_u),
+    "lr-inside-u": ("The learning rate is within the update that u takes in",
+        assembled(taken_by_u=lambda lr, g, d: lr * d)),
     "u-updated-before-it-is-read": ("u is updated before the step is made with it (TensorFlow's first version)",
         _u_updated_first),
     "v-read-before-it-is-updated": ("The step is made with v as it was before", _v_updated_last),
-    "u-of-gradients": ("u takes in the gradient, not the update", _u_of_gradients),
+    "u-of-gradients": ("u takes in the gradient, not the update", assembled(taken_by_u=lambda lr, g, d: g)),
     "one-minus-rho-dropped": ("1 − ρ is dropped: squares are added whole",
         _numbers(lambda lr, rho, eps: (lr, rho, 1.0, eps))),
     "rho-swapped": ("ρ and 1 − ρ are swapped", _numbers(lambda lr, rho, eps: (lr, 1 - rho, rho, eps))),
     "one-minus-rho-in-float32": ("1 − ρ is formed in float32, of ρ already rounded",
         _numbers(lambda lr, rho, eps: (lr, rho, single(1 - single(rho)), eps))),
     "bias-corrected": ("v is divided by 1 − ρ^t when it is read, as in Adam", _bias_corrected),
-    "one-v-per-tensor": ("v takes in the mean of a tensor's squares", _one_v_per_tensor),
-    "v-of-magnitudes": ("v takes in |g| and no square", _v_of_magnitudes),
+    "one-v-per-tensor": ("v takes in the mean of a tensor's squares", assembled(average_of_v=_mean)),
+    "v-of-magnitudes": ("v takes in |g| and no square",
+        assembled(average_of_v=lambda xp, rho, rest, old, new: rho * old + rest * xp.abs(new))),
     "ascends": ("The update is added, not subtracted", _numbers(lambda lr, rho, eps: (-lr, rho, 1 - rho, eps))),
     # Right on paper, other bits.
     "fused-multiply-add": ("ρ a + (1 − ρ) n² is one multiply-add, rounded once", assembled(average=contracted)),

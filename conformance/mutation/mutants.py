@@ -65,16 +65,6 @@ def _early(case: Case) -> tuple[float, ...]:
     return tuple(1.0 if rate is None else rate for rate in rates_of(case.config, case.steps + count)[count::count])
 
 
-def _each_norm(case: Case) -> Case:
-    limit = case.config.global_clipnorm
-    return case if limit is None else case.with_options(clipnorm=limit, global_clipnorm=None)
-
-
-def _swapped(case: Case) -> Case:
-    momentum = case.config.ema_momentum
-    return case if momentum is None else case.with_options(ema_momentum=1.0 - momentum)
-
-
 _ASKED: Mapping[str, tuple[str, Callable[[Case], Case]]] = {
     "coupled-for-decoupled": ("Decoupled weight decay is coupled: added to the gradient",
         lambda case: case.with_options(decay_kind=case.config.decay_kind and "coupled")),
@@ -84,14 +74,17 @@ _ASKED: Mapping[str, tuple[str, Callable[[Case], Case]]] = {
     "maximize-ignored": ("``maximize`` is ignored", lambda case: case.with_options(maximize=False)),
     "clip-ignored": ("Clipping is ignored",
         lambda case: case.with_options(clipvalue=None, clipnorm=None, global_clipnorm=None)),
-    "norm-of-each-for-norm-of-all": ("Each tensor's norm is clipped in place of the norm of all", _each_norm),
+    "norm-of-each-for-norm-of-all": ("Each tensor's norm is clipped in place of the norm of all",
+        lambda case: case.with_options(
+            clipnorm=case.config.global_clipnorm or case.config.clipnorm, global_clipnorm=None)),
     "schedule-one-late": ("The schedule is asked for the step before",
         lambda case: replace(case, rates=(case.update_rates()[0], *case.update_rates()[:-1]))),
     "schedule-one-early": ("The schedule is asked for the next step: counting starts at 1",
         lambda case: replace(case, rates=_early(case))),
     "schedule-frozen": ("The schedule is asked once",
         lambda case: replace(case, rates=(case.update_rates()[0],) * len(case.update_rates()))),
-    "average-momentum-swapped": ("The moving average's momentum and its complement are swapped", _swapped),
+    "average-momentum-swapped": ("The moving average's momentum and its complement are swapped",
+        lambda case: case.with_options(ema_momentum=case.config.ema_momentum and 1.0 - case.config.ema_momentum)),
 }  # fmt: skip
 
 

@@ -64,19 +64,11 @@ class Result:
 
 def _where(kill: Verdict) -> str:
     named = " ".join(part for part in (kill.system, kill.scenario, kill.kind) if part)
-    if kill.observed is None:
-        return named
-    return f"{named}, {kill.observed:.3g} {kill.unit} ({kill.tolerance:g} allowed)"
+    return named if kill.observed is None else f"{named}, {kill.observed:.3g} {kill.unit} ({kill.tolerance:g} allowed)"
 
 
 class MutationTest:
-    """Puts the cases of the suite to mutants; what is right is computed once.
-
-    Parameters
-    ----------
-    files : mapping
-        The recorded traces, by system.
-    """
+    """Puts the cases of the suite, from its recorded traces, to mutants; what is right is computed once."""
 
     def __init__(self, files: Mapping[str, TraceFile]) -> None:
         self.judge = Judge()
@@ -110,13 +102,7 @@ class MutationTest:
 
 
 def main(console: Console, traces: Path, json_file: Path | None = None) -> int:
-    """Try all mutants, and the true rule last; print the table.
-
-    Returns
-    -------
-    int
-        0 if every mutant died and the true rule did not, else 1.
-    """
+    """Try all mutants, and the true rule last; print the table. 0: every mutant died, and the true rule did not."""
     from rich.progress import track
 
     test = MutationTest(load_all(traces))
