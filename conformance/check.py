@@ -120,29 +120,16 @@ def main(args: argparse.Namespace) -> int:
 
 
 def select(args: argparse.Namespace) -> Selection:
-    """Return what the options ask for.
-
-    Raises
-    ------
-    ImportError, ValueError
-        See `main`.
-    """
+    """Return what the options ask for; errors as those of `main`."""
     asked = args.backend
     if args.namespace is not None:
         asked = [*(asked or ()), find(args.namespace).name]
     targets = all_targets()
-    absences: dict[str, str] = {}
-    present = []
-    for name in _known("--backend", asked, targets):
-        if args.device is not None and targets[name].device != args.device:
-            continue
-        reason = targets[name].absent()
-        if reason is None:
-            present.append(name)
-        elif asked:
-            raise ImportError(f"--backend {name}: {reason}")
-        else:
-            absences[name] = reason
+    names = _known("--backend", asked, targets)
+    absences = {n: targets[n].absent() for n in names if args.device is None or targets[n].device == args.device}
+    present = [name for name, reason in absences.items() if reason is None]
+    if asked and (lacking := [f"{name}: {reason}" for name, reason in absences.items() if reason is not None]):
+        raise ImportError(f"--backend {lacking[0]}")
     if not present:
         told = "; ".join(f"{name}: {reason}" for name, reason in absences.items())
         raise ValueError(f"no backend is left to check: {told or f'none of them is on {args.device}'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import tempfile
 import zlib
@@ -70,8 +69,7 @@ class Law:
         """Tell whether the law says anything about `target`."""
         if self.engines is not None and (target.engine not in self.engines or target.optimizer is not None):
             return False
-        supported = self.needs is None or _supports(target, self.needs)
-        return bool(supported and self._labels(target) and self._dtypes(target))
+        return bool((not self.needs or _supports(target, self.needs)) and self._labels(target) and self._dtypes(target))
 
     def _labels(self, target: Target) -> list[str]:
         return [name for name in self.labels if _supports(target, OPTIONS[name])]
@@ -112,9 +110,7 @@ class Law:
 
 def law(**options: Any) -> Callable[[Check], Law]:
     """Make a law of a function: with the name of the function, and its docstring for what it says."""
-    return lambda check: Law(
-        check.__name__.replace("_", " "), (inspect.getdoc(check) or "").rstrip("."), check, **options
-    )
+    return lambda check: Law(check.__name__.replace("_", " "), str(check.__doc__).rstrip("."), check, **options)
 
 
 def _supports(target: Target, config: Config) -> bool:

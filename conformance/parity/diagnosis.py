@@ -161,10 +161,8 @@ def _some(case: Case) -> str:
 
 
 def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
-    if a is None or b is None:
-        return ""
-    late = a[:-1] == b[1:], b[:-1] == a[1:]
-    return f" ({'b' if late[0] else 'a'}'s schedule is one step late)" if any(late) else ""
+    late = [who for who, one, other in (("b", a, b), ("a", b, a)) if one and other and one[:-1] == other[1:]]
+    return f" ({late[0]}'s schedule is one step late)" if late else ""
 
 
 # --- one side with a mistake ---
