@@ -21,8 +21,7 @@ from ..reference.compare import differences
 from ..reference.tolerances import COMPILED
 from ..targets.run import run_target
 from ..targets.target import Target
-from .examples import OPTIONS
-from .law import BrokenError, Law, law
+from .law import OPTIONS, BrokenError, Law, law
 from .promises import PROMISES
 
 Series = Sequence[Array]

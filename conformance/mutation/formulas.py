@@ -81,9 +81,9 @@ def _mean(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
 # --- arithmetic ---
 
 
-def single(number: Any) -> Any:
-    """Round a double to float32's 24 bits, by arithmetic alone (Veltkamp 1968)."""
-    scaled = number * (2.0**29 + 1.0)
+def single(number: Any, dropped: int = 29) -> Any:
+    """Round a double to float32's 24 bits, or to so many fewer than 53, by arithmetic alone (Veltkamp 1968)."""
+    scaled = number * (2.0**dropped + 1.0)
     return scaled - (scaled - number)
 
 
@@ -91,7 +91,7 @@ def contracted(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
     """ρ a + (1 − ρ) n² as one fused multiply-add, in float64: with the rounding errors of product and sum (Dekker)."""
     product, added = rho * old, rest * (new * new)
     total = product + added
-    rho_high, old_high = _high(rho), _high(old)
+    rho_high, old_high = single(rho, 27), single(old, 27)
     rho_low, old_low = rho - rho_high, old - old_high
     lost = ((rho_high * old_high - product) + rho_high * old_low + rho_low * old_high) + rho_low * old_low
     back = total - product
@@ -100,35 +100,23 @@ def contracted(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
     return total + xp.where(lost - lost == 0, lost, 0.0)
 
 
-def _high(number: Any) -> Any:
-    scaled = number * (2.0**27 + 1.0)
-    return scaled - (scaled - number)
-
-
-def _update(change: Callable[..., Any]) -> Formula:
-    return assembled(update=change)
-
-
-def _numbers(change: Callable[..., Any]) -> Formula:
-    return assembled(numbers=change)
-
-
 #: What is wrong, by name: a few words, and the formula.
 FORMULAS: Mapping[str, tuple[str, Formula]] = {
     # Where ε and the roots stand.
     "eps-outside-root": ("ε is added outside the square roots",
-        _update(lambda xp, g, v, u, eps: (xp.sqrt(u) + eps) / (xp.sqrt(v) + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: (xp.sqrt(u) + eps) / (xp.sqrt(v) + eps) * g)),
     "eps-outside-lower-root": ("ε is added outside the lower square root",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v) + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v) + eps) * g)),
     "eps-twice": ("ε is added within the lower root and outside it again",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v + eps) + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v + eps) + eps) * g)),
     "no-eps-above": ("ε is missing in the upper root: nothing ever starts to move",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u) / xp.sqrt(v + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u) / xp.sqrt(v + eps) * g)),
     "no-eps-below": ("ε is missing in the lower root",
-        _update(lambda xp, g, v, u, eps: xp.where(g == 0, g, xp.sqrt(u + eps) / xp.sqrt(v) * g))),
-    "root-missing": ("The square roots are missing", _update(lambda xp, g, v, u, eps: (u + eps) / (v + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.where(g == 0, g, xp.sqrt(u + eps) / xp.sqrt(v) * g))),
+    "root-missing": ("The square roots are missing",
+        assembled(update=lambda xp, g, v, u, eps: (u + eps) / (v + eps) * g)),
     "upper-root-missing": ("The upper square root is missing",
-        _update(lambda xp, g, v, u, eps: (u + eps) / xp.sqrt(v + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: (u + eps) / xp.sqrt(v + eps) * g)),
     # What the accumulators take in, and when.
     "lr-inside-u": ("The learning rate is within the update that u takes in",
         assembled(taken_by_u=lambda lr, g, d: lr * d)),
@@ -137,27 +125,28 @@ FORMULAS: Mapping[str, tuple[str, Formula]] = {
     "v-read-before-it-is-updated": ("The step is made with v as it was before", _v_updated_last),
     "u-of-gradients": ("u takes in the gradient, not the update", assembled(taken_by_u=lambda lr, g, d: g)),
     "one-minus-rho-dropped": ("1 − ρ is dropped: squares are added whole",
-        _numbers(lambda lr, rho, eps: (lr, rho, 1.0, eps))),
-    "rho-swapped": ("ρ and 1 − ρ are swapped", _numbers(lambda lr, rho, eps: (lr, 1 - rho, rho, eps))),
+        assembled(numbers=lambda lr, rho, eps: (lr, rho, 1.0, eps))),
+    "rho-swapped": ("ρ and 1 − ρ are swapped", assembled(numbers=lambda lr, rho, eps: (lr, 1 - rho, rho, eps))),
     "one-minus-rho-in-float32": ("1 − ρ is formed in float32, of ρ already rounded",
-        _numbers(lambda lr, rho, eps: (lr, rho, single(1 - single(rho)), eps))),
+        assembled(numbers=lambda lr, rho, eps: (lr, rho, single(1 - single(rho)), eps))),
     "bias-corrected": ("v is divided by 1 − ρ^t when it is read, as in Adam", _bias_corrected),
     "one-v-per-tensor": ("v takes in the mean of a tensor's squares", assembled(average_of_v=_mean)),
     "v-of-magnitudes": ("v takes in |g| and no square",
         assembled(average_of_v=lambda xp, rho, rest, old, new: rho * old + rest * xp.abs(new))),
-    "ascends": ("The update is added, not subtracted", _numbers(lambda lr, rho, eps: (-lr, rho, 1 - rho, eps))),
+    "ascends": ("The update is added, not subtracted",
+        assembled(numbers=lambda lr, rho, eps: (-lr, rho, 1 - rho, eps))),
     # Right on paper, other bits.
     "fused-multiply-add": ("ρ a + (1 − ρ) n² is one multiply-add, rounded once", assembled(average=contracted)),
     "reciprocal-root": ("The lower root is inverted first, then multiplied with",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u + eps) * (1.0 / xp.sqrt(v + eps)) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u + eps) * (1.0 / xp.sqrt(v + eps)) * g)),
     "one-root-of-the-quotient": ("One root of the quotient, in place of a quotient of roots",
-        _update(lambda xp, g, v, u, eps: xp.sqrt((u + eps) / (v + eps)) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt((u + eps) / (v + eps)) * g)),
     "squares-scaled-first": ("(1 − ρ) n is formed before it is multiplied by n",
         assembled(average=lambda xp, rho, rest, old, new: rho * old + (rest * new) * new)),
     "lr-through-float32": ("The learning rate passes through float32",
-        _numbers(lambda lr, rho, eps: (single(lr), rho, 1 - rho, eps))),
+        assembled(numbers=lambda lr, rho, eps: (single(lr), rho, 1 - rho, eps))),
     "hyperparameters-through-float32": ("ρ and ε pass through float32",
-        _numbers(lambda lr, rho, eps: (lr, single(rho), 1 - single(rho), single(eps)))),
+        assembled(numbers=lambda lr, rho, eps: (lr, single(rho), 1 - single(rho), single(eps)))),
 }  # fmt: skip
 #: Those that look at one element at a time, as engines that compile a rule demand.
 ELEMENTWISE = FORMULAS.keys() - {"one-v-per-tensor"}

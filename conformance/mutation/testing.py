@@ -54,12 +54,9 @@ class Result:
             return replace(blank, outcome="passed" if self.survived else "failed", note=told or "no check rejects it")
         if self.survived:
             return replace(blank, note="no check noticed it")
-        first = next(iter(self.kills.values()))
         told = "; ".join(f"{name}: {_where(kill)}" for name, kill in self.kills.items())
-        return replace(
-            blank, outcome="passed", system=first.system, scenario=first.scenario, observed=first.observed,
-            unit=first.unit, tolerance=first.tolerance, place=first.place, note=f"killed by {told}",
-        )  # fmt: skip
+        first = replace(next(iter(self.kills.values())), what="mutant", target="", kind=self.mutant.name, over="")
+        return replace(first, outcome="passed", reason=self.mutant.about, note=f"killed by {told}")
 
 
 def _where(kill: Verdict) -> str:

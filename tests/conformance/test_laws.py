@@ -7,8 +7,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from multiopt.conformance.checks.examples import OPTIONS, SHAPES, make_case
-from multiopt.conformance.checks.law import BrokenError
+from multiopt.conformance.checks.law import OPTIONS, SHAPES, BrokenError, make_case
 from multiopt.conformance.checks.laws import LAWS, agree, back
 from multiopt.conformance.mutation.formulas import assembled, update
 from multiopt.conformance.mutation.mutants import MUTANTS, build
