@@ -54,19 +54,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check, and print what was found.
+    """Check, print what was found, and return 0 if nothing failed, else 1.
 
-    Returns
-    -------
-    int
-        0 if nothing failed, else 1.
-
-    Raises
-    ------
-    ImportError
-        If rich or safetensors is not installed, or a target that was asked for does not work here.
-    ValueError
-        If a name is unknown, nothing is left to check, or a trace file is damaged.
+    It raises an ImportError if rich, safetensors or a target that was asked for is missing, and a ValueError if a name
+    is unknown, nothing is left to check, or a trace file is damaged.
     """
     from rich.console import Console
     from rich.progress import Progress

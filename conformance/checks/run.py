@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -85,11 +86,12 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
         return rates | {f"explained/{t.name}/{t.scenario}": partial(judge.explained, t) for t in traces}
     target = find(name)
     parts: dict[str, Part] = {}
+    times: Counter[str] = Counter()
     for case in cases:
-        key = f"oracle/{case.scenario}"
         # Frameworks were asked different things under one name where that is `defaults`.
-        same = [found for found in parts if found.partition("#")[0] == key]
-        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, target, case)
+        times[case.scenario] += 1
+        number = f"#{times[case.scenario]}" if times[case.scenario] > 1 else ""
+        parts[f"oracle/{case.scenario}{number}"] = partial(judge.against_oracle, target, case)
     for trace in traces:
         parts[f"trace/{trace.name}/{trace.scenario}"] = partial(judge.against_trace, target, trace)
     if selection.whole:

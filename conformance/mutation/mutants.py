@@ -178,10 +178,6 @@ def _decayed(c: Config, gradients: Row, params: Row, decay: float) -> Row:
     return _each(gradients, lambda g, x: g + g.dtype.type(decay) * x, params)
 
 
-def _only_last(c: Config, number: int, gradients: Row, params: Row) -> Row:
-    return _scaled(gradients, [0.0 if (number + 1) % c.accumulate else float(c.accumulate)] * len(gradients))
-
-
 _COUPLED = ("weight_decay", "decay_kind")
 _NORMS = ("clipnorm", "global_clipnorm")
 _GIVEN: Mapping[str, tuple[str, Callable[[Config, int, Row, Row], Row], tuple[str, ...]]] = {
@@ -201,7 +197,8 @@ _GIVEN: Mapping[str, tuple[str, Callable[[Config, int, Row, Row], Row], tuple[st
         lambda c, n, g, x: _scaled(g, [float(c.accumulate)] * len(g)), ()),
     "clip-before-accumulation": ("Each accumulated gradient is clipped, not their mean",
         lambda c, n, g, x: _clipped(g, c.clipvalue), ()),
-    "last-gradient-only": ("Only the last accumulated gradient counts", _only_last, ()),
+    "last-gradient-only": ("Only the last accumulated gradient counts",
+        lambda c, n, g, x: _scaled(g, [0.0 if (n + 1) % c.accumulate else float(c.accumulate)] * len(g)), ()),
     "missing-gradient-is-zero": ("A gradient that is missing counts as 0, so that the accumulators decay",
         lambda c, n, g, x: [np.zeros_like(b) if a is None else a for a, b in zip(g, x, strict=True)], ()),
 }  # fmt: skip
