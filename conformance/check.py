@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .checks.law import nothing_left_behind
 from .checks.run import Findings, Selection, run
-from .checks.verdict import count, expect, read_xfails
+from .checks.verdict import OUTCOMES, count, expect, read_xfails
 from .data.scenarios import SCENARIOS
 from .data.systems import SYSTEMS
 from .data.traces import FOLDER, load_all
@@ -18,15 +18,6 @@ from .report import tables
 from .report.records import record, results
 from .report.table import Table, to_rich
 from .targets.target import all_targets, find
-
-#: Outcomes in a sentence.
-WORDS = {
-    "passed": "within tolerance",
-    "deviation": "where a framework deviates",
-    "unsupported": "not supported",
-    "expected failure": "failed as expected",
-    "failed": "failed",
-}
 
 
 def add_selection(add: Callable[..., object]) -> None:
@@ -104,7 +95,7 @@ def main(args: argparse.Namespace) -> int:
     if args.namespace is not None and (failed := {v.id for v in verdicts if v.failed and v.what != "xfail"}):
         console.print("Ids of what failed, for --xfails:", *sorted(failed), sep="\n", highlight=False, soft_wrap=True)
     totals = count(verdicts)
-    shown = ", ".join(f"{number} {WORDS[outcome]}" for outcome, number in totals.items() if number)
+    shown = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in totals.items() if number)
     style = "bold red" if totals["failed"] else "bold green"
     console.print(f"[{style}]{'FAILED' if totals['failed'] else 'passed'}[/]: {shown}, in {seconds:.0f} s")
     return 1 if totals["failed"] else 0

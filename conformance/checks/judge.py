@@ -7,7 +7,7 @@ deviation, and the distance between the two is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,7 +17,6 @@ from ..data.case import Case
 from ..data.deviations import DEVIATIONS, NOT_FOLLOWED, deviations_in, followed
 from ..data.floats import ulps
 from ..data.rates import rates_of
-from ..data.traces import TraceFile
 from ..data.trajectory import Trajectory
 from ..reference.accuracy import Accuracy, accuracy_of, distances
 from ..reference.compare import Distance, differences
@@ -190,14 +189,11 @@ class Judge:
         ]
 
 
-def cases_of(files: Mapping[str, TraceFile], systems: Sequence[str], scenarios: Iterable[str]) -> list[Case]:
-    """Return every different case that the systems were recorded in, by the published rule."""
+def cases_of(traces: Iterable[Trajectory]) -> list[Case]:
+    """Return every different case in which a framework answered, by the published rule."""
     found: dict[str, Case] = {}
-    for system in systems:
-        for name, trace in files[system].traces.items():
-            if name in scenarios and trace.refusal is None:
-                case = trace.case.published()
-                found.setdefault(case.key, case)
+    for case in (trace.case.published() for trace in traces if trace.refusal is None):
+        found.setdefault(case.key, case)
     return list(found.values())
 
 

@@ -80,7 +80,7 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
     """
     files, judge = _files(selection.traces), _judge(selection.quick)
     traces = list(selection.chosen(files))
-    cases = cases_of(files, selection.systems, selection.scenarios)
+    cases = cases_of(traces)
     if name == FRAMEWORKS:
         rates: dict[str, Part] = {"rates": lambda: [judge.rates(case) for case in cases]}
         return rates | {f"explained/{t.name}/{t.scenario}": partial(judge.explained, t) for t in traces}

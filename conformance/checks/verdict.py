@@ -11,10 +11,16 @@ from typing import Any
 from ..reference.compare import Distance
 from ..reference.tolerances import Tolerance
 
-#: Outcomes, from best to worst. ``deviation``: the framework itself leaves the published rule, by a way with a name;
-#: its numbers are shown, and ours are judged by the rule instead. ``unsupported``: the target cannot express it.
-#: ``expected failure``: it is in the file of expected failures.
-OUTCOMES = ("passed", "deviation", "unsupported", "expected failure", "failed")
+#: Outcomes, from best to worst, and what is said of them. ``deviation``: the framework itself leaves the published
+#: rule, by a way with a name; its numbers are shown, and ours are judged by the rule instead. ``unsupported``: the
+#: target cannot express it. ``expected failure``: it is in the file of expected failures.
+OUTCOMES: Mapping[str, str] = {
+    "passed": "within tolerance",
+    "deviation": "where a framework deviates",
+    "unsupported": "not supported",
+    "expected failure": "failed as expected",
+    "failed": "failed",
+}
 #: Over what a distance from the published rule was measured.
 ONE_STEP, WHOLE_RUN = "one step", "the whole run"
 #: What is told of where a number was seen.

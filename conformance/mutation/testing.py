@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from ..checks.judge import Judge, cases_of
 from ..checks.laws import LAWS
 from ..checks.verdict import Verdict
-from ..data.scenarios import SCENARIOS
 from ..data.specification import HOLDERS
 from ..data.traces import TraceFile, load_all
 from ..report.table import NONE, Cell, Table, to_rich
@@ -70,8 +69,7 @@ class MutationTest:
     def __init__(self, files: Mapping[str, TraceFile]) -> None:
         self.judge = Judge()
         self.traces = [t for system in SYSTEMS for t in files[system].traces.values() if t.steps <= LONGEST]
-        cases = cases_of(files, SYSTEMS, SCENARIOS)
-        fitting = [case for case in cases if case.steps <= LONGEST and not unsupported(TRUE.target(), case)]
+        fitting = [case for case in cases_of(self.traces) if not unsupported(TRUE.target(), case)]
         # Where a mistake shows in many, let the one be told that is easiest to follow.
         self.cases = sorted(fitting, key=lambda case: list(HOLDERS).index(case.dtype))
         self._checks: Mapping[str, Callable[[Target], Iterator[Verdict]]] = {

@@ -39,7 +39,7 @@ class Tally:
 
     def add(self, verdicts: Sequence[Verdict]) -> None:
         """Take in all verdicts on one scenario."""
-        self.outcomes[max((v.outcome for v in verdicts), key=OUTCOMES.index)] += 1
+        self.outcomes[max((v.outcome for v in verdicts), key=list(OUTCOMES).index)] += 1
         for v in verdicts:
             if v.outcome in ("passed", "failed"):
                 self.see(v)
