@@ -282,16 +282,15 @@ def test_a_mistake_in_torch_code_is_recognised():
 
         @torch.no_grad()
         def step(self, closure=None):
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if not self.state[p]:
-                        self.state[p] = {"square_avg": torch.zeros_like(p), "acc_delta": torch.zeros_like(p)}
-                    v, u = self.state[p]["square_avg"], self.state[p]["acc_delta"]
-                    rho, eps = group["rho"], group["eps"]
-                    v.mul_(rho).addcmul_(p.grad, p.grad, value=1 - rho)
-                    d = (u.sqrt() + eps) / (v.sqrt() + eps) * p.grad
-                    u.mul_(rho).addcmul_(d, d, value=1 - rho)
-                    p.sub_(group["lr"] * d)
+            (group,) = self.param_groups
+            rho, eps = group["rho"], group["eps"]
+            for p in group["params"]:
+                state = self.state[p]
+                v, u = (state.setdefault(slot, torch.zeros_like(p)) for slot in ("square_avg", "acc_delta"))
+                v.mul_(rho).addcmul_(p.grad, p.grad, value=1 - rho)
+                d = (u.sqrt() + eps) / (v.sqrt() + eps) * p.grad
+                u.mul_(rho).addcmul_(d, d, value=1 - rho)
+                p.sub_(group["lr"] * d)
 
     def mine(params):
         return Mine([torch.tensor(p, requires_grad=True) for p in params], lr=0.5)
@@ -303,7 +302,8 @@ def test_a_mistake_in_torch_code_is_recognised():
 
 @pytest.fixture
 def tensor():
-    return pytest.importorskip("torch").linspace(-1, 1, 5, dtype=pytest.importorskip("torch").float64)
+    torch = pytest.importorskip("torch")
+    return torch.linspace(-1, 1, 5, dtype=torch.float64)
 
 
 def test_a_scheduler_one_step_late_is_recognised(tensor):
