@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from ..checks.run import Findings
 from ..checks.verdict import OUTCOMES, WHOLE_RUN, Verdict
@@ -80,15 +79,11 @@ def found(findings: Findings, *, verbose: bool = True) -> list[Table]:
 
 
 def _by_target(
-    findings: Findings,
-    texts: tuple[str, str, str],
-    rows: Iterable[tuple[Cell | str, Mapping[str, Any]]],
-    cell: Callable[[Any], Cell],
+    findings: Findings, title: str, caption: str, corner: str, rows: Iterable[tuple[Cell | str, Mapping[str, Cell]]]
 ) -> Table:
-    """Return a table with a column for each target: title, caption and the first column's name are ``texts``."""
-    title, caption, corner = texts
+    """Return a table with a column for each target."""
     targets = findings.selection.targets
-    drawn = [[first, *(cell(row[name]) if name in row else NONE for name in targets)] for first, row in rows]
+    drawn = [[first, *(cells.get(target, NONE) for target in targets)] for first, cells in rows]
     return Table(title, caption, (corner, *targets), drawn, grid=True)
 
 
@@ -97,8 +92,7 @@ def matrix(findings: Findings) -> Table:
     found = tallies(findings.verdicts, ("trace", "oracle"), lambda v: v.system)
     marks = {"✓": "passed", "✗": "failed", "x": "expected failure", "~": "deviation"}
 
-    def cell(of: tuple[str, str, Tally]) -> Cell:
-        system, target, tally = of
+    def cell(system: str, target: str, tally: Tally) -> Cell:
         if not tally.judged:
             return NONE
         counts = [f"{mark}{tally.outcomes[outcome]}" for mark, outcome in marks.items() if tally.outcomes[outcome]]
@@ -111,19 +105,16 @@ def matrix(findings: Findings) -> Table:
 
     return _by_target(
         findings,
-        (
-            "Every state after every step, against recorded frameworks and the published rule",
-            "✓ scenarios within tolerance. ~ scenarios in which the framework itself deviates from the published rule, "
-            "so that ours is judged by the rule. Below: the worst accumulator in units in the last place (ulps) · the "
-            "worst parameter in units of motion, which are the rounding of the path so far plus the last place.",
-            "against",
-        ),
+        "Every state after every step, against recorded frameworks and the published rule",
+        "✓ scenarios within tolerance. ~ scenarios in which the framework itself deviates from the published rule, so "
+        "that ours is judged by the rule. Below: the worst accumulator in units in the last place (ulps) · the worst "
+        "parameter in units of motion, which are the rounding of the path so far plus the last place.",
+        "against",
         [
             (Cell(system or _RULE, title=SYSTEMS[system].about if system else "Zeiler 2012, in 50 digits"),
-             {target: (system, target, tally) for target, tally in found[system].items()})
+             {target: cell(system, target, tally) for target, tally in found[system].items()})
             for system in (*findings.selection.systems, "")
         ],
-        cell,
     )  # fmt: skip
 
 
@@ -138,31 +129,36 @@ def bits(findings: Findings) -> Table:
         contracted = tally.worst["ulp"] or tally.worst["motion"]
         return Cell("≈", str(tally), "known") if contracted else Cell("=", mood="good", share=0.35)
 
-    title = "The same bits: long runs over many decades of gradients, against NumPy operation by operation"
-    caption = (
+    found = tallies(findings.verdicts, ("bits",), lambda v: v.scenario)
+    return _by_target(
+        findings,
+        "The same bits: long runs over many decades of gradients, against NumPy operation by operation",
         "= every value of every step has the same bits. ≈ compiled with multiply-add: worst accumulator in ulps · "
-        "worst parameter in units of motion."
+        "worst parameter in units of motion.",
+        "run",
+        [(run, {target: cell(tally) for target, tally in row.items()}) for run, row in found.items()],
     )
-    rows = tallies(findings.verdicts, ("bits",), lambda v: v.scenario).items()
-    return _by_target(findings, (title, caption, "run"), rows, cell)
 
 
 def laws(findings: Findings) -> Table:
     """Laws × targets: on how many examples each was tried."""
-    found: dict[str, dict[str, Verdict]] = defaultdict(dict)
+    found: dict[str, dict[str, Cell]] = defaultdict(dict)
+    about = {}
     for v in findings.verdicts:
         if v.what == "law":
-            found[v.kind][v.target] = v
-
-    def cell(v: Verdict) -> Cell:
-        if v.outcome == "passed":
-            return Cell(f"✓ {v.note.partition(' ')[0]}", mood="good", title=v.note, share=0.35)
-        return Cell("✗", mood="bad" if v.failed else "known", title=v.note)
-
-    title = "Laws: what must hold whatever the numbers are"
-    caption = "✓ and the number of examples, which hypothesis draws. – not supported, or the law says nothing of it."
-    rows = [(Cell(law, title=next(iter(row.values())).reason), row) for law, row in found.items()]
-    return _by_target(findings, (title, caption, "law"), rows, cell)
+            about[v.kind] = v.reason
+            if v.outcome == "passed":
+                drawn = Cell(f"✓ {v.note.partition(' ')[0]}", mood="good", title=v.note, share=0.35)
+            else:
+                drawn = Cell("✗", mood="bad" if v.failed else "known", title=v.note)
+            found[v.kind][v.target] = drawn
+    return _by_target(
+        findings,
+        "Laws: what must hold whatever the numbers are",
+        "✓ and the number of examples, which hypothesis draws. – not supported, or the law says nothing of it.",
+        "law",
+        [(Cell(law, title=about[law]), cells) for law, cells in found.items()],
+    )
 
 
 def accuracy(verdicts: Iterable[Verdict]) -> Table:
