@@ -104,14 +104,15 @@ def main(console: Console, traces: Path, json_file: Path | None = None) -> int:
     everyone = [*MUTANTS.values(), TRUE]
     results = [test.run(mutant) for mutant in track(everyone, "mutants", console=console, transient=True)]
     console.print(to_rich(table(results)))
-    wrong = [result for result in results if result.verdict().failed]
-    for result in wrong:
-        console.print(f"[bold red]✗[/] {result.verdict()}", highlight=False)
+    verdicts = [result.verdict() for result in results]
+    wrong = [verdict for verdict in verdicts if verdict.failed]
+    for verdict in wrong:
+        console.print(f"[bold red]✗[/] {verdict}", highlight=False)
     dead = sum(not result.survived for result in results if result.mutant is not TRUE)
     style = "bold red" if wrong else "bold green"
     console.print(f"[{style}]{'FAILED' if wrong else 'passed'}[/]: {dead} of {len(MUTANTS)} mutants killed")
     if json_file is not None:
-        json_file.write_text(json.dumps([result.verdict().as_json() for result in results], indent=1) + "\n")
+        json_file.write_text(json.dumps([verdict.as_json() for verdict in verdicts], indent=1) + "\n")
     return 1 if wrong else 0
 
 
