@@ -23,14 +23,8 @@ from ..targets.run import record
 
 #: How far a rounder number may be from the estimate: a hundredth. Whether it is right, the trajectory says.
 NEAR = 0.02
-
-
-def _take_gradient(xp: Any, x: Any, g: Any, *, lr: float, rho: float, eps: float) -> tuple[Any]:
-    return (g,)
-
-
 #: The gradient as a rule gets it, scaled and clipped, in place of the parameter.
-_GRADIENT = Rule("gradient", _take_gradient, {}, ADADELTA.hypers)
+_GRADIENT = Rule("gradient", lambda xp, x, g, *, lr, rho, eps: (g,), {}, ADADELTA.hypers)
 
 
 class _First(NamedTuple):
@@ -52,7 +46,7 @@ def estimated(seen: Trajectory, base: Case) -> Iterator[Case]:
         return
     with np.errstate(all="ignore"):
         found = dict(_solved(first, c, lr, seen))
-    guesses = [
+    guesses: list[dict[str, Any]] = [
         {"decay_kind": name, "weight_decay": value} if name in ("coupled", "decoupled") else {name: value}
         for name in ("lr", "rho", "eps", "coupled", "decoupled")
         for value in _rounder(found.get(name))
