@@ -17,8 +17,9 @@ from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
 from ..data.traces import FOLDER, TraceFile, load_all
 from ..data.trajectory import Trajectory
-from ..targets.target import all_targets, find
+from ..targets.target import Target, all_targets, find
 from .judge import Judge, cases_of
+from .law import Law
 from .laws import LAWS
 from .same_bits import runs
 from .verdict import Verdict
@@ -99,8 +100,12 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
             parts[f"bits/{run_name}"] = partial(judge.against_bits, target, case)
         for law in LAWS.values():
             if law.concerns(target):
-                parts[f"law/{law.name}"] = lambda law=law: [law.verdict(target)]
+                parts[f"law/{law.name}"] = partial(_by_law, law, target)
     return parts
+
+
+def _by_law(law: Law, target: Target) -> list[Verdict]:
+    return [law.verdict(target)]
 
 
 def run(selection: Selection, tell: Callable[[str], None], *, processes: int | None = None) -> list[Verdict]:
