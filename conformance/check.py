@@ -5,44 +5,36 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from .checks.law import nothing_left_behind
-from .checks.run import Selection, run
-from .checks.verdict import Verdict, count, expect, read_xfails
+from .checks.run import Findings, Selection, run
+from .checks.verdict import OUTCOMES, count, expect, read_xfails
 from .data.scenarios import SCENARIOS
 from .data.systems import SYSTEMS
-from .data.traces import FOLDER, TraceFile, load_all
+from .data.traces import FOLDER, load_all
 from .report import tables
 from .report.records import record, results
 from .report.table import Table, to_rich
 from .targets.target import all_targets, find
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
-#: Outcomes in a sentence.
-WORDS = {
-    "passed": "within tolerance",
-    "deviation": "where a framework deviates",
-    "unsupported": "not supported",
-    "expected failure": "failed as expected",
-    "failed": "failed",
-}
+def add_selection(add: Callable[..., object]) -> None:
+    """Add the options that the command and pytest have in common: what is checked."""
+    add("--backend", action="append", metavar="NAME", help="check only this target (repeatable)")
+    add("--against", action="append", metavar="SYSTEM", help="only this framework (repeatable)")
+    add("--scenario", action="append", metavar="NAME", help="only this scenario (repeatable)")
+    add("--namespace", metavar="MODULE", help="any array API namespace, by its import name")
+    add("--xfails", type=Path, metavar="FILE", help="ids of the checks that it is known to fail")
+    add("--quick", action="store_true", help="no run further than 40 steps, frameworks not judged")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``multiopt check``."""
-    parser.add_argument("--backend", action="append", metavar="NAME", help="check only this target (repeatable)")
-    parser.add_argument("--against", action="append", metavar="SYSTEM", help="only this framework (repeatable)")
-    parser.add_argument("--scenario", action="append", metavar="NAME", help="only this scenario (repeatable)")
-    parser.add_argument("--namespace", metavar="MODULE", help="any array API namespace, by its import name")
-    parser.add_argument("--xfails", type=Path, metavar="FILE", help="ids of the checks that it is known to fail")
+    add_selection(parser.add_argument)
     parser.add_argument("--mutants", action="store_true", help="test the checks themselves, on wrong optimizers")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="only targets on this device")
-    parser.add_argument("--quick", action="store_true", help="no run further than 40 steps, frameworks not judged")
     parser.add_argument("--list", action="store_true", help="list targets, frameworks and scenarios, and exit")
     parser.add_argument("--verbose", action="store_true", help="show tolerances and deviations too")
     parser.add_argument("--traces", type=Path, default=FOLDER, help="folder of the recorded traces")
@@ -53,21 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Check, and print what was found.
+    """Check, print what was found, and return 0 if nothing failed, else 1.
 
-    Returns
-    -------
-    int
-        0 if nothing failed, else 1.
-
-    Raises
-    ------
-    ImportError
-        If rich or safetensors is not installed, or a target that was asked for does not work here.
-    ValueError
-        If a name is unknown, nothing is left to check, or a trace file is damaged.
+    It raises an ImportError if rich, safetensors or a target that was asked for is missing, and a ValueError if a name
+    is unknown, nothing is left to check, or a trace file is damaged.
     """
     from rich.console import Console
+    from rich.progress import Progress
 
     console = Console()
     if not console.is_terminal:
@@ -87,54 +71,47 @@ def main(args: argparse.Namespace) -> int:
     selection = select(args)
     files = load_all(selection.traces)  # damaged ones are rejected here, before the work
     begun = time.monotonic()
-    with nothing_left_behind():
-        verdicts = _run(console, selection, args.processes)
+    with nothing_left_behind(), Progress(console=console, transient=True) as progress:
+        bar = progress.add_task("checking", total=len(selection.targets) + (not selection.quick))
+        verdicts = run(selection, lambda name: progress.advance(bar), processes=args.processes)
     seconds = time.monotonic() - begun
     if args.xfails is not None:
         verdicts = expect(verdicts, xfails, complete=selection.whole)
-    _print(console, selection, files, verdicts, args.verbose)
+    findings = Findings(selection, files, verdicts, seconds)
+    for table in (*tables.found(findings, verbose=args.verbose), tables.failures(verdicts)):
+        if table.rows:
+            console.print(to_rich(table))
+    for note in notes(findings):
+        console.print(f" · {note}", style="dim", highlight=False)
     if args.json is not None:
-        args.json.write_text(json.dumps(results(selection, files, verdicts, seconds), indent=1) + "\n")
+        args.json.write_text(json.dumps(results(findings), indent=1) + "\n")
     if args.record is not None:
-        console.print(f"recorded in {record(args.record, selection, files, verdicts, seconds)}")
+        console.print(f"recorded in {record(args.record, findings)}")
     if args.report is not None:
         from .report.page import write
 
-        write(args.report, selection, files, verdicts, notes(selection, verdicts))
+        write(args.report, findings, notes(findings))
         console.print(f"wrote {args.report}")
     if args.namespace is not None and (failed := {v.id for v in verdicts if v.failed and v.what != "xfail"}):
         console.print("Ids of what failed, for --xfails:", *sorted(failed), sep="\n", highlight=False, soft_wrap=True)
     totals = count(verdicts)
-    shown = ", ".join(f"{number} {WORDS[outcome]}" for outcome, number in totals.items() if number)
+    shown = ", ".join(f"{number} {OUTCOMES[outcome]}" for outcome, number in totals.items() if number)
     style = "bold red" if totals["failed"] else "bold green"
     console.print(f"[{style}]{'FAILED' if totals['failed'] else 'passed'}[/]: {shown}, in {seconds:.0f} s")
     return 1 if totals["failed"] else 0
 
 
 def select(args: argparse.Namespace) -> Selection:
-    """Return what the options ask for.
-
-    Raises
-    ------
-    ImportError, ValueError
-        See `main`.
-    """
+    """Return what the options ask for; errors as those of `main`."""
     asked = args.backend
     if args.namespace is not None:
         asked = [*(asked or ()), find(args.namespace).name]
     targets = all_targets()
-    absences: dict[str, str] = {}
-    present = []
-    for name in _known("--backend", asked, targets):
-        if args.device is not None and targets[name].device != args.device:
-            continue
-        reason = targets[name].absent()
-        if reason is None:
-            present.append(name)
-        elif asked:
-            raise ImportError(f"--backend {name}: {reason}")
-        else:
-            absences[name] = reason
+    names = _known("--backend", asked, targets)
+    absences = {n: targets[n].absent() for n in names if args.device is None or targets[n].device == args.device}
+    present = [name for name, reason in absences.items() if reason is None]
+    if asked and (lacking := [f"{name}: {reason}" for name, reason in absences.items() if reason is not None]):
+        raise ImportError(f"--backend {lacking[0]}")
     if not present:
         told = "; ".join(f"{name}: {reason}" for name, reason in absences.items())
         raise ValueError(f"no backend is left to check: {told or f'none of them is on {args.device}'}")
@@ -155,26 +132,9 @@ def _known(option: str, asked: Sequence[str] | None, table: Iterable[str]) -> li
     return [name for name in names if asked is None or name in asked]
 
 
-def _run(console: Console, selection: Selection, processes: int | None) -> list[Verdict]:
-    from rich.progress import Progress
-
-    with Progress(console=console, transient=True) as progress:
-        bar = progress.add_task("checking", total=len(selection.targets) + (not selection.quick))
-        return run(selection, lambda name: progress.advance(bar), processes=processes)
-
-
-def _print(
-    console: Console, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], verbose: bool
-) -> None:
-    for table in (*tables.found(selection, files, verdicts, verbose=verbose), tables.failures(verdicts)):
-        if table.rows:
-            console.print(to_rich(table))
-    for note in notes(selection, verdicts):
-        console.print(f" · {note}", style="dim", highlight=False)
-
-
-def notes(selection: Selection, verdicts: Sequence[Verdict]) -> list[str]:
+def notes(findings: Findings) -> list[str]:
     """Return what a reader of the tables must know besides."""
+    selection = findings.selection
     targets = all_targets()
     told = [f"{name}: {reason}" for name, target in targets.items() if (reason := target.absent()) is not None]
     brief = [name for name in selection.targets if targets[name].slow]
@@ -183,7 +143,7 @@ def notes(selection: Selection, verdicts: Sequence[Verdict]) -> list[str]:
     elif brief:
         told.append(f"{', '.join(brief)}: slow by step, so that no run went further than 40 steps")
     without: dict[str, set[str]] = {}
-    for v in verdicts:
+    for v in findings.verdicts:
         if v.outcome == "unsupported":
             without.setdefault(v.reason, set()).add(v.scenario)
     return told + [f"not judged, {len(names)} scenarios: {reason}" for reason, names in sorted(without.items())]

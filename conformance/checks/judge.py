@@ -7,9 +7,9 @@ deviation, and the distance between the two is told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,7 +17,6 @@ from ..data.case import Case
 from ..data.deviations import DEVIATIONS, NOT_FOLLOWED, deviations_in, followed
 from ..data.floats import ulps
 from ..data.rates import rates_of
-from ..data.traces import TraceFile
 from ..data.trajectory import Trajectory
 from ..reference.accuracy import Accuracy, accuracy_of, distances
 from ..reference.compare import Distance, differences
@@ -29,6 +28,7 @@ from ..targets.target import Target, find
 from .same_bits import REFERENCE, differing, values
 from .verdict import ONE_STEP, WHOLE_RUN, Verdict
 
+T = TypeVar("T")
 #: So many steps at most of a target that is slow.
 BRIEF = 40
 
@@ -36,20 +36,18 @@ BRIEF = 40
 class Judge:
     """Asks each case once of each target, and keeps the answers; equal bits are judged once.
 
-    Parameters
-    ----------
-    brief : bool
-        Let every target take long cases no further than `BRIEF` steps, not only slow ones.
+    ``brief`` lets every target take long cases no further than `BRIEF` steps, not only slow ones.
     """
 
     def __init__(self, *, brief: bool = False) -> None:
         self.brief = brief
         self._kept: dict[Hashable, Any] = {}
 
-    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
         if key not in self._kept:
             self._kept[key] = make()
-        return self._kept[key]
+        kept: T = self._kept[key]
+        return kept
 
     # --- answers ---
 
@@ -67,8 +65,7 @@ class Judge:
                 # Whatever goes wrong is a finding about the target, not the end of the check.
                 return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
-        found: Trajectory | str = self._once(("answer", target.name, case.key), run)
-        return found
+        return self._once(("answer", target.name, case.key), run)
 
     def _answer_or_verdict(self, blank: Verdict, target: Target, case: Case) -> Trajectory | Verdict:
         """Return the answer, or the verdict that stands in its place."""
@@ -88,10 +85,8 @@ class Judge:
         """Return how far an answer of ours is from the published rule."""
         # In 16 bits ours computes in float32: its hyperparameters are not rounded to the parameters' dtype.
         as_held = answer.dtype not in ("float16", "bfloat16")
-        found: Mapping[str, Distance] = self._once(
-            ("distances", answer.bits(), stepwise), lambda: distances(answer, stepwise=stepwise, as_held=as_held)
-        )
-        return found
+        key = ("distances", answer.bits(), stepwise)
+        return self._once(key, lambda: distances(answer, stepwise=stepwise, as_held=as_held))
 
     def against_oracle(self, target: Target, case: Case) -> list[Verdict]:
         """Judge a target by the published rule, one step at a time and over the whole run."""
@@ -101,11 +96,9 @@ class Judge:
         if isinstance(answer, Verdict):
             return [answer]
         return [
-            replace(blank, kind=kind, over=over).judged(
-                found, against_oracle(kind, case.dtype, stepwise=over == ONE_STEP)
-            )
-            for over in (ONE_STEP, WHOLE_RUN)
-            for kind, found in self.from_oracle(answer, stepwise=over == ONE_STEP).items()
+            replace(blank, kind=kind, over=over).judged(found, against_oracle(kind, case.dtype, stepwise=stepwise))
+            for over, stepwise in ((ONE_STEP, True), (WHOLE_RUN, False))
+            for kind, found in self.from_oracle(answer, stepwise=stepwise).items()
         ]
 
     def rates(self, case: Case) -> Verdict:
@@ -122,16 +115,14 @@ class Judge:
 
     def accuracy(self, trace: Trajectory) -> Accuracy:
         """Return how far a framework's trace is from the rule."""
-        found: Accuracy = self._once(("accuracy", trace.bits()), lambda: accuracy_of(trace))
-        return found
+        return self._once(("accuracy", trace.bits()), lambda: accuracy_of(trace))
 
     def explained(self, trace: Trajectory) -> list[Verdict]:
         """Judge a framework's trace: whether the rule, with the deviations that are named, explains it."""
         blank = Verdict("explained", "", trace.name, trace.scenario, "", "deviation")
         if trace.refusal is not None:
             return [replace(blank, reason=f"it raises {trace.refusal}: there is nothing to compare")]
-        unknown = NOT_FOLLOWED & set(trace.deviations)
-        if unknown:
+        if unknown := NOT_FOLLOWED & set(trace.deviations):
             return [replace(blank, reason="; ".join(DEVIATIONS[name].about for name in sorted(unknown)))]
         accuracy = self.accuracy(trace)
         return [
@@ -154,9 +145,7 @@ class Judge:
             return [answer]
         cut = trace.first(case.steps)
         try:
-            found: Mapping[str, Distance] = self._once(
-                ("differences", trace.bits(), answer.bits()), lambda: differences(answer, cut)
-            )
+            found = self._once(("differences", trace.bits(), answer.bits()), lambda: differences(answer, cut))
         except ValueError as error:
             return [replace(blank, outcome="failed", reason=str(error))]
         left = (*left, *(name for name in target.deviations if name not in trace.deviations and _subnormal(trace)))
@@ -164,13 +153,9 @@ class Judge:
         if deviations_in(trace):
             notes.append(self._both(target, trace))
         reason = "; ".join(f"{name}: {DEVIATIONS[name].about}" for name in left)
-        verdicts = []
-        for kind, difference in found.items():
-            verdict = replace(blank, kind=kind, note="; ".join(notes)).judged(difference, TRACE[kind])
-            if left:
-                verdict = replace(verdict, outcome="deviation", tolerance=None, reason=reason)
-            verdicts.append(verdict)
-        return verdicts
+        blank = replace(blank, note="; ".join(notes))
+        verdicts = [replace(blank, kind=kind).judged(far, TRACE[kind]) for kind, far in found.items()]
+        return [replace(v, outcome="deviation", tolerance=None, reason=reason) if left else v for v in verdicts]
 
     def _both(self, target: Target, trace: Trajectory) -> str:
         """Tell both distances from the published rule: theirs, by their deviations, and ours."""
@@ -204,14 +189,11 @@ class Judge:
         ]
 
 
-def cases_of(files: Mapping[str, TraceFile], systems: Sequence[str], scenarios: Iterable[str]) -> list[Case]:
-    """Return every different case that the systems were recorded in, by the published rule."""
+def cases_of(traces: Iterable[Trajectory]) -> list[Case]:
+    """Return every different case in which a framework answered, by the published rule."""
     found: dict[str, Case] = {}
-    for system in systems:
-        for name, trace in files[system].traces.items():
-            if name in scenarios and trace.refusal is None:
-                case = trace.case.published()
-                found.setdefault(case.key, case)
+    for case in (trace.case.published() for trace in traces if trace.refusal is None):
+        found.setdefault(case.key, case)
     return list(found.values())
 
 

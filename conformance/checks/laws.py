@@ -9,24 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from operator import methodcaller
 
 import numpy as np
 
 from ..data.case import Array, Case, Gradient
-from ..data.floats import REAL, parts, rounded, ulps
+from ..data.floats import rounded
 from ..data.specification import Config
 from ..data.trajectory import STATES, Trajectory
-from ..reference.compare import Distance, differences, same_bits
+from ..reference.compare import differences
 from ..reference.tolerances import COMPILED
 from ..targets.run import run_target
 from ..targets.target import Target
-from .examples import OPTIONS
-from .law import BrokenError, Law
+from .law import OPTIONS, BrokenError, Law, law
 from .promises import PROMISES
 
 Series = Sequence[Array]
 Rng = np.random.Generator
 _MOVING = ("x", "average")
+_WIDE = ("float32", "float64", "complex64", "complex128")
+_PLAIN = ("plain", "paper", "coupled", "decoupled", "clipvalue")
 
 # --- asking and comparing ---
 
@@ -42,6 +44,12 @@ def agree(target: Target, one: Trajectory, other: Trajectory, what: str) -> None
 def back(one: Trajectory, other: Trajectory, change: Callable[[str, Series], Series]) -> Trajectory:
     """Return what `other` would be as an answer to the case of `one`: its states, changed back."""
     return replace(one, states={kind: change(kind, other.states[kind]) for kind in STATES if other.has(kind)})
+
+
+def related(target: Target, case: Case, other: Case, change: Callable[[str, Series], Series], what: str) -> None:
+    """Run a case and another one made of it, change the states of that one back, and compare."""
+    one = run_target(target, case)
+    agree(target, one, back(one, run_target(target, other), change), what)
 
 
 def asked(case: Case, start: Series, gradients: Sequence[Sequence[Gradient]], **options: object) -> Case:
@@ -61,14 +69,16 @@ def every(case: Case, change: Callable[[Array], Array], *, start: bool = True) -
 # --- the laws ---
 
 
+@law()
 def sign_symmetry(target: Target, case: Case, rng: Rng) -> None:
-    """Negate parameters and gradients."""
-    one, other = run_target(target, case), run_target(target, every(case, np.negative))
-    agree(target, one, back(one, other, lambda kind, s: [-a for a in s] if kind in _MOVING else s), "mirrored")
+    """Negated parameters and gradients give negated parameters and the same state."""
+    mirrored = every(case, np.negative)
+    related(target, case, mirrored, lambda kind, s: [-a for a in s] if kind in _MOVING else s, "mirrored")
 
 
+@law()
 def permutation(target: Target, case: Case, rng: Rng) -> None:
-    """Put the tensors, and the elements of each, into another order."""
+    """The order of tensors and elements does not matter."""
     tensors = rng.permutation(len(case.shapes))
     orders = [rng.permutation(int(np.prod(shape))) for shape in case.shapes]
 
@@ -81,26 +91,26 @@ def permutation(target: Target, case: Case, rng: Rng) -> None:
             found[int(i)] = values[:, np.argsort(orders[i])].reshape(len(values), *case.shapes[i])
         return [found[i] for i in range(len(case.shapes))]
 
-    one = run_target(target, case)
-    other = run_target(target, asked(case, shuffled(case.start), [shuffled(row) for row in case.gradients]))
-    agree(target, one, back(one, other, sorted_), "in another order")
+    other = asked(case, shuffled(case.start), [shuffled(row) for row in case.gradients])
+    related(target, case, other, sorted_, "in another order")
 
 
+@law()
 def reshape(target: Target, case: Case, rng: Rng) -> None:
-    """Make a vector of each tensor, and a column of that."""
-    one = run_target(target, case)
+    """The shape does not matter."""
 
     def restored(kind: str, series: Series) -> Series:
         return [a.reshape(len(a), *shape) for a, shape in zip(series, case.shapes, strict=True)]
 
-    vectors = run_target(target, every(case, np.ravel))
-    agree(target, one, back(one, vectors, restored), "as vectors")
-    columns = run_target(target, every(case, lambda a: a.reshape(-1, 1)))
-    agree(target, one, back(one, columns, restored), "as columns")
+    one = run_target(target, case)
+    for shape, what in (((-1,), "as vectors"), ((-1, 1), "as columns")):
+        other = every(case, methodcaller("reshape", shape))
+        agree(target, one, back(one, run_target(target, other), restored), what)
 
 
+@law(labels=tuple(label for label in OPTIONS if label != "clipnorm"))
 def split(target: Target, case: Case, rng: Rng) -> None:
-    """Put all tensors into one."""
+    """The split into tensors does not matter, to the global norm neither."""
     sizes = [int(np.prod(shape)) for shape in case.shapes]
 
     def joined(row: Sequence[Gradient]) -> list[Array]:
@@ -110,95 +120,78 @@ def split(target: Target, case: Case, rng: Rng) -> None:
         pieces = np.split(series[0], np.cumsum(sizes)[:-1], axis=1)
         return [a.reshape(len(a), *shape) for a, shape in zip(pieces, case.shapes, strict=True)]
 
-    one = run_target(target, case)
-    other = run_target(target, asked(case, joined(case.start), [joined(row) for row in case.gradients]))
-    agree(target, one, back(one, other, apart), "as one tensor")
+    other = asked(case, joined(case.start), [joined(row) for row in case.gradients])
+    related(target, case, other, apart, "as one tensor")
 
 
+@law(labels=("plain", "paper", "clipvalue", "global-clipnorm"))
 def zero_gradient(target: Target, case: Case, rng: Rng) -> None:
-    """Add a step with gradients of 0."""
+    """A gradient of 0 leaves x and lets the state decay."""
     zeros = [np.zeros_like(values) for values in case.start]
     found = run_target(target, asked(case, case.start, [*case.gradients, zeros]))
-    real = REAL.get(case.dtype, case.dtype)
-    for kind in ("x", "square_avg", "acc_delta"):
-        for name, values in zip(found.names, found.states[kind], strict=True):
-            before, after = parts(values[-2]), parts(values[-1])
-            expected = before if kind == "x" else rounded(case.config.rho * before, real)
-            # The rule has rho rounded to the data type, then a product: half a unit each. x does not round.
-            limit = 0.0 if kind == "x" else 2.0
-            far = ulps(expected.astype(after.dtype), after, real)
-            if far.size and not np.max(far) <= limit:
-                at = int(np.argmax(far))
-                pair = float(after.ravel()[at]), float(expected.ravel()[at])
-                wanted = "x stays" if kind == "x" else f"{kind} becomes rho times what it was"
-                place = Distance(kind, float(far.flat[at]), found.steps, name, at, *pair)
-                raise BrokenError(f"{wanted} when the gradient is 0", place)
+
+    def expected(kind: str, series: Series) -> Series:
+        factor = 1.0 if kind == "x" else case.config.rho
+        return [np.concatenate([a[:-1], rounded(factor * a[-2:-1], case.dtype)]) for a in series]
+
+    for kind, apart in differences(found, back(found, found, expected)).items():
+        # The rule has rho rounded to the data type, then a product: half a unit each. x does not round.
+        if not apart.units <= (0.0 if kind == "x" else 2.0):
+            wanted = "x stays" if kind == "x" else f"{kind} becomes rho times what it was"
+            raise BrokenError(f"{wanted} when the gradient is 0", apart)
 
 
+@law(labels=("plain", "paper", "clipvalue", "clipnorm", "ema"), dtypes=_WIDE)
 def learning_rate(target: Target, case: Case, rng: Rng) -> None:
-    """Start at 0 and take a learning rate four times as large: powers of two scale without rounding."""
+    """The learning rate scales the motion and never the state."""
+    # From 0, and four times as large: powers of two scale without rounding.
     zeros = [np.zeros_like(values) for values in case.start]
-    one = run_target(target, asked(case, zeros, case.gradients, lr=0.25))
-    other = run_target(target, asked(case, zeros, case.gradients, lr=1.0))
-    quarter = back(one, other, lambda kind, s: [a / 4 for a in s] if kind in _MOVING else s)
-    agree(target, one, quarter, "at four times the learning rate")
+    one, other = (asked(case, zeros, case.gradients, lr=lr) for lr in (0.25, 1.0))
+    quarter = lambda kind, s: [a / 4 for a in s] if kind in _MOVING else s  # noqa: E731
+    related(target, one, other, quarter, "at four times the learning rate")
 
 
-def missing(target: Target, case: Case, rng: Rng) -> None:
-    """Leave out one tensor's gradient at one step."""
+@law(labels=(*_PLAIN, "clipnorm"))
+def missing_gradient(target: Target, case: Case, rng: Rng) -> None:
+    """A gradient of None freezes its tensor and nothing else."""
     other = np.ones_like(case.start[0])
     start = [*case.start, other]
     rows = [[*row, other] for row in case.gradients]
     step, i = int(rng.integers(len(rows))), int(rng.integers(len(start) - 1))
     left_out = [[None if (t, k) == (step, i) else g for k, g in enumerate(row)] for t, row in enumerate(rows)]
     found = run_target(target, asked(case, start, left_out))
-    for kind in ("x", "square_avg", "acc_delta"):
-        values = found.states[kind][i]
-        if not same_bits(values[step], values[step + 1]):
-            at = int(np.argmax(parts(values[step] != values[step + 1])))
-            pair = float(parts(values[step]).flat[at]), float(parts(values[step + 1]).flat[at])
-            place = Distance(kind, np.inf, step + 1, f"p{i}", at, *pair)
-            raise BrokenError(f"{kind} stays when the gradient is None", place)
+
+    def frozen(kind: str, series: Series) -> Series:
+        kept = series[i].copy()
+        kept[step + 1] = kept[step]
+        return [*series[:i], kept, *series[i + 1 :]]
+
+    for kind, apart in differences(found, back(found, found, frozen)).items():
+        if not apart.same_bits:
+            raise BrokenError(f"{kind} stays when the gradient is None", apart)
     full = run_target(target, asked(case, start, rows))
     others = back(full, found, lambda kind, s: [*s[:i], full.states[kind][i], *s[i + 1 :]])
     agree(target, full, others, "for the tensors beside the one without gradient")
 
 
+@law(needs=Config(maximize=True))
 def maximize(target: Target, case: Case, rng: Rng) -> None:
-    """Maximize, and minimize with negated gradients."""
-    one = run_target(target, case.with_options(maximize=True))
-    other = run_target(target, every(case, np.negative, start=False))
-    agree(target, one, back(one, other, lambda _, s: s), "with negated gradients")
+    """Maximizing is minimizing with negated gradients."""
+    up, down = case.with_options(maximize=True), every(case, np.negative, start=False)
+    related(target, up, down, lambda _, s: s, "with negated gradients")
 
 
+@law(labels=(*_PLAIN, "clipnorm", "global-clipnorm"), needs=Config(accumulate=2))
 def accumulation(target: Target, case: Case, rng: Rng) -> None:
-    """Give each gradient twice and take the mean."""
-    one = run_target(target, case)
-    twice = [row for row in case.gradients for _ in range(2)]
-    other = run_target(target, asked(case, case.start, twice, accumulate=2))
-    agree(target, one, back(one, other, lambda _, s: [a[::2] for a in s]), "as the mean of two equal gradients")
+    """The mean of two equal gradients is that gradient."""
+    twice = asked(case, case.start, [row for row in case.gradients for _ in range(2)], accumulate=2)
+    related(target, case, twice, lambda _, s: [a[::2] for a in s], "as the mean of two equal gradients")
 
 
-_WIDE = ("float32", "float64", "complex64", "complex128")
-_PLAIN = ("plain", "paper", "coupled", "decoupled", "clipvalue")
 LAWS: Mapping[str, Law] = {
     law.name: law
     for law in (
-        Law("sign symmetry", "negated parameters and gradients give negated parameters and the same state",
-            sign_symmetry),
-        Law("permutation", "the order of tensors and elements does not matter", permutation),
-        Law("reshape", "the shape does not matter", reshape),
-        Law("split", "the split into tensors does not matter, to the global norm neither", split,
-            tuple(label for label in OPTIONS if label != "clipnorm")),
-        Law("zero gradient", "a gradient of 0 leaves x and lets the state decay", zero_gradient,
-            ("plain", "paper", "clipvalue", "global-clipnorm")),
-        Law("learning rate", "the learning rate scales the motion and never the state", learning_rate,
-            ("plain", "paper", "clipvalue", "clipnorm", "ema"), _WIDE),
-        Law("missing gradient", "a gradient of None freezes its tensor and nothing else", missing,
-            (*_PLAIN, "clipnorm")),
-        Law("maximize", "maximizing is minimizing with negated gradients", maximize, needs=Config(maximize=True)),
-        Law("accumulation", "the mean of two equal gradients is that gradient", accumulation,
-            (*_PLAIN, "clipnorm", "global-clipnorm"), needs=Config(accumulate=2)),
-        *PROMISES,
+        sign_symmetry, permutation, reshape, split, zero_gradient, learning_rate, missing_gradient, maximize,
+        accumulation, *PROMISES,
     )
 }  # fmt: skip

@@ -15,7 +15,7 @@ from ..data.case import Case
 from ..targets.arguments import FUNCTIONAL, core_options
 from ..targets.optimizers import SLOTS
 from ..targets.target import Target
-from .law import BrokenError, Law
+from .law import BrokenError, law
 
 _CORE = ("auto", "eager", "host", "cuda")
 
@@ -26,6 +26,7 @@ class _Bench:
     def __init__(self, target: Target, case: Case) -> None:
         self.target, self.arrays, self.case = target, target.arrays, case
         self.options = core_options(case)
+        self.rows = [self.make(row) for row in case.gradients]
 
     def make(self, row: Sequence[Any]) -> list[Any]:
         return [self.arrays.make(np.asarray(values), self.case.dtype) for values in row]
@@ -34,13 +35,14 @@ class _Bench:
         params = self.make(self.case.start if start is None else start)
         return Adadelta(params, engine=self.target.engine, **self.options)
 
-    def held(self, opt: Adadelta) -> list[Any]:
-        """Every array that a step may change."""
-        held = [*opt.params, *(state[slot] for state in opt.state for slot in SLOTS)]
-        return [*held, *opt.ema_params] if opt.ema is not None else held
-
     def bits(self, arrays: Sequence[Any]) -> list[bytes]:
         return [values.tobytes() for values in self.arrays.read(arrays)]
+
+
+def _held(opt: Adadelta) -> list[Any]:
+    """Return every array that a step may change."""
+    held = [*opt.params, *(state[slot] for state in opt.state for slot in SLOTS)]
+    return [*held, *opt.ema_params] if opt.ema is not None else held
 
 
 def _same(one: Sequence[bytes], other: Sequence[bytes], what: str) -> None:
@@ -49,56 +51,56 @@ def _same(one: Sequence[bytes], other: Sequence[bytes], what: str) -> None:
             raise BrokenError(f"{what}: array {i} has other bits")
 
 
+@law(labels=("plain", "coupled", "decoupled", "clipvalue"), engines=(*_CORE, "functional"))
 def gradients_untouched(target: Target, case: Case, rng: np.random.Generator) -> None:
-    """Step, and look at the gradients again; in functional form at parameters and state too."""
+    """A step leaves gradients as they are; functional.update leaves everything."""
     bench = _Bench(target, case)
-    rows = [bench.make(row) for row in bench.case.gradients]
-    before = [bench.bits(row) for row in rows]
-    if bench.target.engine != "functional":
+    before = [bench.bits(row) for row in bench.rows]
+    if target.engine != "functional":
         opt = bench.optimizer()
-        for row in rows:
+        for row in bench.rows:
             opt.step(row)
     else:
         options = {name: bench.options[name] for name in FUNCTIONAL}
-        params = bench.make(bench.case.start)
+        params = bench.make(case.start)
         state = functional.init(params)
-        for row in rows:
+        for row in bench.rows:
             held = [*params, *(a for slot in SLOTS for a in state.slots[slot])]
             kept = bench.bits(held)
             params, state = functional.update(params, row, state, **options)
             _same(kept, bench.bits(held), "functional.update leaves parameters and state as they are")
-    for row, bits in zip(rows, before, strict=True):
+    for row, bits in zip(bench.rows, before, strict=True):
         _same(bits, bench.bits(row), "a step leaves gradients as they are")
 
 
+@law(engines=_CORE)
 def dtype_and_device(target: Target, case: Case, rng: np.random.Generator) -> None:
-    """Step, and ask every array for its dtype, device and shape."""
-    bench = _Bench(target, case)
+    """Parameters and state keep dtype, device and shape."""
 
     def described(arrays: Sequence[Any]) -> list[str]:
         return [f"{a.dtype} {getattr(a, 'device', 'cpu')} {tuple(a.shape)}" for a in arrays]
 
+    bench = _Bench(target, case)
     opt = bench.optimizer()
-    before = described(bench.held(opt))
-    if before[: len(opt.params)] != before[len(opt.params) : 2 * len(opt.params)] and len(opt.params) == 1:
+    count, before = len(opt.params), described(_held(opt))
+    if count == 1 and before[0] != before[1]:
         raise BrokenError(f"state has the parameter's dtype, device and shape: {before}")
-    for row in bench.case.gradients:
-        returned = opt.step(bench.make(row))
-    after = described(bench.held(opt))
-    if after != before or described(returned) != before[: len(opt.params)]:
+    for row in bench.rows:
+        returned = opt.step(row)
+    after = described(_held(opt))
+    if after != before or described(returned) != before[:count]:
         raise BrokenError(f"dtype, device and shape stay: {before} became {after}")
 
 
+@law(engines=_CORE)
 def save_and_resume(target: Target, case: Case, rng: np.random.Generator) -> None:
-    """Stop in the middle, go on with what was saved, as a dict and as a file."""
+    """What goes on from a saved state, a file or a dict, has the bits of what never stopped."""
     bench = _Bench(target, case)
-    rows = bench.case.gradients
-    middle = len(rows) // 2
+    middle = len(bench.rows) // 2
     whole, first, second = (bench.optimizer() for _ in range(3))
-    for row in rows:
-        whole.step(bench.make(row))
-    for row in rows[:middle]:
-        first.step(bench.make(row))
+    for opt, rows in ((whole, bench.rows), (first, bench.rows[:middle])):
+        for row in rows:
+            opt.step(row)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "state.safetensors"
         first.save(path)
@@ -106,55 +108,43 @@ def save_and_resume(target: Target, case: Case, rng: np.random.Generator) -> Non
     third = bench.optimizer(bench.arrays.read(first.params))
     third.load_state_dict(first.state_dict())
     for name, opt in (("file", second), ("dict", third)):
-        for row in rows[middle:]:
-            opt.step(bench.make(row))
-        _same(bench.bits(bench.held(whole)), bench.bits(bench.held(opt)), f"resumed from a {name}")
+        for row in bench.rows[middle:]:
+            opt.step(row)
+        _same(bench.bits(_held(whole)), bench.bits(_held(opt)), f"resumed from a {name}")
 
 
-def errors_change_nothing(target: Target, case: Case, rng: np.random.Generator) -> None:
-    """Give a step what it must reject, and look at every array."""
+@law(engines=_CORE)
+def refusal_changes_nothing(target: Target, case: Case, rng: np.random.Generator) -> None:
+    """A step that raises leaves every array as it was."""
     bench = _Bench(target, case)
     opt = bench.optimizer()
-    rows = bench.case.gradients
-    good = [np.asarray(g) for g in rows[-1]]
-    for row in rows[:-1]:
-        opt.step(bench.make(row))
-    before, steps = bench.bits(bench.held(opt)), (opt.steps, opt.micro_steps)
-    other = "float32" if bench.case.dtype == "float64" else "float64"
+    for row in bench.rows[:-1]:
+        opt.step(row)
+    before, steps = bench.bits(_held(opt)), (opt.steps, opt.micro_steps)
+    good, last = bench.rows[-1], np.array(case.gradients[-1][-1])
+    other = "float32" if case.dtype == "float64" else "float64"
     wrong: dict[str, list[Any]] = {
-        "a wrong shape": [*bench.make(good[:-1]), bench.make([np.zeros((2, 7, 1), good[-1].dtype)])[0]],
-        "a wrong dtype": [*bench.make(good[:-1]), bench.arrays.make(np.zeros(good[-1].shape), other)],
-        "one gradient too many": bench.make([*good, good[-1]]),
+        "a wrong shape": [*good[:-1], *bench.make([np.zeros((2, 7, 1), last.dtype)])],
+        "a wrong dtype": [*good[:-1], bench.arrays.make(np.zeros(last.shape), other)],
+        "one gradient too many": [*good, *bench.make([last])],
         "no gradient": [None] * len(good),
-        "no array": [*bench.make(good[:-1]), "1.0"],
+        "no array": [*good[:-1], "1.0"],
     }
-    for what, grads in wrong.items():
-        _rejected(opt, grads, (TypeError, ValueError), what)
-        _same(before, bench.bits(bench.held(opt)), f"rejected for {what}")
-    last = good[-1].copy()
     if last.size:
         last.flat[-1] = np.nan
-        opt.nonfinite = "raise"
-        _rejected(opt, bench.make([*good[:-1], last]), (FloatingPointError,), "NaN")
-        _same(before, bench.bits(bench.held(opt)), "rejected for NaN")
+        wrong["NaN"] = [*good[:-1], *bench.make([last])]
+    for what, grads in wrong.items():
+        kinds: tuple[type[Exception], ...] = (TypeError, ValueError)
+        if what == "NaN":
+            opt.nonfinite, kinds = "raise", (FloatingPointError,)
+        try:
+            opt.step(grads)
+        except kinds:
+            _same(before, bench.bits(_held(opt)), f"rejected for {what}")
+        else:
+            raise BrokenError(f"a step is rejected for {what}")
     if (opt.steps, opt.micro_steps) != steps:
         raise BrokenError(f"a step that raises is not counted: {steps} became {(opt.steps, opt.micro_steps)}")
 
 
-def _rejected(opt: Adadelta, grads: list[Any], kinds: tuple[type[Exception], ...], what: str) -> None:
-    try:
-        opt.step(grads)
-    except kinds:
-        return
-    raise BrokenError(f"a step is rejected for {what}")
-
-
-PROMISES = (
-    Law("gradients untouched", "a step leaves gradients as they are; functional.update leaves everything",
-        gradients_untouched, ("plain", "coupled", "decoupled", "clipvalue"), engines=(*_CORE, "functional")),
-    Law("dtype and device", "parameters and state keep dtype, device and shape", dtype_and_device, engines=_CORE),
-    Law("save and resume", "what goes on from a saved state has the bits of what never stopped", save_and_resume,
-        engines=_CORE),
-    Law("refusal changes nothing", "a step that raises leaves every array as it was", errors_change_nothing,
-        engines=_CORE),
-)  # fmt: skip
+PROMISES = (gradients_untouched, dtype_and_device, save_and_resume, refusal_changes_nothing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
 from ..data.traces import FOLDER, TraceFile, load_all
 from ..data.trajectory import Trajectory
-from ..targets.target import all_targets, find
+from ..targets.target import Target, all_targets, find
 from .judge import Judge, cases_of
 from .law import Law
 from .laws import LAWS
@@ -53,6 +54,16 @@ class Selection:
             yield from (trace for name, trace in files[system].traces.items() if name in self.scenarios)
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What was checked, the traces that it was checked with, every verdict, and how long it took."""
+
+    selection: Selection
+    files: Mapping[str, TraceFile]
+    verdicts: Sequence[Verdict]
+    seconds: float = 0.0
+
+
 # Once in each process.
 _files = cache(load_all)
 
@@ -70,17 +81,18 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
     """
     files, judge = _files(selection.traces), _judge(selection.quick)
     traces = list(selection.chosen(files))
-    cases = cases_of(files, selection.systems, selection.scenarios)
+    cases = cases_of(traces)
     if name == FRAMEWORKS:
         rates: dict[str, Part] = {"rates": lambda: [judge.rates(case) for case in cases]}
         return rates | {f"explained/{t.name}/{t.scenario}": partial(judge.explained, t) for t in traces}
     target = find(name)
     parts: dict[str, Part] = {}
+    times: Counter[str] = Counter()
     for case in cases:
-        key = f"oracle/{case.scenario}"
         # Frameworks were asked different things under one name where that is `defaults`.
-        same = [found for found in parts if found.partition("#")[0] == key]
-        parts[f"{key}#{len(same) + 1}" if same else key] = partial(judge.against_oracle, target, case)
+        times[case.scenario] += 1
+        number = f"#{times[case.scenario]}" if times[case.scenario] > 1 else ""
+        parts[f"oracle/{case.scenario}{number}"] = partial(judge.against_oracle, target, case)
     for trace in traces:
         parts[f"trace/{trace.name}/{trace.scenario}"] = partial(judge.against_trace, target, trace)
     if selection.whole:
@@ -88,29 +100,19 @@ def checks(selection: Selection, name: str) -> dict[str, Part]:
             parts[f"bits/{run_name}"] = partial(judge.against_bits, target, case)
         for law in LAWS.values():
             if law.concerns(target):
-                parts[f"law/{law.name}"] = partial(_by_law, law, name)
+                parts[f"law/{law.name}"] = partial(_by_law, law, target)
     return parts
 
 
-def _by_law(law: Law, name: str) -> list[Verdict]:
-    return [law.verdict(find(name))]
+def _by_law(law: Law, target: Target) -> list[Verdict]:
+    return [law.verdict(target)]
 
 
 def run(selection: Selection, tell: Callable[[str], None], *, processes: int | None = None) -> list[Verdict]:
-    """Do all of a selection.
+    """Return all verdicts on a selection, by target, in an order that does not depend on `processes`.
 
-    Parameters
-    ----------
-    selection : Selection
-    tell : callable
-        Is told the name of each target whose checks are done, and `FRAMEWORKS` after the frameworks'.
-    processes : int, optional
-        How many work side by side; by default two, or one where there is one processor or little to do.
-
-    Returns
-    -------
-    list of Verdict
-        By target, in an order that does not depend on `processes`.
+    ``tell`` is told the name of each target whose checks are done, and `FRAMEWORKS` after the frameworks'.
+    By default two processes work side by side, or one where there is one processor or little to do.
     """
     # The longest first.
     todo = sorted(selection.targets, key=lambda name: (not find(name).slow, find(name).bits))

@@ -11,10 +11,16 @@ from typing import Any
 from ..reference.compare import Distance
 from ..reference.tolerances import Tolerance
 
-#: Outcomes, from best to worst. ``deviation``: the framework itself leaves the published rule, by a way with a name;
-#: its numbers are shown, and ours are judged by the rule instead. ``unsupported``: the target cannot express it.
-#: ``expected failure``: it is in the file of expected failures.
-OUTCOMES = ("passed", "deviation", "unsupported", "expected failure", "failed")
+#: Outcomes, from best to worst, and what is said of them. ``deviation``: the framework itself leaves the published
+#: rule, by a way with a name; its numbers are shown, and ours are judged by the rule instead. ``unsupported``: the
+#: target cannot express it. ``expected failure``: it is in the file of expected failures.
+OUTCOMES: Mapping[str, str] = {
+    "passed": "within tolerance",
+    "deviation": "where a framework deviates",
+    "unsupported": "not supported",
+    "expected failure": "failed as expected",
+    "failed": "failed",
+}
 #: Over what a distance from the published rule was measured.
 ONE_STEP, WHOLE_RUN = "one step", "the whole run"
 #: What is told of where a number was seen.
@@ -23,48 +29,32 @@ _PLACE = ("step", "tensor", "element", "ours", "theirs")
 
 @dataclass(frozen=True)
 class Verdict:
-    """One thing judged.
+    """One thing judged."""
 
-    Attributes
-    ----------
-    what : str
-        ``"trace"`` (against a recorded framework), ``"oracle"`` (against the published rule), ``"explained"`` (a
-        framework's trace against the rule with its deviations), ``"published"`` (the same without: shown, not
-        judged), ``"rate"`` (learning rates), ``"bits"`` (across libraries), ``"law"``, ``"mutant"``.
-    target, system, scenario : str
-        Ours, theirs, and in what; empty where there is none.
-    kind : str
-        The state that was looked at, such as ``"square_avg"``, or the name of the law.
-    outcome : str
-        One of `OUTCOMES`.
-    observed : float or None
-        The worst number seen, in `unit`: infinite where one is NaN or infinite and the other is not.
-    unit : str
-        ``"ulp"``, ``"motion"`` (see `accuracy`) or ``"values that differ"``.
-    tolerance : float or None
-        What it must not exceed.
-    reason : str
-        Why the tolerance is what it is, which deviation it is, or why there is nothing to judge.
-    place : Distance or None
-        Where the worst was seen.
-    over : str
-        `ONE_STEP` or `WHOLE_RUN`, where distances are from the published rule.
-    note : str
-        What else there is to know.
-    """
-
+    #: ``"trace"`` (against a recorded framework), ``"oracle"`` (against the published rule), ``"explained"`` (a
+    #: framework's trace against the rule with its deviations), ``"published"`` (the same without: shown, not judged),
+    #: ``"rate"`` (learning rates), ``"bits"`` (across libraries), ``"law"``, ``"mutant"``.
     what: str
+    #: Ours, theirs, and in what; empty where there is none.
     target: str
     system: str
     scenario: str
+    #: The state that was looked at, such as ``"square_avg"``, or the name of the law.
     kind: str
+    #: One of `OUTCOMES`.
     outcome: str
+    #: The worst number seen: infinite where one is NaN or infinite and the other is not.
     observed: float | None = None
+    #: ``"ulp"``, ``"motion"`` (see `accuracy`) or ``"values that differ"``.
     unit: str = ""
+    #: What the number must not exceed; and why it is that, which deviation it is, or why there is nothing to judge.
     tolerance: float | None = None
     reason: str = ""
+    #: Where the worst was seen.
     place: Distance | None = None
+    #: `ONE_STEP` or `WHOLE_RUN`, where distances are from the published rule.
     over: str = ""
+    #: What else there is to know.
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -96,9 +86,9 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """Return what is not empty, as plain data; numbers that JSON lacks become text."""
-        data = {**asdict(self), "place": None}
+        data = asdict(self)
         if self.place is not None:
-            data["place"] = {name: _plain(getattr(self.place, name)) for name in _PLACE}
+            data["place"] = {name: _plain(data["place"][name]) for name in _PLACE}
         return {key: _plain(value) for key, value in data.items() if value not in (None, "")}
 
     def __str__(self) -> str:
@@ -127,15 +117,7 @@ def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
 
 
 def read_xfails(path: Path) -> dict[str, str]:
-    """Read a file of expected failures, one id a line, with the reason after ``#``: id to reason.
-
-    Raises
-    ------
-    OSError
-        If it cannot be read.
-    ValueError
-        If an id is listed twice.
-    """
+    """Read a file of expected failures, one id a line, with the reason after ``#``: id to reason."""
     listed: dict[str, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         key, _, reason = (part.strip() for part in line.partition("#"))
@@ -147,29 +129,21 @@ def read_xfails(path: Path) -> dict[str, str]:
 
 
 def expect(verdicts: Iterable[Verdict], xfails: Mapping[str, str], *, complete: bool = True) -> list[Verdict]:
-    """Return the verdicts with expected failures marked, and what was expected wrongly as failures.
+    """Return the verdicts on a target with expected failures marked, and what was expected wrongly as failures.
 
-    Parameters
-    ----------
-    verdicts : iterable of Verdict
-        Of one target.
-    xfails : mapping
-        From `read_xfails`.
-    complete : bool
-        Whether the verdicts are all there are: then an id that is not among them is a mistake.
+    ``complete``: the verdicts are all there are, so that an id in `xfails` that is not among them is a mistake.
     """
-    given = list(verdicts)
-    failed = {v.id for v in given if v.failed}
-    found = [
-        replace(v, outcome="expected failure", reason=f"expected: {xfails[v.id] or 'no reason given'}")
-        if v.failed and v.id in xfails
-        else v
-        for v in given
-    ]
-    known = {v.id for v in given}
+    found = list(verdicts)
+    target = found[0].target if found else ""
+    outcomes: dict[str, bool] = {}
+    for v in found:
+        outcomes[v.id] = v.failed or outcomes.get(v.id, False)
+    for i, v in enumerate(found):
+        if v.failed and v.id in xfails:
+            found[i] = replace(v, outcome="expected failure", reason=f"expected: {xfails[v.id] or 'no reason given'}")
     for key in xfails:
-        if key not in failed and (key in known or complete):
-            wrong = "it passes: remove it from the list" if key in known else "there is no such check"
-            target = given[0].target if given else ""
-            found.append(Verdict("xfail", target, "", "", key, "failed", reason=f"expected to fail, but {wrong}"))
+        if outcomes.get(key, not complete):
+            continue
+        wrong = "it passes: remove it from the list" if key in outcomes else "there is no such check"
+        found.append(Verdict("xfail", target, "", "", key, "failed", reason=f"expected to fail, but {wrong}"))
     return found

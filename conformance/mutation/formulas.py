@@ -28,27 +28,30 @@ def numbers(lr: Any, rho: Any, eps: Any) -> tuple[Any, Any, Any, Any]:
     return lr, rho, 1 - rho, eps
 
 
+def taken_by_u(lr: Any, g: Any, d: Any) -> Any:
+    """Return the update: what u takes in."""
+    return d
+
+
 def assembled(
-    average: Callable[..., Any] = average, update: Callable[..., Any] = update, numbers: Callable[..., Any] = numbers
+    average: Callable[..., Any] = average,
+    update: Callable[..., Any] = update,
+    numbers: Callable[..., Any] = numbers,
+    taken_by_u: Callable[..., Any] = taken_by_u,
+    average_of_v: Callable[..., Any] | None = None,
 ) -> Formula:
-    """Return the formula with these parts."""
+    """Return the formula with these parts; v has the average of u but where it is given one of its own."""
 
     def formula(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
         lr, rho, rest, eps = numbers(lr, rho, eps)
-        v = average(xp, rho, rest, square_avg, g)
+        v = (average_of_v or average)(xp, rho, rest, square_avg, g)
         d = update(xp, g, v, acc_delta, eps)
-        return x - lr * d, v, average(xp, rho, rest, acc_delta, d)
+        return x - lr * d, v, average(xp, rho, rest, acc_delta, taken_by_u(lr, g, d))
 
     return formula
 
 
 # --- written out: the order of things is another one ---
-
-
-def _lr_inside_u(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = average(xp, rho, 1 - rho, square_avg, g)
-    d = update(xp, g, v, acc_delta, eps) * lr
-    return x - d, v, average(xp, rho, 1 - rho, acc_delta, d)
 
 
 def _u_updated_first(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
@@ -63,11 +66,6 @@ def _v_updated_last(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *,
     return x - lr * d, v, u
 
 
-def _u_of_gradients(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = average(xp, rho, 1 - rho, square_avg, g)
-    return x - lr * update(xp, g, v, acc_delta, eps), v, average(xp, rho, 1 - rho, acc_delta, g)
-
-
 def _bias_corrected(
     xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any, step: Any
 ) -> Any:
@@ -76,24 +74,16 @@ def _bias_corrected(
     return x - lr * d, v, average(xp, rho, 1 - rho, acc_delta, d)
 
 
-def _v_of_magnitudes(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = rho * square_avg + (1 - rho) * xp.abs(g)
-    d = update(xp, g, v, acc_delta, eps)
-    return x - lr * d, v, average(xp, rho, 1 - rho, acc_delta, d)
-
-
-def _one_v_per_tensor(xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any) -> Any:
-    v = square_avg if 0 in g.shape else rho * square_avg + (1 - rho) * xp.mean(g * g)
-    d = update(xp, g, v, acc_delta, eps)
-    return x - lr * d, v, average(xp, rho, 1 - rho, acc_delta, d)
+def _mean(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
+    return old if 0 in new.shape else rho * old + rest * xp.mean(new * new)
 
 
 # --- arithmetic ---
 
 
-def single(number: Any) -> Any:
-    """Round a double to float32's 24 bits, by arithmetic alone (Veltkamp 1968)."""
-    scaled = number * (2.0**29 + 1.0)
+def single(number: Any, dropped: int = 29) -> Any:
+    """Round a double to float32's 24 bits, or to so many fewer than 53, by arithmetic alone (Veltkamp 1968)."""
+    scaled = number * (2.0**dropped + 1.0)
     return scaled - (scaled - number)
 
 
@@ -101,7 +91,7 @@ def contracted(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
     """ρ a + (1 − ρ) n² as one fused multiply-add, in float64: with the rounding errors of product and sum (Dekker)."""
     product, added = rho * old, rest * (new * new)
     total = product + added
-    rho_high, old_high = _high(rho), _high(old)
+    rho_high, old_high = single(rho, 27), single(old, 27)
     rho_low, old_low = rho - rho_high, old - old_high
     lost = ((rho_high * old_high - product) + rho_high * old_low + rho_low * old_high) + rho_low * old_low
     back = total - product
@@ -110,62 +100,53 @@ def contracted(xp: Any, rho: Any, rest: Any, old: Any, new: Any) -> Any:
     return total + xp.where(lost - lost == 0, lost, 0.0)
 
 
-def _high(number: Any) -> Any:
-    scaled = number * (2.0**27 + 1.0)
-    return scaled - (scaled - number)
-
-
-def _update(change: Callable[..., Any]) -> Formula:
-    return assembled(update=change)
-
-
-def _numbers(change: Callable[..., Any]) -> Formula:
-    return assembled(numbers=change)
-
-
 #: What is wrong, by name: a few words, and the formula.
 FORMULAS: Mapping[str, tuple[str, Formula]] = {
     # Where ε and the roots stand.
     "eps-outside-root": ("ε is added outside the square roots",
-        _update(lambda xp, g, v, u, eps: (xp.sqrt(u) + eps) / (xp.sqrt(v) + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: (xp.sqrt(u) + eps) / (xp.sqrt(v) + eps) * g)),
     "eps-outside-lower-root": ("ε is added outside the lower square root",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v) + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v) + eps) * g)),
     "eps-twice": ("ε is added within the lower root and outside it again",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v + eps) + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u + eps) / (xp.sqrt(v + eps) + eps) * g)),
     "no-eps-above": ("ε is missing in the upper root: nothing ever starts to move",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u) / xp.sqrt(v + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u) / xp.sqrt(v + eps) * g)),
     "no-eps-below": ("ε is missing in the lower root",
-        _update(lambda xp, g, v, u, eps: xp.where(g == 0, g, xp.sqrt(u + eps) / xp.sqrt(v) * g))),
-    "root-missing": ("The square roots are missing", _update(lambda xp, g, v, u, eps: (u + eps) / (v + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.where(g == 0, g, xp.sqrt(u + eps) / xp.sqrt(v) * g))),
+    "root-missing": ("The square roots are missing",
+        assembled(update=lambda xp, g, v, u, eps: (u + eps) / (v + eps) * g)),
     "upper-root-missing": ("The upper square root is missing",
-        _update(lambda xp, g, v, u, eps: (u + eps) / xp.sqrt(v + eps) * g)),
+        assembled(update=lambda xp, g, v, u, eps: (u + eps) / xp.sqrt(v + eps) * g)),
     # What the accumulators take in, and when.
-    "lr-inside-u": ("The learning rate is within the update that u takes in", _lr_inside_u),
+    "lr-inside-u": ("The learning rate is within the update that u takes in",
+        assembled(taken_by_u=lambda lr, g, d: lr * d)),
     "u-updated-before-it-is-read": ("u is updated before the step is made with it (TensorFlow's first version)",
         _u_updated_first),
     "v-read-before-it-is-updated": ("The step is made with v as it was before", _v_updated_last),
-    "u-of-gradients": ("u takes in the gradient, not the update", _u_of_gradients),
+    "u-of-gradients": ("u takes in the gradient, not the update", assembled(taken_by_u=lambda lr, g, d: g)),
     "one-minus-rho-dropped": ("1 − ρ is dropped: squares are added whole",
-        _numbers(lambda lr, rho, eps: (lr, rho, 1.0, eps))),
-    "rho-swapped": ("ρ and 1 − ρ are swapped", _numbers(lambda lr, rho, eps: (lr, 1 - rho, rho, eps))),
+        assembled(numbers=lambda lr, rho, eps: (lr, rho, 1.0, eps))),
+    "rho-swapped": ("ρ and 1 − ρ are swapped", assembled(numbers=lambda lr, rho, eps: (lr, 1 - rho, rho, eps))),
     "one-minus-rho-in-float32": ("1 − ρ is formed in float32, of ρ already rounded",
-        _numbers(lambda lr, rho, eps: (lr, rho, single(1 - single(rho)), eps))),
+        assembled(numbers=lambda lr, rho, eps: (lr, rho, single(1 - single(rho)), eps))),
     "bias-corrected": ("v is divided by 1 − ρ^t when it is read, as in Adam", _bias_corrected),
-    "one-v-per-tensor": ("v takes in the mean of a tensor's squares", _one_v_per_tensor),
-    "v-of-magnitudes": ("v takes in |g| and no square", _v_of_magnitudes),
-    "ascends": ("The update is added, not subtracted", _numbers(lambda lr, rho, eps: (-lr, rho, 1 - rho, eps))),
+    "one-v-per-tensor": ("v takes in the mean of a tensor's squares", assembled(average_of_v=_mean)),
+    "v-of-magnitudes": ("v takes in |g| and no square",
+        assembled(average_of_v=lambda xp, rho, rest, old, new: rho * old + rest * xp.abs(new))),
+    "ascends": ("The update is added, not subtracted",
+        assembled(numbers=lambda lr, rho, eps: (-lr, rho, 1 - rho, eps))),
     # Right on paper, other bits.
     "fused-multiply-add": ("ρ a + (1 − ρ) n² is one multiply-add, rounded once", assembled(average=contracted)),
     "reciprocal-root": ("The lower root is inverted first, then multiplied with",
-        _update(lambda xp, g, v, u, eps: xp.sqrt(u + eps) * (1.0 / xp.sqrt(v + eps)) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt(u + eps) * (1.0 / xp.sqrt(v + eps)) * g)),
     "one-root-of-the-quotient": ("One root of the quotient, in place of a quotient of roots",
-        _update(lambda xp, g, v, u, eps: xp.sqrt((u + eps) / (v + eps)) * g)),
+        assembled(update=lambda xp, g, v, u, eps: xp.sqrt((u + eps) / (v + eps)) * g)),
     "squares-scaled-first": ("(1 − ρ) n is formed before it is multiplied by n",
         assembled(average=lambda xp, rho, rest, old, new: rho * old + (rest * new) * new)),
     "lr-through-float32": ("The learning rate passes through float32",
-        _numbers(lambda lr, rho, eps: (single(lr), rho, 1 - rho, eps))),
+        assembled(numbers=lambda lr, rho, eps: (single(lr), rho, 1 - rho, eps))),
     "hyperparameters-through-float32": ("ρ and ε pass through float32",
-        _numbers(lambda lr, rho, eps: (lr, single(rho), 1 - single(rho), single(eps)))),
+        assembled(numbers=lambda lr, rho, eps: (lr, single(rho), 1 - single(rho), single(eps)))),
 }  # fmt: skip
 #: Those that look at one element at a time, as engines that compile a rule demand.
 ELEMENTWISE = FORMULAS.keys() - {"one-v-per-tensor"}

@@ -65,16 +65,6 @@ def _early(case: Case) -> tuple[float, ...]:
     return tuple(1.0 if rate is None else rate for rate in rates_of(case.config, case.steps + count)[count::count])
 
 
-def _each_norm(case: Case) -> Case:
-    limit = case.config.global_clipnorm
-    return case if limit is None else case.with_options(clipnorm=limit, global_clipnorm=None)
-
-
-def _swapped(case: Case) -> Case:
-    momentum = case.config.ema_momentum
-    return case if momentum is None else case.with_options(ema_momentum=1.0 - momentum)
-
-
 _ASKED: Mapping[str, tuple[str, Callable[[Case], Case]]] = {
     "coupled-for-decoupled": ("Decoupled weight decay is coupled: added to the gradient",
         lambda case: case.with_options(decay_kind=case.config.decay_kind and "coupled")),
@@ -84,14 +74,17 @@ _ASKED: Mapping[str, tuple[str, Callable[[Case], Case]]] = {
     "maximize-ignored": ("``maximize`` is ignored", lambda case: case.with_options(maximize=False)),
     "clip-ignored": ("Clipping is ignored",
         lambda case: case.with_options(clipvalue=None, clipnorm=None, global_clipnorm=None)),
-    "norm-of-each-for-norm-of-all": ("Each tensor's norm is clipped in place of the norm of all", _each_norm),
+    "norm-of-each-for-norm-of-all": ("Each tensor's norm is clipped in place of the norm of all",
+        lambda case: case.with_options(
+            clipnorm=case.config.global_clipnorm or case.config.clipnorm, global_clipnorm=None)),
     "schedule-one-late": ("The schedule is asked for the step before",
         lambda case: replace(case, rates=(case.update_rates()[0], *case.update_rates()[:-1]))),
     "schedule-one-early": ("The schedule is asked for the next step: counting starts at 1",
         lambda case: replace(case, rates=_early(case))),
     "schedule-frozen": ("The schedule is asked once",
         lambda case: replace(case, rates=(case.update_rates()[0],) * len(case.update_rates()))),
-    "average-momentum-swapped": ("The moving average's momentum and its complement are swapped", _swapped),
+    "average-momentum-swapped": ("The moving average's momentum and its complement are swapped",
+        lambda case: case.with_options(ema_momentum=case.config.ema_momentum and 1.0 - case.config.ema_momentum)),
 }  # fmt: skip
 
 
@@ -105,16 +98,9 @@ def _with_options(case: Case, engine: str, *, change: Callable[[Case], Case]) ->
 class Wrapped:
     """An optimizer with something wrong around it.
 
-    Parameters
-    ----------
-    case, engine
-        As for `build`.
-    given : callable, optional
-        ``given(config, number, gradients, parameters)`` returns the gradients that the optimizer gets instead.
-    without : sequence of str
-        Options that it does not get, because ``given`` does their work, wrongly.
-    after : callable, optional
-        ``after(array, is_state)`` returns what is held after each step, in place of each accumulator and parameter.
+    ``given(config, number, gradients, parameters)`` returns the gradients that it gets instead; the options
+    ``without`` it does not get, because ``given`` does their work, wrongly. ``after(array, is_state)`` returns what is
+    held after each step, in place of each accumulator and parameter.
     """
 
     def __init__(
@@ -192,10 +178,6 @@ def _decayed(c: Config, gradients: Row, params: Row, decay: float) -> Row:
     return _each(gradients, lambda g, x: g + g.dtype.type(decay) * x, params)
 
 
-def _only_last(c: Config, number: int, gradients: Row, params: Row) -> Row:
-    return _scaled(gradients, [0.0 if (number + 1) % c.accumulate else float(c.accumulate)] * len(gradients))
-
-
 _COUPLED = ("weight_decay", "decay_kind")
 _NORMS = ("clipnorm", "global_clipnorm")
 _GIVEN: Mapping[str, tuple[str, Callable[[Config, int, Row, Row], Row], tuple[str, ...]]] = {
@@ -215,7 +197,8 @@ _GIVEN: Mapping[str, tuple[str, Callable[[Config, int, Row, Row], Row], tuple[st
         lambda c, n, g, x: _scaled(g, [float(c.accumulate)] * len(g)), ()),
     "clip-before-accumulation": ("Each accumulated gradient is clipped, not their mean",
         lambda c, n, g, x: _clipped(g, c.clipvalue), ()),
-    "last-gradient-only": ("Only the last accumulated gradient counts", _only_last, ()),
+    "last-gradient-only": ("Only the last accumulated gradient counts",
+        lambda c, n, g, x: _scaled(g, [0.0 if (n + 1) % c.accumulate else float(c.accumulate)] * len(g)), ()),
     "missing-gradient-is-zero": ("A gradient that is missing counts as 0, so that the accumulators decay",
         lambda c, n, g, x: [np.zeros_like(b) if a is None else a for a, b in zip(g, x, strict=True)], ()),
 }  # fmt: skip
@@ -260,17 +243,17 @@ class _DecayWithoutLr(Wrapped):
 class _AverageFirst(Wrapped):
     def __init__(self, case: Case, engine: str) -> None:
         super().__init__(case, engine)
-        self.seen = [self.inner.states().get("average")]
+        self.seen = [self.inner.states()]
 
     def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
         used = super().step(number, gradients)
-        self.seen.append(self.inner.states().get("average"))
+        self.seen.append(self.inner.states())
         return used
 
     def states(self) -> Mapping[str, Sequence[Any]]:
         # The right average, of one update before.
         earlier = self.seen[max(0, len(self.seen) - 1 - self.config.accumulate)]
-        return super().states() if earlier is None else {**super().states(), "average": earlier}
+        return {kind: earlier[kind] if kind == "average" else held for kind, held in super().states().items()}
 
 
 class _Complex(Wrapped):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from ..checks.judge import Judge, cases_of
 from ..checks.laws import LAWS
 from ..checks.verdict import Verdict
-from ..data.scenarios import SCENARIOS
 from ..data.specification import HOLDERS
 from ..data.traces import TraceFile, load_all
 from ..report.table import NONE, Cell, Table, to_rich
@@ -54,35 +53,23 @@ class Result:
             return replace(blank, outcome="passed" if self.survived else "failed", note=told or "no check rejects it")
         if self.survived:
             return replace(blank, note="no check noticed it")
-        first = next(iter(self.kills.values()))
         told = "; ".join(f"{name}: {_where(kill)}" for name, kill in self.kills.items())
-        return replace(
-            blank, outcome="passed", system=first.system, scenario=first.scenario, observed=first.observed,
-            unit=first.unit, tolerance=first.tolerance, place=first.place, note=f"killed by {told}",
-        )  # fmt: skip
+        first = replace(next(iter(self.kills.values())), what="mutant", target="", kind=self.mutant.name, over="")
+        return replace(first, outcome="passed", reason=self.mutant.about, note=f"killed by {told}")
 
 
 def _where(kill: Verdict) -> str:
     named = " ".join(part for part in (kill.system, kill.scenario, kill.kind) if part)
-    if kill.observed is None:
-        return named
-    return f"{named}, {kill.observed:.3g} {kill.unit} ({kill.tolerance:g} allowed)"
+    return named if kill.observed is None else f"{named}, {kill.observed:.3g} {kill.unit} ({kill.tolerance:g} allowed)"
 
 
 class MutationTest:
-    """Puts the cases of the suite to mutants; what is right is computed once.
-
-    Parameters
-    ----------
-    files : mapping
-        The recorded traces, by system.
-    """
+    """Puts the cases of the suite, from its recorded traces, to mutants; what is right is computed once."""
 
     def __init__(self, files: Mapping[str, TraceFile]) -> None:
         self.judge = Judge()
         self.traces = [t for system in SYSTEMS for t in files[system].traces.values() if t.steps <= LONGEST]
-        cases = cases_of(files, SYSTEMS, SCENARIOS)
-        fitting = [case for case in cases if case.steps <= LONGEST and not unsupported(TRUE.target(), case)]
+        fitting = [case for case in cases_of(self.traces) if not unsupported(TRUE.target(), case)]
         # Where a mistake shows in many, let the one be told that is easiest to follow.
         self.cases = sorted(fitting, key=lambda case: list(HOLDERS).index(case.dtype))
         self._checks: Mapping[str, Callable[[Target], Iterator[Verdict]]] = {
@@ -110,27 +97,22 @@ class MutationTest:
 
 
 def main(console: Console, traces: Path, json_file: Path | None = None) -> int:
-    """Try all mutants, and the true rule last; print the table.
-
-    Returns
-    -------
-    int
-        0 if every mutant died and the true rule did not, else 1.
-    """
+    """Try all mutants, and the true rule last; print the table. 0: every mutant died, and the true rule did not."""
     from rich.progress import track
 
     test = MutationTest(load_all(traces))
     everyone = [*MUTANTS.values(), TRUE]
     results = [test.run(mutant) for mutant in track(everyone, "mutants", console=console, transient=True)]
     console.print(to_rich(table(results)))
-    wrong = [result for result in results if result.verdict().failed]
-    for result in wrong:
-        console.print(f"[bold red]✗[/] {result.verdict()}", highlight=False)
+    verdicts = [result.verdict() for result in results]
+    wrong = [verdict for verdict in verdicts if verdict.failed]
+    for verdict in wrong:
+        console.print(f"[bold red]✗[/] {verdict}", highlight=False)
     dead = sum(not result.survived for result in results if result.mutant is not TRUE)
     style = "bold red" if wrong else "bold green"
     console.print(f"[{style}]{'FAILED' if wrong else 'passed'}[/]: {dead} of {len(MUTANTS)} mutants killed")
     if json_file is not None:
-        json_file.write_text(json.dumps([result.verdict().as_json() for result in results], indent=1) + "\n")
+        json_file.write_text(json.dumps([verdict.as_json() for verdict in verdicts], indent=1) + "\n")
     return 1 if wrong else 0
 
 

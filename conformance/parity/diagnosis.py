@@ -37,20 +37,12 @@ MOST = 4000
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a difference looks like.
+    """What a difference looks like."""
 
-    Attributes
-    ----------
-    cause : str
-        Name of a mutant, or ``"options"``, ``"rounding"``.
-    text : str
-        In words.
-    units : mapping
-        How well the guess fits: the worst distance of each kind of state from what was seen.
-    """
-
+    #: Name of a mutant, or ``"options"``, ``"rounding"``; and the same in words.
     cause: str
     text: str
+    #: How well the guess fits: the worst distance of each kind of state from what was seen.
     units: Mapping[str, float]
 
     def __str__(self) -> str:
@@ -59,22 +51,14 @@ class Explanation:
 
 
 def explain(a: Trajectory, b: Trajectory) -> list[Explanation]:
-    """Return what the difference between two trajectories looks like, the most likely first; empty if unknown.
-
-    Parameters
-    ----------
-    a, b : Trajectory
-        Of the same start, and at least one of them with gradients.
-    """
+    """Return what the difference between two trajectories looks like, the most likely first; empty if unknown."""
     gradients = a.case.gradients or b.case.gradients
     if not gradients:
         return []
     a, b = (_smaller(replace(side, case=replace(side.case, gradients=gradients))) for side in (a, b))
     rule_a, rule_b = _rule(a, b), _rule(b, a)
-    if rule_a is not None and rule_b is not None:
-        return [_both(a, b, rule_a, rule_b)]
     if rule_a is not None:
-        return _mistakes(b, rule_a)
+        return _mistakes(b, rule_a) if rule_b is None else [_both(a, b, rule_a, rule_b)]
     if rule_b is not None:
         return _mistakes(a, rule_b)
     return [told for side in (a, b) if side.options_known for told in _mistakes(side, side.case)]
@@ -116,22 +100,20 @@ def _guesses(one: Trajectory, other: Trajectory) -> Iterator[Case]:
 
 
 def _both(a: Trajectory, b: Trajectory, rule_a: Case, rule_b: Case) -> Explanation:
-    units = {**(fits(a, rule_a) or {})}
-    for kind, far in (fits(b, rule_b) or {}).items():
-        units[kind] = max(far, units.get(kind, 0.0))
-    told = differing(rule_a, rule_b)
-    if told:
+    units: dict[str, float] = {}
+    for side, rule in ((a, rule_a), (b, rule_b)):
+        units |= {kind: max(far, units.get(kind, 0.0)) for kind, far in (fits(side, rule) or {}).items()}
+    if told := differing(rule_a, rule_b):
         text = f"both follow the rule, with other options: {told}"
         if _numbers(rule_a.config) != _numbers(rule_b.config):
-            for name, one in (("a", rule_a), ("b", rule_b)):
-                owner = next((who for who, c in DEFAULTS.items() if _alike(c, one.config)), None)
-                text += f"; those of {name} are the defaults of {owner}" if owner else ""
+            for name, rule in (("a", rule_a), ("b", rule_b)):
+                owners = [who for who, c in DEFAULTS.items() if _alike(c, rule.config)]
+                text += f"; those of {name} are the defaults of {owners[0]}" if owners else ""
         return Explanation("options", text, units)
     for who, side, case in (("a", a, rule_a), ("b", b, rule_b)):
-        if not _exact(side, case, TRUE):
-            same = (mutant for mutant in MUTANTS.values() if _exact(side, case, mutant))
-            if mutant := next(same, None):
-                return Explanation(mutant.name, f"{who} has the bits of this: {_lower(mutant.about)}", units)
+        exact = next((mutant for mutant in (TRUE, *MUTANTS.values()) if _exact(side, case, mutant)), TRUE)
+        if exact is not TRUE:
+            return Explanation(exact.name, f"{who} has the bits of this: {_lower(exact.about)}", units)
     return Explanation("rounding", "both follow the rule with the same options, and round in other places", units)
 
 
@@ -179,10 +161,8 @@ def _some(case: Case) -> str:
 
 
 def _shifted(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> str:
-    if a is None or b is None:
-        return ""
-    late = a[:-1] == b[1:], b[:-1] == a[1:]
-    return f" ({'b' if late[0] else 'a'}'s schedule is one step late)" if any(late) else ""
+    late = [who for who, one, other in (("b", a, b), ("a", b, a)) if one and other and one[:-1] == other[1:]]
+    return f" ({late[0]}'s schedule is one step late)" if late else ""
 
 
 # --- one side with a mistake ---

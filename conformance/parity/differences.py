@@ -68,14 +68,15 @@ def first_differences(a: Trajectory, b: Trajectory, limits: Mapping[str, float] 
     Kinds that are within their limits at that step are there too, so that one sees what agrees. Empty: they never do.
     """
     found = _distances(a, b, limits)
-    first = a.steps + 1
-    for kind, tensors in found.items():
-        for units in tensors:
-            beyond = ~(units.reshape(len(units), -1) <= limits[kind]).all(axis=1)
-            first = min(first, int(np.argmax(beyond))) if beyond.any() else first
-    if first > a.steps:
+    firsts = [
+        int(np.argmax(beyond))
+        for kind, tensors in found.items()
+        for units in tensors
+        if (beyond := ~(units.reshape(len(units), -1) <= limits[kind]).all(axis=1)).any()
+    ]
+    if not firsts:
         return []
-    return [_worst_at(a, b, kind, first, tensors, limits[kind]) for kind, tensors in found.items()]
+    return [_worst_at(a, b, kind, min(firsts), tensors, limits[kind]) for kind, tensors in found.items()]
 
 
 def _worst_at(
@@ -90,12 +91,7 @@ def _worst_at(
 
 
 def check_comparable(a: Trajectory, b: Trajectory) -> None:
-    """Raise unless two trajectories began alike and have the same dtype, shapes and length.
-
-    Raises
-    ------
-    ValueError
-    """
+    """Raise a ValueError unless two trajectories began alike and have the same dtype, shapes and length."""
     if a.dtype != b.dtype:
         raise ValueError(f"expected one dtype, got {a.dtype} ({a.name}) and {b.dtype} ({b.name})")
     shapes = [[series.shape for series in t.states["x"]] for t in (a, b)]

@@ -7,8 +7,8 @@ an estimate from rounded numbers: rounder ones beside it are offered first, and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,18 +23,11 @@ from ..targets.run import record
 
 #: How far a rounder number may be from the estimate: a hundredth. Whether it is right, the trajectory says.
 NEAR = 0.02
-
-
-def _take_gradient(xp: Any, x: Any, g: Any, *, lr: float, rho: float, eps: float) -> tuple[Any]:
-    return (g,)
-
-
 #: The gradient as a rule gets it, scaled and clipped, in place of the parameter.
-_GRADIENT = Rule("gradient", _take_gradient, {}, ADADELTA.hypers)
+_GRADIENT = Rule("gradient", lambda xp, x, g, *, lr, rho, eps: (g,), {}, ADADELTA.hypers)
 
 
-@dataclass(frozen=True)
-class _First:
+class _First(NamedTuple):
     """The first step, flat and in float64: gradient as the rule gets it, parameters around it, accumulators."""
 
     g: Array
@@ -53,22 +46,21 @@ def estimated(seen: Trajectory, base: Case) -> Iterator[Case]:
         return
     with np.errstate(all="ignore"):
         found = dict(_solved(first, c, lr, seen))
-    for name in ("lr", "rho", "eps"):
-        for value in _rounder(found.get(name)):
-            if value > 0 and (name != "rho" or value < 1) and (name != "lr" or base.rates is None):
-                yield base.with_options(**{name: value})
-    for kind in ("coupled", "decoupled"):
-        for value in _rounder(found.get(kind)):
-            if value > 0:
-                yield base.with_options(weight_decay=value, decay_kind=kind)
+    guesses: list[dict[str, Any]] = [
+        {"decay_kind": name, "weight_decay": value} if name in ("coupled", "decoupled") else {name: value}
+        for name in ("lr", "rho", "eps", "coupled", "decoupled")
+        for value in _rounder(found.get(name))
+        if 0 < value < (1 if name == "rho" else np.inf) and (name != "lr" or base.rates is None)
+    ]
     if c.decay_kind is not None:
-        yield base.with_options(weight_decay=0.0, decay_kind=None)
+        guesses.append({"weight_decay": 0.0, "decay_kind": None})
     together = {name: found.get(f"state {name}") for name in ("lr", "rho", "eps")}
     if all(together.values()):
         for digits in (2, 3, 6):
             numbers = {name: float(f"{value:.{digits}g}") for name, value in together.items()}
             if numbers["lr"] > 0 and 0 < numbers["rho"] < 1 and numbers["eps"] > 0:
-                yield base.with_options(**numbers)
+                guesses.append(numbers)
+    yield from (base.with_options(**options) for options in guesses)
 
 
 def _first(seen: Trajectory, base: Case) -> _First | None:

@@ -88,13 +88,7 @@ def _of_sequence(states: Sequence[Any], name: str, gradients: Gradients | None) 
 def trajectories(
     sides: Sequence[Any], params: Sequence[Array] | None, gradients: Gradients | None, steps: int, seed: int
 ) -> list[Trajectory]:
-    """Return what each side did: those that can be stepped are, all with the same numbers.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If a side is of an unknown kind, or needs parameters or gradients that nobody has.
-    """
+    """Return what each side did: those that can be stepped are, all with the same numbers."""
     done = [_recorded(side, name, gradients) for side, name in zip(sides, "ab", strict=False)]
     for trajectory in done:
         if trajectory is not None:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
 
-from ..checks.run import Selection
+from ..checks.run import Findings
 from ..checks.verdict import Verdict, count
-from ..data.traces import TraceFile
 from . import tables
-from .charts import line_chart
-from .curves import Chart, error_growth, side_by_side
+from .charts import Chart, error_growth, line_chart, side_by_side
 from .records import describe
 from .table import to_html
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 
 
-def write(
-    path: Path, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], notes: Sequence[str]
-) -> None:
+def write(path: Path, findings: Findings, notes: Sequence[str]) -> None:
     """Write the page to `path`; ``notes`` are what a reader must know besides the tables."""
-    shown = [tables.failures(verdicts), *tables.found(selection, files, verdicts), tables.provenance(selection, files)]
+    verdicts, files = findings.verdicts, findings.files
+    shown = [tables.failures(verdicts), *tables.found(findings), tables.provenance(findings)]
     text = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(
-        lead=escape(_lead(selection, files)),
+        systems=len(findings.selection.systems),
+        scenarios=len({trace.scenario for trace in findings.selection.chosen(files)}),
+        targets=len(findings.selection.targets),
         facts=_facts(verdicts),
         tables="".join(to_html(table) for table in shown if table.rows),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
@@ -34,16 +33,6 @@ def write(
         machine=escape(_machine()),
     )
     path.write_text(text, encoding="utf-8")
-
-
-def _lead(selection: Selection, files: Mapping[str, TraceFile]) -> str:
-    names = {trace.scenario for trace in selection.chosen(files)}
-    return (
-        f"{len(selection.systems)} optimizers of TensorFlow, Keras, PyTorch and optax were recorded in {len(names)} "
-        f"scenarios, every state after every step. multiopt was given the same gradients on {len(selection.targets)} "
-        "targets (an array library and an engine, or a face), and compared with each of them, with the published rule "
-        "in 50 digits, and with itself."
-    )
 
 
 def _facts(verdicts: Sequence[Verdict]) -> str:

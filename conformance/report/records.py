@@ -12,14 +12,13 @@ import math
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..checks.run import Selection
+from ..checks.run import Findings
 from ..checks.verdict import Verdict, count
-from ..data.traces import TraceFile
 from ..reference.tolerances import everything
 from ..targets.target import all_targets
 from .tables import worst
@@ -71,39 +70,32 @@ def _gpus() -> list[dict[str, str]]:
     return [{"name": name, "driver": driver, "compute capability": cc} for name, driver, cc in rows]
 
 
-def _about(
-    form: str, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], seconds: float
-) -> dict[str, Any]:
-    targets = all_targets()
+def results(findings: Findings) -> dict[str, Any]:
+    """Return everything, as JSON data."""
+    return {**_about("multiopt-check 2", findings), "verdicts": [verdict.as_json() for verdict in findings.verdicts]}
+
+
+def _about(form: str, findings: Findings) -> dict[str, Any]:
+    selection, targets = findings.selection, all_targets()
+    traces = {name: findings.files[name] for name in selection.systems}
     return {
         "format": form,
-        "seconds": round(seconds, 1),
+        "seconds": round(findings.seconds, 1),
         "machine": describe(),
         "targets": {name: targets[name].about for name in selection.targets},
         "absent": {name: reason for name, target in targets.items() if (reason := target.absent()) is not None},
         "quick": selection.quick,
-        "traces": {
-            name: {"versions": dict(files[name].versions), "digest": files[name].digest()} for name in selection.systems
-        },
+        "traces": {name: {"versions": dict(f.versions), "digest": f.digest()} for name, f in traces.items()},
         "tolerances": {name: asdict(tolerance) for name, tolerance in everything().items()},
-        "counts": count(verdicts),
+        "counts": count(findings.verdicts),
     }
 
 
-def results(
-    selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], seconds: float
-) -> dict[str, Any]:
-    """Return everything, as JSON data."""
-    about = _about("multiopt-check 2", selection, files, verdicts, seconds)
-    return {**about, "verdicts": [verdict.as_json() for verdict in verdicts]}
-
-
-def record(
-    folder: Path, selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], seconds: float
-) -> Path:
+def record(folder: Path, findings: Findings) -> Path:
     """Write a record into `folder`, named after the kind of machine, and return its path."""
+    verdicts = findings.verdicts
     content = {
-        **_about("multiopt-record 2", selection, files, verdicts, seconds),
+        **_about("multiopt-record 2", findings),
         "worst": [
             {"about": about, "kind": v.kind, "unit": v.unit, "allowed": v.tolerance, "observed": _figure(v.observed),
              "where": v.where}
@@ -132,16 +124,14 @@ def _figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         for step in (what, v.system or "the rule", v.scenario):
             tree = tree.setdefault(step, {})
         tree[v.kind] = _figure(v.observed)
-    seen: dict[str, str] = {}
-    shared: dict[str, Any] = {}
-    for target, tree in trees.items():
-        texts = {what: json.dumps([what, rows]) for what, rows in tree.items()}
-        shared[target] = {
-            what: f"as {seen[texts[what]]}" if texts[what] in seen else rows for what, rows in tree.items()
+    first: dict[str, str] = {}
+    return {
+        target: {
+            what: rows if (who := first.setdefault(json.dumps([what, rows]), target)) == target else f"as {who}"
+            for what, rows in tree.items()
         }
-        for text in texts.values():
-            seen.setdefault(text, target)
-    return shared
+        for target, tree in trees.items()
+    }
 
 
 def _figure(value: float | None) -> float | str | None:

@@ -16,25 +16,16 @@ MOODS = {"": "", "good": "green", "known": "yellow", "bad": "bold red", "faint":
 
 @dataclass(frozen=True)
 class Cell:
-    """One place in a table.
-
-    Attributes
-    ----------
-    text : str
-    detail : str
-        A second line, less prominent.
-    mood : str
-        One of `MOODS`.
-    title : str
-        More words, which a page shows where one points.
-    share : float
-        0 to 1: how much of what is allowed was used. It deepens the colour on a page.
-    """
+    """One place in a table."""
 
     text: str = ""
+    #: A second line, less prominent.
     detail: str = ""
+    #: One of `MOODS`.
     mood: str = ""
+    #: More words, which a page shows where one points.
     title: str = ""
+    #: 0 to 1: how much of what is allowed was used. It deepens the colour on a page.
     share: float = 0.0
 
 
@@ -65,11 +56,6 @@ def short(number: float) -> str:
     if number < 0.01:
         return "<.01"
     return f"{number:.2g}" if number < 10 else f"{number:.0f}" if number < 1e5 else f"{number:.0e}"
-
-
-def pair(state: float, motion: float) -> str:
-    """Return the two numbers of a comparison: accumulators in ulps, parameters in units of motion."""
-    return f"{short(state)}\u00a0·\u00a0{short(motion)}"
 
 
 def to_rich(table: Table) -> RichTable:

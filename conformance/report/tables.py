@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..checks.run import Selection
+from ..checks.run import Findings
 from ..checks.verdict import OUTCOMES, WHOLE_RUN, Verdict
 from ..data.deviations import DEVIATIONS, deviations_in
 from ..data.scenarios import SCENARIOS
 from ..data.systems import SYSTEMS
-from ..data.traces import TraceFile
 from ..reference.tolerances import RUN, TRACE
 from ..targets.target import all_targets
-from .table import NONE, Cell, Table, pair, short
+from .table import NONE, Cell, Table, short
 
 #: Scenarios that every framework has, and in which none leaves the rule by more than rounding: a fair comparison.
 FAIR = {
@@ -32,46 +31,30 @@ _UNITS = "Accumulators in units in the last place (ulps) · parameters in units 
 
 @dataclass
 class Tally:
-    """Many verdicts in few numbers.
+    """Many verdicts in few numbers: how many scenarios had which worst outcome, and the worst number in each unit."""
 
-    Attributes
-    ----------
-    outcomes : dict
-        How many scenarios had this as their worst outcome.
-    state, motion, values : float
-        The worst numbers of what passed or failed: of accumulators in units in the last place, of parameters in units
-        of motion, and of values that differ.
-    """
-
-    outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
-    state: float = 0.0
-    motion: float = 0.0
-    values: float = 0.0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    worst: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, verdicts: Sequence[Verdict]) -> None:
         """Take in all verdicts on one scenario."""
-        self.outcomes[max((v.outcome for v in verdicts), key=OUTCOMES.index)] += 1
+        self.outcomes[max((v.outcome for v in verdicts), key=list(OUTCOMES).index)] += 1
         for v in verdicts:
-            if v.observed is not None and v.outcome in ("passed", "failed"):
+            if v.outcome in ("passed", "failed"):
                 self.see(v)
 
     def see(self, v: Verdict) -> None:
         """Take in a number."""
-        name = {"values that differ": "values", "motion": "motion"}.get(v.unit, "state")
-        setattr(self, name, max(getattr(self, name), v.observed or 0.0))
-
-    @property
-    def failed(self) -> int:
-        """How many scenarios failed."""
-        return self.outcomes["failed"]
+        if v.observed is not None:
+            self.worst[v.unit] = max(self.worst[v.unit], v.observed)
 
     @property
     def judged(self) -> int:
         """How many scenarios passed or failed."""
-        return self.outcomes["passed"] + self.failed
+        return self.outcomes["passed"] + self.outcomes["failed"]
 
     def __str__(self) -> str:
-        return pair(self.state, self.motion)
+        return f"{short(self.worst['ulp'])}\u00a0·\u00a0{short(self.worst['motion'])}"
 
 
 def tallies(
@@ -88,93 +71,93 @@ def tallies(
     return found
 
 
-def found(
-    selection: Selection, files: Mapping[str, TraceFile], verdicts: Sequence[Verdict], *, verbose: bool = True
-) -> list[Table]:
+def found(findings: Findings, *, verbose: bool = True) -> list[Table]:
     """Return the tables that have rows, in the order in which they are read; ``verbose``: all of them."""
-    made = [matrix(selection, verdicts), bits(selection, verdicts), laws(selection, verdicts), accuracy(verdicts)]
-    made += [deviations(files, verdicts), tolerances(verdicts)] if verbose else []
+    made = [matrix(findings), bits(findings), laws(findings), accuracy(findings.verdicts)]
+    made += [deviations(findings), tolerances(findings.verdicts)] if verbose else []
     return [table for table in made if table.rows]
 
 
-def matrix(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
-    """Systems × targets: scenarios passed, failed and deviating, and the worst numbers."""
-    found = tallies(verdicts, ("trace", "oracle"), lambda v: v.system)
+def _by_target(
+    findings: Findings, title: str, caption: str, corner: str, rows: Iterable[tuple[Cell | str, Mapping[str, Cell]]]
+) -> Table:
+    """Return a table with a column for each target."""
+    targets = findings.selection.targets
+    drawn = [[first, *(cells.get(target, NONE) for target in targets)] for first, cells in rows]
+    return Table(title, caption, (corner, *targets), drawn, grid=True)
 
-    def cell(system: str, target: str) -> Cell:
-        tally = found[system].get(target)
-        if tally is None or not tally.judged:
+
+def matrix(findings: Findings) -> Table:
+    """Systems × targets: scenarios passed, failed and deviating, and the worst numbers."""
+    found = tallies(findings.verdicts, ("trace", "oracle"), lambda v: v.system)
+    marks = {"✓": "passed", "✗": "failed", "x": "expected failure", "~": "deviation"}
+
+    def cell(system: str, target: str, tally: Tally) -> Cell:
+        if not tally.judged:
             return NONE
-        marks = {"✓": "passed", "✗": "failed", "x": "expected failure", "~": "deviation"}
         counts = [f"{mark}{tally.outcomes[outcome]}" for mark, outcome in marks.items() if tally.outcomes[outcome]]
-        title = ", ".join(f"{number} {outcome}" for outcome, number in tally.outcomes.items() if number)
+        title = ", ".join(f"{tally.outcomes[outcome]} {outcome}" for outcome in OUTCOMES if tally.outcomes[outcome])
         allowed = TRACE if system else RUN
-        ratio = max(tally.state / allowed["acc_delta"].limit, tally.motion / allowed["x"].limit)
+        ratio = max(tally.worst["ulp"] / allowed["acc_delta"].limit, tally.worst["motion"] / allowed["x"].limit)
         share = min(1.0, max(0.0, 1 + math.log10(ratio) / 3)) if ratio > 0 else 0.0
-        mood = "bad" if tally.failed else "good"
+        mood = "bad" if tally.outcomes["failed"] else "good"
         return Cell(" ".join(counts), str(tally), mood, f"{target} against {system or _RULE}: {title}", share)
 
-    return Table(
+    return _by_target(
+        findings,
         "Every state after every step, against recorded frameworks and the published rule",
         "✓ scenarios within tolerance. ~ scenarios in which the framework itself deviates from the published rule, so "
         "that ours is judged by the rule. Below: the worst accumulator in units in the last place (ulps) · the worst "
         "parameter in units of motion, which are the rounding of the path so far plus the last place.",
-        ("against", *selection.targets),
+        "against",
         [
-            [Cell(system or _RULE, title=SYSTEMS[system].about if system else "Zeiler 2012, in 50 digits"),
-             *(cell(system, target) for target in selection.targets)]
-            for system in (*selection.systems, "")
+            (Cell(system or _RULE, title=SYSTEMS[system].about if system else "Zeiler 2012, in 50 digits"),
+             {target: cell(system, target, tally) for target, tally in found[system].items()})
+            for system in (*findings.selection.systems, "")
         ],
-        grid=True,
     )  # fmt: skip
 
 
-def bits(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
+def bits(findings: Findings) -> Table:
     """Runs × targets: the same bits or not."""
 
-    def cell(tally: Tally | None) -> Cell:
-        if tally is None or not tally.judged:
+    def cell(tally: Tally) -> Cell:
+        if not tally.judged:
             return NONE
-        if tally.failed:
-            return Cell("✗", short(tally.values or tally.state), "bad")
-        return Cell("≈", str(tally), "known") if tally.state or tally.motion else Cell("=", mood="good", share=0.35)
+        if tally.outcomes["failed"]:
+            return Cell("✗", short(tally.worst["values that differ"] or tally.worst["ulp"]), "bad")
+        contracted = tally.worst["ulp"] or tally.worst["motion"]
+        return Cell("≈", str(tally), "known") if contracted else Cell("=", mood="good", share=0.35)
 
-    return Table(
+    found = tallies(findings.verdicts, ("bits",), lambda v: v.scenario)
+    return _by_target(
+        findings,
         "The same bits: long runs over many decades of gradients, against NumPy operation by operation",
         "= every value of every step has the same bits. ≈ compiled with multiply-add: worst accumulator in ulps · "
         "worst parameter in units of motion.",
-        ("run", *selection.targets),
-        [
-            [run, *(cell(row.get(target)) for target in selection.targets)]
-            for run, row in tallies(verdicts, ("bits",), lambda v: v.scenario).items()
-        ],
-        grid=True,
+        "run",
+        [(run, {target: cell(tally) for target, tally in row.items()}) for run, row in found.items()],
     )
 
 
-def laws(selection: Selection, verdicts: Iterable[Verdict]) -> Table:
+def laws(findings: Findings) -> Table:
     """Laws × targets: on how many examples each was tried."""
-    found: dict[str, dict[str, Verdict]] = defaultdict(dict)
-    for v in verdicts:
+    found: dict[str, dict[str, Cell]] = defaultdict(dict)
+    about = {}
+    for v in findings.verdicts:
         if v.what == "law":
-            found[v.kind][v.target] = v
-
-    def cell(v: Verdict | None) -> Cell:
-        if v is None:
-            return NONE
-        if v.outcome == "passed":
-            return Cell(f"✓ {v.note.partition(' ')[0]}", mood="good", title=v.note, share=0.35)
-        return Cell("✗", mood="bad" if v.failed else "known", title=v.note)
-
-    return Table(
+            about[v.kind] = v.reason
+            if v.outcome == "passed":
+                drawn = Cell(f"✓ {v.note.partition(' ')[0]}", mood="good", title=v.note, share=0.35)
+            else:
+                drawn = Cell("✗", mood="bad" if v.failed else "known", title=v.note)
+            found[v.kind][v.target] = drawn
+    return _by_target(
+        findings,
         "Laws: what must hold whatever the numbers are",
         "✓ and the number of examples, which hypothesis draws. – not supported, or the law says nothing of it.",
-        ("law", *selection.targets),
-        [
-            [Cell(law, title=next(iter(row.values())).reason), *(cell(row.get(t)) for t in selection.targets)]
-            for law, row in found.items()
-        ],
-        grid=True,
+        "law",
+        [(Cell(law, title=about[law]), cells) for law, cells in found.items()],
     )
 
 
@@ -212,25 +195,22 @@ def _accuracy(found: tuple[Tally, Tally] | None) -> Cell:
     if found is None:
         return NONE
     published, followed = found
-    mood = "known" if max(published.state, published.motion) > 1e3 else "good"
+    mood = "known" if max(published.worst.values(), default=0.0) > 1e3 else "good"
     return Cell(str(published), "" if str(published) == str(followed) else f"({followed})", mood, share=0.2)
 
 
-def deviations(files: Mapping[str, TraceFile], verdicts: Iterable[Verdict]) -> Table:
-    """Every deviation that the traces show, with both numbers in the trace that shows it best.
-
-    That is the trace with the fewest other deviations.
-    """
+def deviations(findings: Findings) -> Table:
+    """Every deviation in the traces, with both numbers in the one that shows it best: with the fewest others."""
     theirs: dict[tuple[str, str], Tally] = defaultdict(Tally)
     ours: dict[str, Tally] = defaultdict(Tally)
-    for v in verdicts:
+    for v in findings.verdicts:
         if v.what == "published":
             theirs[v.system, v.scenario].see(v)
         elif v.what == "oracle" and v.over == WHOLE_RUN:
             ours[v.scenario].see(v)
     shown = defaultdict(list)
     for system, scenario in theirs:
-        trace = files[system].traces[scenario]
+        trace = findings.files[system].traces[scenario]
         for name in deviations_in(trace):
             shown[name].append(trace)
     rows = []
@@ -286,17 +266,15 @@ def tolerances(verdicts: Iterable[Verdict]) -> Table:
     )
 
 
-def provenance(selection: Selection, files: Mapping[str, TraceFile]) -> Table:
+def provenance(findings: Findings) -> Table:
     """Where the traces come from."""
     rows: list[list[Cell | str]] = []
-    for name in selection.systems:
-        content = files[name]
-        versions = ", ".join(f"{package} {version}" for package, version in content.versions.items())
-        machine = ", ".join(f"{key} {value}" for key, value in content.provenance.items())
+    for name in findings.selection.systems:
+        content, digest = findings.files[name], findings.files[name].digest()
+        told = (", ".join(f"{k} {v}" for k, v in pairs.items()) for pairs in (content.versions, content.provenance))
         refused = sum(trace.refusal is not None for trace in content.traces.values())
         counts = f"{len(content.traces) - refused} + {refused}"
-        digest = Cell(f"{content.digest()[:16]}…", title=content.digest())
-        rows.append([name, SYSTEMS[name].about, versions, machine, counts, digest])
+        rows.append([name, SYSTEMS[name].about, *told, counts, Cell(f"{digest[:16]}…", title=digest)])
     return Table(
         "Where the traces come from",
         "Recorded from the real optimizers by programs in the repository; the command multiopt record records them "

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("hypothesis")
 pytest.importorskip("safetensors")
 
-from multiopt.conformance.checks.examples import make_case
+from multiopt.conformance.checks.law import make_case
 from multiopt.conformance.data.traces import load_all
 from multiopt.conformance.mutation.formulas import ELEMENTWISE, FORMULAS, contracted
 from multiopt.conformance.mutation.mutants import MUTANTS, TRUE

@@ -57,9 +57,8 @@ def test_ours_and_torch_agree(options, params):
 
 
 def test_bound_optimizers_of_any_structure():
-    params = {"b": np.ones(3), "a": [np.zeros((2, 2)), np.array(1.0)]}
     pytest.importorskip("optree")
-    copy = {"b": np.ones(3), "a": [np.zeros((2, 2)), np.array(1.0)]}
+    params, copy = ({"b": np.ones(3), "a": [np.zeros((2, 2)), np.array(1.0)]} for _ in range(2))
     assert_same_bits(multiopt.Adadelta(params), multiopt.Adadelta(copy, engine="eager"))
     groups = [{"params": [np.ones(3)]}, {"params": np.zeros(2)}]
     again = [np.ones(3), np.zeros(2)]
@@ -97,15 +96,14 @@ assert_same_trajectory(keras.optimizers.Adadelta(0.5), multiopt.keras.Adadelta(0
 assert_same_trajectory(keras.optimizers.Adadelta(0.5, use_ema=True, ema_momentum=0.75, weight_decay=0.1, clipnorm=1.0),
                        multiopt.keras.Adadelta(0.5, use_ema=True, ema_momentum=0.75, weight_decay=0.1, clipnorm=1.0),
                        params=ones, limits={"x": 16, "square_avg": 32, "acc_delta": 128})
-try:
-    assert_same_trajectory(keras.optimizers.Adadelta(), lambda p: multiopt.Adadelta(p), params=[np.ones(3, "float32")])
-except AssertionError as error:
-    print(error)
-try:
-    assert_same_trajectory(keras.optimizers.Adadelta(0.3), lambda p: multiopt.Adadelta.keras(p, lr=0.3),
-                           params=[np.linspace(-1, 1, 3)])
-except AssertionError as error:
-    print(error)
+for theirs, ours, start in [
+    (keras.optimizers.Adadelta(), lambda p: multiopt.Adadelta(p), np.ones(3, "float32")),
+    (keras.optimizers.Adadelta(0.3), lambda p: multiopt.Adadelta.keras(p, lr=0.3), np.linspace(-1, 1, 3)),
+]:
+    try:
+        assert_same_trajectory(theirs, ours, params=[start])
+    except AssertionError as error:
+        print(error)
 """,
         KERAS_BACKEND="torch",
     )
@@ -174,16 +172,13 @@ def test_refuses_what_cannot_be_compared():
 
 # --- what it looks like ---
 
+DECOUPLED = {"weight_decay": 0.1, "decoupled": True}
 VALUES = {
     "lr": ({"lr": 0.3}, {"lr": 0.25}, "lr 0.3 in a and 0.25 in b"),
     "rho": ({"rho": 0.95}, {}, "rho 0.95 in a and 0.9 in b"),
     "eps": ({"eps": 1e-7}, {}, "eps 1e-07 in a and 1e-06 in b"),
     "weight decay": ({"weight_decay": 0.01}, {}, "weight_decay 0.01 in a and 0.0 in b"),
-    "decay coupling": (
-        {"weight_decay": 0.1, "decoupled": True},
-        {"weight_decay": 0.1},
-        "weight decay decoupled in a and coupled in b",
-    ),
+    "decay coupling": (DECOUPLED, {"weight_decay": 0.1}, "weight decay decoupled in a and coupled in b"),
     "sign": ({"maximize": True}, {}, "maximize True in a and False in b"),
     "defaults": ({"lr": 0.001, "rho": 0.95, "eps": 1e-7}, {}, "those of a are the defaults of Keras"),
     "float32": ({"lr": float(np.float32(0.3))}, {"lr": 0.3}, "a's has passed through float32"),
@@ -191,44 +186,36 @@ VALUES = {
 
 
 @pytest.mark.parametrize("case", VALUES)
-@pytest.mark.parametrize("known", ["told", "all states", "parameters only"])
-def test_other_options_are_found(case, known):
+def test_other_options_are_found(case):
     mine, theirs, expected = VALUES[case]
-    a, b = ours(**mine), torchs(**theirs)
-    params = [np.linspace(-1, 1, 7), np.full((3, 2), 0.7)]
-    if known != "told":
-        # Nothing is known of either but its numbers, and these in full only in one case.
-        rng = np.random.default_rng(3)
-        gradients = [[rng.standard_normal(p.shape) for p in params] for _ in range(8)]
-        columns = ("x", "square_avg", "acc_delta") if known == "all states" else ("x",)
-        a, b = (stripped(record_trajectory(make([p.copy() for p in params]), gradients), columns) for make in (a, b))
-        # Without a name for its options, only frameworks' defaults and one number apart from them are looked for.
-        if case in ("lr", "float32", "decay coupling"):
-            return check_unnamed(different(a, b, gradients=gradients), case)
-        assert expected.partition(" in a")[0] in str(different(a, b, gradients=gradients))
-        return None
-    error = different(a, b, params=params)
+    error = different(ours(**mine), torchs(**theirs), params=[np.linspace(-1, 1, 7), np.full((3, 2), 0.7)])
     assert causes(error) == ["options"]
     assert expected in str(error)
-    return None
 
 
-def stripped(trajectory, columns):
-    return [{kind: [s[t] for s in trajectory.states[kind]] for kind in columns} for t in range(trajectory.steps + 1)]
-
-
-def check_unnamed(error, case):
-    assert causes(error) == ["options"]
-    if case == "float32":
-        assert "float32" in str(error)
+@pytest.mark.parametrize("case", VALUES)
+@pytest.mark.parametrize("kinds", [("x", "square_avg", "acc_delta"), ("x",)], ids=["all states", "parameters only"])
+def test_other_options_are_found_where_nothing_is_known_but_the_numbers(case, kinds):
+    mine, theirs, expected = VALUES[case]
+    params, rng = [np.linspace(-1, 1, 7), np.full((3, 2), 0.7)], np.random.default_rng(3)
+    gradients = [[rng.standard_normal(p.shape) for p in params] for _ in range(8)]
+    seen = [record_trajectory(make([p.copy() for p in params]), gradients) for make in (ours(**mine), torchs(**theirs))]
+    a, b = ([{k: [s[t] for s in made.states[k]] for k in kinds} for t in range(made.steps + 1)] for made in seen)
+    error = different(a, b, gradients=gradients)
+    # Without a name for its options, only frameworks' defaults and one number apart from them are looked for.
+    if case in ("lr", "float32", "decay coupling"):
+        assert causes(error) == ["options"]
+        assert case != "float32" or "float32" in str(error)
+    else:
+        assert expected.partition(" in a")[0] in str(error)
 
 
 SCHEDULE = {"lr": lambda step: 0.5 * 0.8**step}
 OPTIONS = {
     "lr-inside-u": {"lr": 0.5},
     "lr-through-float32": {"lr": 0.3},
-    "decay-without-lr": {"weight_decay": 0.1, "decoupled": True, "lr": 0.5},
-    "coupled-for-decoupled": {"weight_decay": 0.1, "decoupled": True},
+    "decay-without-lr": DECOUPLED | {"lr": 0.5},
+    "coupled-for-decoupled": DECOUPLED,
     "decay-before-maximize": {"weight_decay": 0.1, "maximize": True},
     "maximize-ignored": {"maximize": True},
     "clip-after-decay": {"weight_decay": 0.5, "clip_value": 0.5},
@@ -280,9 +267,10 @@ def test_mistakes_are_recognised(name):
 @pytest.mark.parametrize("name", sorted(BITS_ONLY))
 def test_other_bits_are_recognised(name):
     params, gradients = case(steps=20)
-    assert_same_trajectory(ours(), wrong(name, params, gradients), params=params, gradients=gradients)
+    given = {"params": params, "gradients": gradients}
+    assert_same_trajectory(ours(), wrong(name, params, gradients), **given)
     with pytest.raises(TrajectoryError) as caught:
-        assert_same_bits(ours(), wrong(name, params, gradients), params=params, gradients=gradients)
+        assert_same_bits(ours(), wrong(name, params, gradients), **given)
     assert causes(caught.value) == [name]
 
 
@@ -294,16 +282,15 @@ def test_a_mistake_in_torch_code_is_recognised():
 
         @torch.no_grad()
         def step(self, closure=None):
-            for group in self.param_groups:
-                for p in group["params"]:
-                    if not self.state[p]:
-                        self.state[p] = {"square_avg": torch.zeros_like(p), "acc_delta": torch.zeros_like(p)}
-                    v, u = self.state[p]["square_avg"], self.state[p]["acc_delta"]
-                    rho, eps = group["rho"], group["eps"]
-                    v.mul_(rho).addcmul_(p.grad, p.grad, value=1 - rho)
-                    d = (u.sqrt() + eps) / (v.sqrt() + eps) * p.grad
-                    u.mul_(rho).addcmul_(d, d, value=1 - rho)
-                    p.sub_(group["lr"] * d)
+            (group,) = self.param_groups
+            rho, eps = group["rho"], group["eps"]
+            for p in group["params"]:
+                state = self.state[p]
+                v, u = (state.setdefault(slot, torch.zeros_like(p)) for slot in ("square_avg", "acc_delta"))
+                v.mul_(rho).addcmul_(p.grad, p.grad, value=1 - rho)
+                d = (u.sqrt() + eps) / (v.sqrt() + eps) * p.grad
+                u.mul_(rho).addcmul_(d, d, value=1 - rho)
+                p.sub_(group["lr"] * d)
 
     def mine(params):
         return Mine([torch.tensor(p, requires_grad=True) for p in params], lr=0.5)
@@ -313,27 +300,26 @@ def test_a_mistake_in_torch_code_is_recognised():
     assert "ε is added outside the square roots" in str(error)
 
 
-def test_a_scheduler_one_step_late_is_recognised():
+@pytest.fixture
+def tensor():
     torch = pytest.importorskip("torch")
+    return torch.linspace(-1, 1, 5, dtype=torch.float64)
 
-    tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
-    start = tensors[0].numpy().copy()
-    theirs = torch.optim.Adadelta(tensors, lr=0.5)
+
+def test_a_scheduler_one_step_late_is_recognised(tensor):
+    torch = pytest.importorskip("torch")
+    mine = multiopt.Adadelta([tensor.numpy().copy()], lr=lambda step: 0.5 * 0.8**step)
+    theirs = torch.optim.Adadelta([tensor], lr=0.5)
     scheduler = torch.optim.lr_scheduler.ExponentialLR(theirs, 0.8)
     late = adapt(theirs, after_step=lambda step: scheduler.step() if step > 0 else None)
-    error = different(multiopt.Adadelta([start], lr=lambda step: 0.5 * 0.8**step), late, steps=6)
-    assert "schedule-one-late" in causes(error)
+    assert "schedule-one-late" in causes(different(mine, late, steps=6))
 
 
-def test_torch_clipping_goes_between():
+def test_torch_clipping_goes_between(tensor):
     torch = pytest.importorskip("torch")
-
-    tensors = [torch.linspace(-1, 1, 5, dtype=torch.float64)]
-    start = tensors[0].numpy().copy()
-    clip = lambda step: torch.nn.utils.clip_grad_norm_(tensors, 0.5)  # noqa: E731
-    theirs = adapt(torch.optim.Adadelta(tensors), before_step=clip)
-    error = different(multiopt.Adadelta([start], clip_global_norm=0.5), theirs)
-    assert "norm-plus-1e-6" in causes(error)
+    mine = multiopt.Adadelta([tensor.numpy().copy()], clip_global_norm=0.5)
+    clip = lambda step: torch.nn.utils.clip_grad_norm_([tensor], 0.5)  # noqa: E731
+    assert "norm-plus-1e-6" in causes(different(mine, adapt(torch.optim.Adadelta([tensor]), before_step=clip)))
 
 
 # --- one alone ---
