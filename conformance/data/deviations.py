@@ -23,29 +23,17 @@ from .trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Deviation:
-    """One deviation.
-
-    Attributes
-    ----------
-    name, about : str
-    systems : tuple of str
-        Who has it.
-    shows : callable
-        ``shows(system, scenario)`` tells whether it shows there.
-    options : callable or None
-        Changes the options that were asked for into those that the framework acted on.
-    of_rate : bool
-        Whether it is a matter of the learning rates, which a trace holds.
-    followed : bool
-        Whether the reference can follow it.
-    """
+    """A deviation that these systems have; ``shows(system, scenario)`` tells whether it shows there."""
 
     name: str
     about: str
     systems: tuple[str, ...]
     shows: Callable[[str, Scenario], bool]
+    #: Changes the options that were asked for into those that the framework acted on.
     options: Callable[[Config], Config] | None = None
+    #: Whether it is a matter of the learning rates, which a trace holds.
     of_rate: bool = False
+    #: Whether the reference can follow it.
     followed: bool = True
 
 

@@ -45,7 +45,6 @@ class RecordedDTensor(RecordedNew):
     """The DTensor optimizer with its DVariables."""
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         return None if g is None else _spread(super().gradient(g, i))
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
@@ -65,4 +64,4 @@ def make(system: str, case: Case) -> RecordedDTensor:
     if c.first_iteration:
         count = tf.constant(c.first_iteration, tf.int64)
         optimizer.iterations.assign(dtensor.copy_to_mesh(count, dtensor.Layout.replicated(MESH, rank=0)))
-    return RecordedDTensor(optimizer, variables, tf_keras, case.dtype, clock=clock)
+    return RecordedDTensor(optimizer, variables, tf_keras, case.dtype, clock)

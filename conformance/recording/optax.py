@@ -61,7 +61,6 @@ class RecordedOptax(Optax):
         return None if g is None else super().gradient(g, i)
 
     def update(self, number: int, gradients: list[Any]) -> float | None:
-        """See `Steps`."""
         # The type of the counter decides in which precision a schedule computes.
         count = jnp.asarray(number // self.config.accumulate, dtype=jnp.int32)
         super().update(number, gradients)

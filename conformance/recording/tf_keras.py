@@ -44,11 +44,9 @@ class WithSlots(Steps):
         self.variables, self.opt = list(variables), optimizer
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         return to_gradient(g, self.variables[i].shape, self.dtype)
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """See `Steps`."""
         return [to_numpy(array) for array in arrays]
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
@@ -91,11 +89,9 @@ class RecordedNew(RecordedKeras):
     """tf_keras.optimizers.Adadelta with its variables."""
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         return to_gradient(g, self.variables[i].shape, self.dtype)
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """See `Steps`."""
         return [to_numpy(array) for array in arrays]
 
     def update(self, number: int, gradients: list[Any]) -> float:
@@ -123,7 +119,7 @@ def make(system: str, case: Case) -> RecordedLegacy | RecordedNew:
     if c.first_iteration:
         optimizer.iterations.assign(c.first_iteration)
     if not legacy:
-        return RecordedNew(optimizer, variables, tf_keras, case.dtype, clock=clock)
+        return RecordedNew(optimizer, variables, tf_keras, case.dtype, clock)
     made = RecordedLegacy(system, case, variables, optimizer)
     made.clock = clock
     return made

@@ -57,7 +57,6 @@ class RecordedTorch(TorchOptim):
         return {key: float(group[key]) for key in ("lr", "rho", "eps")}
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         if isinstance(g, Sparse):
             values = super().gradient(g.values, i)
             return torch.sparse_coo_tensor(torch.from_numpy(g.indices)[None], values, self.params[i].shape)

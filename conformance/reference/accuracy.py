@@ -8,7 +8,7 @@ far. Both come out as small numbers where the arithmetic is sound, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
@@ -30,17 +30,10 @@ def walk(
 ) -> Iterator[tuple[Columns, Columns, Columns]]:
     """Yield, for each step of a trace, the exact states before and after it, and the recorded ones after it.
 
-    Parameters
-    ----------
-    trace : Trajectory
-        Whose case and data type are taken.
-    stepwise : bool
-        Begin each step at the recorded state before it. False: let the reference run by itself.
-    deviations : collection of str, optional
-        Those to follow; by default those of the trace. Empty: the published rule alone.
-    as_held : bool
-        Round lr, rho, eps and 1 − rho to the trace's data type first, as every framework must, and take the learning
-        rates that the framework reported. False: the configuration's own doubles, and the published schedules.
+    ``stepwise`` begins each step at the recorded state before it; else the reference runs by itself. ``deviations`` are
+    those to follow, by default those of the trace; with none of them it is the published rule. ``as_held`` rounds lr,
+    rho, eps and 1 − rho to the trace's data type first, as every framework must, and takes the learning rates that the
+    framework reported; else they are the configuration's own doubles, and the published schedules.
     """
     names = trace.deviations if deviations is None else deviations
     case, every = trace.case, trace.config.accumulate
@@ -66,28 +59,11 @@ def walk(
 
 
 def distances(
-    trace: Trajectory,
-    *,
-    stepwise: bool = True,
-    deviations: Collection[str] | None = None,
-    as_held: bool = True,
+    trace: Trajectory, *, stepwise: bool = True, deviations: Collection[str] | None = None, as_held: bool = True
 ) -> dict[str, Distance]:
-    """Return the worst distance of each kind of state from the reference in 50 digits.
+    """Return the worst distance of each kind of state from the reference in 50 digits; options as for `walk`.
 
-    Parameters
-    ----------
-    trace : Trajectory
-        One that was not refused.
-    stepwise : bool
-        Begin each step at the recorded state before it, so that the distance is the error of one step. False: let
-        the reference run by itself from the initial parameters, so that errors add up as they do in use.
-    deviations, as_held
-        As for `walk`.
-
-    Returns
-    -------
-    dict
-        Kind (``x``, ``square_avg``, ``acc_delta``, ``average``) to `Distance`.
+    ``stepwise`` makes it the error of one step; else errors add up, as they do in use.
     """
     worst: dict[str, Distance] = {}
     states = walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held)
@@ -118,7 +94,7 @@ def errors_over_time(trace: Trajectory) -> list[float]:
             max(
                 found.units
                 for kind in ("square_avg", "acc_delta")
-                if (found := _worst(trace, kind, 0, exact[kind], recorded[kind], [], [])) is not None
+                if (found := _worst(trace, kind, 0, exact[kind], recorded[kind])) is not None
             )
             for _, exact, recorded in walk(trace, stepwise=False)
         ]
@@ -133,20 +109,14 @@ def _finite(values: Array) -> Array:
 
 
 def _worst(
-    trace: Trajectory,
-    kind: str,
-    step: int,
-    exact_all: list[Array],
-    recorded_all: list[Array],
-    path: list[Array],
-    largest: list[Array],
-) -> Distance | None:
-    epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
+    trace: Trajectory, kind: str, step: int, exact_all: list[Array], recorded_all: list[Array],
+    path: Sequence[Array] = (), largest: Sequence[Array] = (),
+) -> Distance | None:  # fmt: skip
+    epsilon, moves = Decimal(2) ** (1 - format_of(trace.dtype).precision), kind in ("x", "average")
     found: Distance | None = None
     for i, (exact, recorded) in enumerate(zip(exact_all, recorded_all, strict=True)):
         if not len(exact):
             continue
-        moves = kind in ("x", "average")
         scale = np.maximum(largest[i], np.abs(_finite(exact))) if moves else _finite(exact)
         unit = np.array([Decimal(float(value)) for value in spacing(scale.astype(np.float64), trace.dtype)])
         unit = unit + epsilon * path[i] if moves else unit
@@ -163,18 +133,15 @@ def _worst(
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How accurate one trace is, over all its steps.
+    """How far a trace is from the reference, over all its steps."""
 
-    ``followed``: from the rule with the trace's own deviations and hyperparameters as the framework held them, which is
-    the error of its arithmetic. ``published``: from the published rule with the hyperparameters that were asked for,
-    which is how far a user of that framework is from the paper.
-    """
-
+    #: From the rule with the trace's deviations and hyperparameters as the framework held them: its arithmetic's error.
     followed: Mapping[str, Distance]
+    #: From the published rule with the hyperparameters that were asked for: how far its users are from the paper.
     published: Mapping[str, Distance]
 
 
 def accuracy_of(trace: Trajectory) -> Accuracy:
-    """Return both distances of ``trace`` from the reference."""
+    """Return both distances of ``trace``."""
     published = distances(trace, stepwise=False, deviations=(), as_held=False)
     return Accuracy(distances(trace, stepwise=False), published)

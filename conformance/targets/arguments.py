@@ -83,13 +83,13 @@ def keras_options(config: Config, namespace: Any, clock: Sequence[int], *, legac
         given["learning_rate"] = lambda: values[clock[0]]
     elif config.schedule is not None:
         given["learning_rate"] = _schedule(config.schedule, namespace, 1)
-    for name in ("clipvalue", "clipnorm", "global_clipnorm"):
-        if getattr(config, name) is not None:
-            given[name] = getattr(config, name)
-    if config.weight_decay:
-        given["weight_decay"] = config.weight_decay
-    if legacy and config.legacy_decay:
-        given["decay"] = config.legacy_decay
     if config.ema_momentum is not None:
         given.update(use_ema=True, ema_momentum=config.ema_momentum, ema_overwrite_frequency=config.ema_every)
-    return given
+    others = {
+        "clipvalue": config.clipvalue,
+        "clipnorm": config.clipnorm,
+        "global_clipnorm": config.global_clipnorm,
+        "weight_decay": config.weight_decay or None,
+        "decay": config.legacy_decay or None if legacy else None,
+    }
+    return given | {name: value for name, value in others.items() if value is not None}

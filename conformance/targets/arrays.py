@@ -55,15 +55,7 @@ _ACTIVE: dict[str, Callable[[], AbstractContextManager[Any]]] = {"jax": _with_64
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays of one library.
-
-    Attributes
-    ----------
-    namespace : str
-        Import name of its array API namespace.
-    device : str or None
-        Where arrays are made; None for the library's default.
-    """
+    """Arrays of the library with this array API namespace (an import name), on a device or the default one."""
 
     namespace: str
     device: str | None = None
