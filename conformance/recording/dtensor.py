@@ -48,7 +48,6 @@ class RecordedDTensor(RecordedNew):
         return None if g is None else _spread(super().gradient(g, i))
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """Return copies as NumPy arrays, gathered from the devices."""
         return [to_numpy(_gathered(array)) for array in arrays]
 
 

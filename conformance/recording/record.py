@@ -49,10 +49,7 @@ RATE = 1e-6
 
 @dataclass(frozen=True)
 class Recording:
-    """What became of recording one system again.
-
-    ``outcome`` is ``same``, ``close``, ``different``, ``failed`` or ``absent``; ``note`` says in a few words why.
-    """
+    """What became of recording one system again: ``same``, ``close``, ``different``, ``failed`` or ``absent``."""
 
     system: str
     outcome: str
@@ -119,16 +116,10 @@ def record(system: str, into: Path, *, committed: Path = FOLDER) -> Recording:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``multiopt record`` to ``parser``."""
-    parser.add_argument(
-        "--system", action="append", choices=list(SYSTEMS), help="record only this one (may be repeated)"
-    )
-    parser.add_argument(
-        "--require",
-        action="append",
-        choices=[*SYSTEMS, "all"],
-        default=[],
-        help="fail if this system is not installed (may be repeated)",
-    )
+    parser.add_argument("--system", action="append", choices=list(SYSTEMS),
+                        help="record only this one (may be repeated)")  # fmt: skip
+    parser.add_argument("--require", action="append", choices=[*SYSTEMS, "all"], default=[],
+                        help="fail if this system is not installed (may be repeated)")  # fmt: skip
     parser.add_argument("--into", type=Path, help="keep the new traces in this folder")
     parser.add_argument("--exact", action="store_true", help="demand the same bits")
 

@@ -52,15 +52,14 @@ class RecordedTorch(TorchOptim):
         self.before_step, self.after_step = self._clip, self._follow
 
     def hyperparameters(self) -> dict[str, float | None]:
-        """Return lr, rho and eps of the group."""
         group = self.opt.param_groups[0]
         return {key: float(group[key]) for key in ("lr", "rho", "eps")}
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        if isinstance(g, Sparse):
-            values = super().gradient(g.values, i)
-            return torch.sparse_coo_tensor(torch.from_numpy(g.indices)[None], values, self.params[i].shape)
-        return super().gradient(g, i)
+        if not isinstance(g, Sparse):
+            return super().gradient(g, i)
+        values = super().gradient(g.values, i)
+        return torch.sparse_coo_tensor(torch.from_numpy(g.indices)[None], values, self.params[i].shape)
 
     def _clip(self, step: int) -> None:
         if self.config.clipvalue is not None:
@@ -75,7 +74,6 @@ class RecordedTorch(TorchOptim):
             self.average.update_parameters(self.model)
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Return parameters, state, average, and each parameter's own counter of steps."""
         counters = [self.opt.state.get(p, {}).get("step", torch.zeros(())) for p in self.params]
         average = {} if self.average is None else {"average": list(self.average.module.parameters())}
         return {**super().columns(), **average, "iterations": counters}
