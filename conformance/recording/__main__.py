@@ -23,7 +23,7 @@ from ..data.systems import SYSTEMS
 from ..data.traces import TraceFile, save
 from ..data.trajectory import Trajectory
 from ..targets.run import record
-from . import versions_of
+from .record import versions_of
 
 
 def record_scenario(system: str, scenario: Scenario, make: Callable[[str, Case], Any]) -> Trajectory:

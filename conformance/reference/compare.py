@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..data.floats import format_of, parts, spacing, ulps
 from ..data.trajectory import STATES, Trajectory
-from .tolerances import RUN, STEP
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,6 @@ class Distance:
     ours: float = 0.0
     theirs: float = 0.0
     same_bits: bool = False
-
-    def within(self, *, stepwise: bool) -> bool:
-        """Tell whether rounding explains the distance from the reference."""
-        return self.units <= (STEP if stepwise else RUN)[self.kind].limit
 
     def __str__(self) -> str:
         if self.same_bits:

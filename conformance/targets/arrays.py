@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,13 +29,12 @@ def _to_cpu(arrays: Sequence[Any]) -> Sequence[Any]:
     return [(a.float() if str(a.dtype) == "torch.bfloat16" else a).detach().cpu() for a in arrays]
 
 
-def _with_64_bits() -> AbstractContextManager[Any]:
+@contextmanager
+def _with_64_bits() -> Iterator[None]:
     jax = importlib.import_module("jax")
-    stack = ExitStack()
     holder = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    stack.enter_context(holder.enable_x64(True))
-    stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
-    return stack
+    with holder.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
 def _in_chunks(shape: Sequence[int]) -> dict[str, Any]:
