@@ -12,13 +12,9 @@ from typing import Any
 
 #: NumPy data types that hold a trace's values in memory. bfloat16 is held in float32, which holds it exactly.
 HOLDERS: Mapping[str, str] = {
-    "float64": "float64",
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "float32",
-    "complex64": "complex64",
-    "complex128": "complex128",
-}
+    "float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "float32",
+    "complex64": "complex64", "complex128": "complex128",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -27,15 +27,22 @@ def to_numpy(values: Any) -> Array:
     return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy()
 
 
-def to_gradient(gradient: Gradient, shape: Sequence[int], dtype: str) -> Any:
-    """Return a gradient in TensorFlow's terms: tensor, IndexedSlices or None."""
-    if isinstance(gradient, Sparse):
-        values = to_tensor(gradient.values, dtype)
-        return tf.IndexedSlices(values, tf.constant(gradient.indices), tf.constant(list(shape), dtype=tf.int64))
-    return None if gradient is None else to_tensor(gradient, dtype)
+class WithTensors(Steps):
+    """An optimizer whose gradients and states are TensorFlow's."""
+
+    variables: list[Any]
+
+    def gradient(self, g: Gradient, i: int) -> Any:
+        if not isinstance(g, Sparse):
+            return None if g is None else to_tensor(g, self.dtype)
+        shape = tf.constant(list(self.variables[i].shape), dtype=tf.int64)
+        return tf.IndexedSlices(to_tensor(g.values, self.dtype), tf.constant(g.indices), shape)
+
+    def read(self, arrays: Sequence[Any]) -> list[Array]:
+        return [to_numpy(array) for array in arrays]
 
 
-class WithSlots(Steps):
+class WithSlots(WithTensors):
     """One of TensorFlow's optimizers that keep their state in slots of these names; or other variables."""
 
     names: tuple[str, str]
@@ -43,12 +50,6 @@ class WithSlots(Steps):
     def __init__(self, name: str, case: Case, variables: Sequence[Any], optimizer: Any = None) -> None:
         super().__init__(name, case.dtype, Arrays("numpy"))
         self.variables, self.opt = list(variables), optimizer
-
-    def gradient(self, g: Gradient, i: int) -> Any:
-        return to_gradient(g, self.variables[i].shape, self.dtype)
-
-    def read(self, arrays: Sequence[Any]) -> list[Array]:
-        return [to_numpy(array) for array in arrays]
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
         names = zip(SLOTS, self.names, strict=True)
@@ -85,14 +86,8 @@ class RecordedLegacy(WithSlots):
         return {**super().columns(), "iterations": [self.opt.iterations]}
 
 
-class RecordedNew(RecordedKeras):
+class RecordedNew(WithTensors, RecordedKeras):
     """tf_keras.optimizers.Adadelta with its variables."""
-
-    def gradient(self, g: Gradient, i: int) -> Any:
-        return to_gradient(g, self.variables[i].shape, self.dtype)
-
-    def read(self, arrays: Sequence[Any]) -> list[Array]:
-        return [to_numpy(array) for array in arrays]
 
     def update(self, number: int, gradients: list[Any]) -> float:
         """Apply the gradients; afterwards the optimizer still holds the learning rate it used."""
