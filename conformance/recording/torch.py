@@ -12,6 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.case import Case, Gradient, Sparse
+from ..data.rates import update_rate
 from ..data.specification import Schedule
 from ..targets.arrays import Arrays
 from ..targets.optimizers import TorchOptim
@@ -35,12 +36,7 @@ class RecordedTorch(TorchOptim):
         self.foreach = system == "torch-foreach"
         make = Arrays("torch").make
         self.model = torch.nn.ParameterList([torch.nn.Parameter(make(x, case.dtype)) for x in case.start])
-        hypers: dict[str, Any] = {}
-        if not c.defaults:
-            lr = c.lr
-            if c.schedule is not None:
-                lr = c.schedule.parameters.get("initial", c.schedule.parameters.get("values", [None])[0])
-            hypers = {"lr": lr, "rho": c.rho, "eps": c.eps}
+        hypers: dict[str, Any] = {} if c.defaults else {"lr": update_rate(c, 0), "rho": c.rho, "eps": c.eps}
         optimizer = torch.optim.Adadelta(
             list(self.model), weight_decay=c.weight_decay, maximize=c.maximize, foreach=self.foreach, **hypers
         )

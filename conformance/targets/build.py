@@ -26,13 +26,13 @@ def unsupported(target: Target, case: Case) -> str | None:
     """Say why `target` does not support a case, or return None."""
     c = case.config
     accumulates, averages = c.accumulate > 1, c.ema_momentum is not None
-    norms = [norm for norm in (c.clipnorm, c.global_clipnorm) if norm is not None]
+    norms = (c.clipnorm is not None) + (c.global_clipnorm is not None)
     if target.engine == "keras":
         reasons = {
             "Keras' weight decay is decoupled": c.decay_kind == "coupled",
             "Keras has no maximize": c.maximize,
-            "Keras has no decay in its later optimizers": c.legacy_decay,
-            "Keras clips one kind of norm at a time": len(norms) > 1,
+            "Keras has no decay in its later optimizers": c.legacy_decay != 0,
+            "Keras clips one kind of norm at a time": norms > 1,
             "under accumulation, Keras' schedules and averages count gradients, not updates":
                 accumulates and (c.schedule is not None or averages) and case.rates is None,
         }  # fmt: skip
@@ -42,7 +42,7 @@ def unsupported(target: Target, case: Case) -> str | None:
             "sparse gradients are a matter of the Keras face": case.is_sparse,
             "constraints are a matter of the Keras face": c.constraint is not None,
             "averages that replace the parameters are a matter of the Keras face": c.ema_every is not None,
-            "multiopt.functional leaves clipping by norm to a function of its own": pure and norms,
+            "multiopt.functional leaves clipping by norm to a function of its own": pure and norms > 0,
             "multiopt.functional leaves accumulation and averages to the caller": pure and (accumulates or averages),
         }
     return target.lacks(case.dtype) or next((reason for reason, holds in reasons.items() if holds), None)
