@@ -127,7 +127,6 @@ def record(system: str, into: Path, *, committed: Path = FOLDER) -> Recording:
     # Read first: the new recording may take the old one's place.
     old_path, path = path_of(system, committed), path_of(system, into)
     old = load(old_path) if old_path.exists() else None
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         record_to(system, path)
     except RuntimeError as error:

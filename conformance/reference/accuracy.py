@@ -89,15 +89,12 @@ def errors_over_time(trace: Trajectory) -> list[float]:
 
     Deviations are followed: what remains is the rounding of the arithmetic.
     """
+    worst = []
     with localcontext(Digits.context):
-        return [
-            max(
-                found.units
-                for kind in ("square_avg", "acc_delta")
-                if (found := _worst(trace, kind, 0, exact[kind], recorded[kind])) is not None
-            )
-            for _, exact, recorded in walk(trace, stepwise=False)
-        ]
+        for _, exact, recorded in walk(trace, stepwise=False):
+            both = [_worst(trace, kind, 0, exact[kind], recorded[kind]) for kind in ("square_avg", "acc_delta")]
+            worst.append(max(found.units for found in both if found is not None))
+    return worst
 
 
 def _is_finite(values: Array) -> Array:

@@ -37,19 +37,12 @@ def _with_64_bits() -> Iterator[None]:
         yield
 
 
-def _in_chunks(shape: Sequence[int]) -> dict[str, Any]:
-    # The last one smaller; a single one would hide mistakes.
-    return {"chunks": tuple(max(1, -(-n * 2 // 3)) for n in shape)}
-
-
-#: What libraries need beyond the standard: arguments of ``asarray``, a way to the CPU, a context for all work.
-_ARGUMENTS: dict[str, Callable[[Sequence[int]], dict[str, Any]]] = {"dask": _in_chunks}
+#: The way to the CPU, where the standard has none.
 _TO_HOST: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
     "torch": _to_cpu,
     "cupy": lambda arrays: [array.get() for array in arrays],
     "dask": _computed,
 }
-_ACTIVE: dict[str, Callable[[], AbstractContextManager[Any]]] = {"jax": _with_64_bits}
 
 
 @dataclass(frozen=True)
@@ -80,9 +73,10 @@ class Arrays:
             # NumPy has bfloat16 from ml_dtypes.
             fresh = fresh.astype(importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
             given = fresh.dtype
-        options = {} if self.device is None else {"device": self.device}
-        if self.root in _ARGUMENTS:
-            options |= _ARGUMENTS[self.root](fresh.shape)
+        options: dict[str, Any] = {} if self.device is None else {"device": self.device}
+        if self.root == "dask":
+            # The last chunk smaller; a single one would hide mistakes.
+            options["chunks"] = tuple(max(1, -(-n * 2 // 3)) for n in fresh.shape)
         return self.xp.asarray(fresh, dtype=given, **options)
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
@@ -91,7 +85,7 @@ class Arrays:
 
     def active(self) -> AbstractContextManager[Any]:
         """Return what must be entered around all work."""
-        return _ACTIVE.get(self.root, nullcontext)()
+        return _with_64_bits() if self.root == "jax" else nullcontext()
 
 
 def _read(array: Any) -> Array:
