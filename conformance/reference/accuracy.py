@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.case import Array
 from ..data.floats import format_of, spacing
@@ -66,21 +67,14 @@ def distances(
     ``stepwise`` makes it the error of one step; else errors add up, as they do in use.
     """
     worst: dict[str, Distance] = {}
-    states = walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held)
     with localcontext(Digits.context):
-        for step, (before, exact, recorded) in enumerate(states, start=1):
-            if stepwise or step == 1:
-                path = [0 * _finite(x) for x in before["x"]]
-                largest = [np.abs(x) for x in before["x"]]
-            for i, (old, new) in enumerate(zip(before["x"], exact["x"], strict=True)):
-                finite = _is_finite(old) & _is_finite(new)
-                path[i] = path[i] + np.where(finite, np.abs(_finite(new) - _finite(old)), 0)
-                largest[i] = np.where(finite, np.maximum(largest[i], np.abs(new)), largest[i])
-            for kind in recorded:
-                found = _worst(trace, kind, step, exact[kind], recorded[kind], path, largest)
-                # "not <=" lets NaN count as worse than any number.
-                if found is not None and (kind not in worst or not found.units <= worst[kind].units):
-                    worst[kind] = found
+        states = list(walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held))
+        for kind, i, units, exact, recorded in _errors(trace, states, stepwise=stepwise):
+            step, k = np.unravel_index(int(np.argmax(units)), units.shape)
+            if kind in worst and (units[step, k], -step - 1) <= (worst[kind].units, -worst[kind].step):
+                continue
+            values = float(recorded[step, k]), float(exact[step, k])
+            worst[kind] = Distance(kind, float(units[step, k]), int(step) + 1, f"p{i}", int(k), *values)
     return worst
 
 
@@ -89,43 +83,46 @@ def errors_over_time(trace: Trajectory) -> list[float]:
 
     Deviations are followed: what remains is the rounding of the arithmetic.
     """
-    worst = []
     with localcontext(Digits.context):
-        for _, exact, recorded in walk(trace, stepwise=False):
-            both = [_worst(trace, kind, 0, exact[kind], recorded[kind]) for kind in ("square_avg", "acc_delta")]
-            worst.append(max(found.units for found in both if found is not None))
-    return worst
+        errors = _errors(trace, list(walk(trace, stepwise=False)), stepwise=False)
+        worst = [units.max(axis=1) for kind, _, units, *_ in errors if kind in ("square_avg", "acc_delta")]
+    return [float(units) for units in np.max(worst, axis=0)]
+
+
+def _errors(
+    trace: Trajectory, states: Sequence[tuple[Columns, Columns, Columns]], *, stepwise: bool
+) -> Iterator[tuple[str, int, NDArray[np.float64], Array, Array]]:
+    """Yield each kind of state and tensor: the errors in units, by step and element; exact and recorded values."""
+    epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
+    for i, shape in enumerate(trace.case.shapes if states else ()):
+        if 0 in shape:
+            continue
+        before, exact, recorded = (
+            {kind: np.stack([columns[kind][i] for columns in series]) for kind in series[0]}
+            for series in zip(*states, strict=True)
+        )
+        finite = _is_finite(before["x"]) & _is_finite(exact["x"])
+        path = np.where(finite, np.abs(_finite(exact["x"]) - _finite(before["x"])), 0)
+        largest = np.where(finite, np.maximum(np.abs(before["x"]), np.abs(exact["x"])), 0)
+        if not stepwise:
+            path, largest = np.cumsum(path, axis=0), np.maximum.accumulate(largest, axis=0)
+        for kind, seen in recorded.items():
+            mine, moves = exact[kind], kind in ("x", "average")
+            scale = np.maximum(largest, np.abs(_finite(mine))) if moves else _finite(mine)
+            unit = np.frompyfunc(Decimal, 1, 1)(spacing(scale.astype(np.float64), trace.dtype))
+            unit = unit + epsilon * path if moves else unit
+            units = (np.abs(_finite(mine) - _finite(seen)) / unit).astype(np.float64)
+            same = (mine == seen) | (np.isnan(mine.astype(np.float64)) & np.isnan(seen.astype(np.float64)))
+            odd = np.where(same, 0.0, np.inf)
+            yield kind, i, np.where(_is_finite(mine) & _is_finite(seen), units, odd), mine, seen
 
 
 def _is_finite(values: Array) -> Array:
-    return np.array([value.is_finite() for value in values], dtype=bool)
+    return np.asarray(np.frompyfunc(Decimal.is_finite, 1, 1)(values), dtype=bool)
 
 
 def _finite(values: Array) -> Array:
-    return np.array([value if value.is_finite() else Decimal(0) for value in values], dtype=object)
-
-
-def _worst(
-    trace: Trajectory, kind: str, step: int, exact_all: list[Array], recorded_all: list[Array],
-    path: Sequence[Array] = (), largest: Sequence[Array] = (),
-) -> Distance | None:  # fmt: skip
-    epsilon, moves = Decimal(2) ** (1 - format_of(trace.dtype).precision), kind in ("x", "average")
-    found: Distance | None = None
-    for i, (exact, recorded) in enumerate(zip(exact_all, recorded_all, strict=True)):
-        if not len(exact):
-            continue
-        scale = np.maximum(largest[i], np.abs(_finite(exact))) if moves else _finite(exact)
-        unit = np.array([Decimal(float(value)) for value in spacing(scale.astype(np.float64), trace.dtype)])
-        unit = unit + epsilon * path[i] if moves else unit
-        units = (np.abs(_finite(exact) - _finite(recorded)) / unit).astype(np.float64)
-        mine, theirs = exact.astype(np.float64), recorded.astype(np.float64)
-        odd = ~(_is_finite(exact) & _is_finite(recorded))
-        same = (exact == recorded) | (np.isnan(mine) & np.isnan(theirs))
-        units = np.where(odd, np.where(same, 0.0, np.inf), units)
-        k = int(np.argmax(units))
-        if found is None or not units[k] <= found.units:
-            found = Distance(kind, float(units[k]), step, f"p{i}", k, float(theirs[k]), float(mine[k]))
-    return found
+    return np.where(_is_finite(values), values, Decimal(0))
 
 
 @dataclass(frozen=True)
