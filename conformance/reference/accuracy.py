@@ -122,7 +122,7 @@ def _is_finite(values: Array) -> Array:
 
 
 def _finite(values: Array) -> Array:
-    return np.where(_is_finite(values), values, Decimal(0))
+    return np.where(_is_finite(values), values, 0)
 
 
 @dataclass(frozen=True)
