@@ -30,23 +30,10 @@ Gradient = Array | Sparse | None
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """What is asked of an optimizer.
+    """What is asked of an optimizer, in the scenario of this name or in none.
 
-    Attributes
-    ----------
-    scenario : str
-        Name of the scenario that it comes from, or any other name.
-    dtype : str
-        Data type of parameters and state, one of `HOLDERS`.
-    config : Config
-    start : sequence of arrays
-        Initial parameters: the tensors ``p0``, ``p1``, …
-    gradients : sequence of sequences of arrays, `Sparse` or None
-        By step and tensor. Empty where they are not known.
-    about : str
-        In one sentence, what it shows.
-    rates : tuple of float or None
-        Learning rates to use, one for each update, in place of those of `config`.
+    ``start`` are the initial parameters, the tensors ``p0``, ``p1``, …; ``gradients`` come by step and tensor, and are
+    empty where they are not known. ``rates``, one for each update, take the place of the learning rates of ``config``.
     """
 
     scenario: str
@@ -59,7 +46,7 @@ class Case:
 
     @property
     def steps(self) -> int:
-        """How many gradients each tensor gets."""
+        """Number of gradients for each tensor."""
         return len(self.gradients)
 
     @property

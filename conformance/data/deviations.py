@@ -23,29 +23,17 @@ from .trajectory import Trajectory
 
 @dataclass(frozen=True)
 class Deviation:
-    """One deviation.
-
-    Attributes
-    ----------
-    name, about : str
-    systems : tuple of str
-        Who has it.
-    shows : callable
-        ``shows(system, scenario)`` tells whether it shows there.
-    options : callable or None
-        Changes the options that were asked for into those that the framework acted on.
-    of_rate : bool
-        Whether it is a matter of the learning rates, which a trace holds.
-    followed : bool
-        Whether the reference can follow it.
-    """
+    """A deviation that these systems have; ``shows(system, scenario)`` tells whether it shows there."""
 
     name: str
     about: str
     systems: tuple[str, ...]
     shows: Callable[[str, Scenario], bool]
+    #: Changes the options that were asked for into those that the framework acted on.
     options: Callable[[Config], Config] | None = None
+    #: Whether it is a matter of the learning rates, which a trace holds.
     of_rate: bool = False
+    #: Whether the reference can follow it.
     followed: bool = True
 
 
@@ -56,10 +44,6 @@ def single(value: float) -> float:
 
 def _double(s: Scenario) -> bool:
     return REAL.get(s.dtype, s.dtype) == "float64"
-
-
-def _half(s: Scenario) -> bool:
-    return s.dtype in ("float16", "bfloat16")
 
 
 def _rounds(value: float | None) -> bool:
@@ -82,8 +66,6 @@ def _lr_rounds(system: str, s: Scenario) -> bool:
         return system != "keras-jax" and s.config.schedule.kind not in ("piecewise", "callable")
     return _rounds(s.config.lr)
 
-
-_FLUSHING = (*LEGACY, *NEW, "keras-tensorflow", "keras-jax", *V1, *RAW, *OPTAX)
 
 _TABLE = (
     Deviation("lr-through-float32", "the learning rate passes through float32 on its way to float64 parameters",
@@ -109,7 +91,8 @@ _TABLE = (
     Deviation("one-minus-rho-in-parameter-dtype",
         "1 − rho is formed from rho as already rounded to the parameters' data type", (*LEGACY, *V1, *RAW),
         lambda _, s: not _double(s)),
-    Deviation("flushes-subnormals", "numbers below the smallest normal one become 0", _FLUSHING,
+    Deviation("flushes-subnormals", "numbers below the smallest normal one become 0",
+        (*LEGACY, *NEW, "keras-tensorflow", "keras-jax", *V1, *RAW, *OPTAX),
         lambda _, s: s.name.startswith(("magnitudes-float32", "subnormals"))),
     Deviation("infinite-norm-gives-nan",
         "an infinite global norm makes every gradient NaN, not only the infinite ones", (*LEGACY, *NEW, *KERAS),
@@ -117,7 +100,7 @@ _TABLE = (
     Deviation("complex128-in-complex64", "Keras' promotion rules take complex128 to complex64 in most operations",
         ("keras-tensorflow",), lambda _, s: s.dtype == "complex128", followed=False),
     Deviation("half-arithmetic", "every operation is rounded to the 16-bit type, not only the results", EVERY,
-        lambda _, s: _half(s)),
+        lambda _, s: s.dtype in ("float16", "bfloat16")),
     Deviation("complex-arithmetic",
         "a complex gradient is squared as a complex number, where torch takes real and imaginary parts apart",
         (*LEGACY, *NEW, *KERAS, *V1, *RAW, *OPTAX), lambda _, s: s.dtype.startswith("complex"), followed=False),
@@ -165,10 +148,8 @@ _TABLE = (
         (*LEGACY, "tf-keras", "keras-tensorflow"), lambda _, s: bool(s.rows) and s.config.clipvalue is not None),
 )  # fmt: skip
 
-
-#: A deviation that traces show in their learning rates only, and how far these may then be off.
+#: A deviation that traces show in their learning rates only.
 SCHEDULE = Deviation("schedule-in-float32", "the schedule is computed in float32", (), lambda *_: False, of_rate=True)
-_SCHEDULE_ERROR = 1e-6
 DEVIATIONS = {deviation.name: deviation for deviation in (*_TABLE, SCHEDULE)}
 NOT_FOLLOWED = frozenset(name for name, deviation in DEVIATIONS.items() if not deviation.followed)
 
@@ -193,7 +174,7 @@ def deviations_in(trace: Trajectory) -> tuple[str, ...]:
         return trace.deviations
     published = np.array(rates_of(trace.config, trace.steps), dtype=np.float64)
     error = np.max(np.abs(trace.lr - published) / published)
-    shown = 4 * np.finfo(np.float64).eps < error <= _SCHEDULE_ERROR
+    shown = 4 * np.finfo(np.float64).eps < error <= 1e-6  # schedules in float32 are good to that
     return (*trace.deviations, SCHEDULE.name) if shown else trace.deviations
 
 

@@ -61,11 +61,8 @@ def without_nan_payload(values: NDArray[Any]) -> NDArray[Any]:
     """Return a copy in which every NaN has the same bits: sign and payload of a NaN mean nothing."""
     values = np.array(values, order="C")
     if values.dtype.kind in "fc":
-        real = parts(values)
+        real = values.reshape(-1).view(values.real.dtype)
         real[np.isnan(real)] = np.nan
-        if values.dtype.kind == "c":
-            return np.ascontiguousarray(real).view(values.dtype).reshape(values.shape)
-        return real
     return values
 
 

@@ -7,7 +7,6 @@ bits differ from one machine to another. The seed is the scenario's name.
 from __future__ import annotations
 
 import hashlib
-from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +14,6 @@ from numpy.typing import NDArray
 from .case import Case, Gradient, Sparse
 from .floats import rounded, without_nan_payload
 from .specification import HOLDERS, Draw, Scenario
-
-
-@cache
-def _powers_of_ten(low: int, high: int) -> NDArray[np.float64]:
-    return np.array([float(f"1e{k}") for k in range(low, high + 1)])
 
 
 def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_complex: bool) -> NDArray[np.generic]:
@@ -30,7 +24,8 @@ def _numbers(draw: Draw, count: int, offset: int, rng: np.random.Generator, is_c
     if draw.kind == "uniform":
         flat = draw.low + (draw.high - draw.low) * rng.random(parts)
     elif draw.kind == "decades":
-        powers = _powers_of_ten(int(draw.low), int(draw.high))
+        # Read, not computed: ``10.0**k`` differs from one machine to another.
+        powers = np.array([float(f"1e{k}") for k in range(int(draw.low), int(draw.high) + 1)])
         sign = np.where(rng.random(parts) < 0.5, -1.0, 1.0)
         which = (rng.random(parts) * len(powers)).astype(np.int64)
         flat = sign * (1.0 + 9.0 * rng.random(parts)) * powers[which]
@@ -58,18 +53,15 @@ def case_of(scenario: Scenario) -> Case:
             held = values.astype(HOLDERS[scenario.dtype])
         return without_nan_payload(rounded(held, scenario.dtype)).reshape(shape)
 
+    def gradient(step: int, i: int, shape: tuple[int, ...]) -> Gradient:
+        if not {(step, i), (step, -1)}.isdisjoint(scenario.missing):
+            return None
+        if i > 0 or not scenario.rows:
+            return draw(scenario.gradients, shape)
+        indices = np.array(scenario.rows[step % len(scenario.rows)], dtype=np.int64)
+        return Sparse(indices, draw(scenario.gradients, (len(indices), *shape[1:])))
+
     start = tuple(draw(scenario.start, shape) for shape in scenario.shapes)
     offset = 0
-    steps: list[list[Gradient]] = []
-    for step in range(scenario.steps):
-        row: list[Gradient] = []
-        for i, shape in enumerate(scenario.shapes):
-            if scenario.is_missing(step, i):
-                row.append(None)
-            elif i == 0 and scenario.rows:
-                indices = np.array(scenario.rows[step % len(scenario.rows)], dtype=np.int64)
-                row.append(Sparse(indices, draw(scenario.gradients, (len(indices), *shape[1:]))))
-            else:
-                row.append(draw(scenario.gradients, shape))
-        steps.append(row)
+    steps = [[gradient(t, i, shape) for i, shape in enumerate(scenario.shapes)] for t in range(scenario.steps)]
     return Case(scenario.name, scenario.dtype, scenario.config, start, steps, scenario.about)

@@ -7,33 +7,19 @@ recorders translate a `Config` into each framework's own options; the reference 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 #: NumPy data types that hold a trace's values in memory. bfloat16 is held in float32, which holds it exactly.
 HOLDERS: Mapping[str, str] = {
-    "float64": "float64",
-    "float32": "float32",
-    "float16": "float16",
-    "bfloat16": "float32",
-    "complex64": "complex64",
-    "complex128": "complex128",
-}
+    "float64": "float64", "float32": "float32", "float16": "float16", "bfloat16": "float32",
+    "complex64": "complex64", "complex128": "complex128",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """A learning rate that changes: ``kind`` and its parameters.
-
-    Kinds and parameters (``t`` counts from 0):
-
-    - ``exponential``: ``initial * decay_rate ** (t / decay_steps)``
-    - ``inverse-time``: ``initial / (1 + decay_rate * t / decay_steps)``
-    - ``polynomial``: ``(initial - end) * (1 - min(t, decay_steps) / decay_steps) ** power + end``
-    - ``cosine``: ``initial * ((1 - alpha) * (1 + cos(pi * min(t, decay_steps) / decay_steps)) / 2 + alpha)``
-    - ``piecewise``: ``values[i]`` for the first ``i`` with ``t <= boundaries[i]``, else the last value
-    - ``callable``: a function without arguments that returns ``values[t]`` at step ``t``
-    """
+    """A learning rate that changes. `rates.rate_at` has the formula of each kind, and with it the parameters."""
 
     kind: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -70,18 +56,6 @@ class Config:
     defaults: bool = False
     floatx: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the options as plain JSON data."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Config:
-        """Return the `Config` that `as_json` described."""
-        values = dict(data)
-        schedule = values.get("schedule")
-        values["schedule"] = Schedule(**schedule) if schedule is not None else None
-        return cls(**values)
-
 
 @dataclass(frozen=True)
 class Draw:
@@ -100,28 +74,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Scenario:
-    """One thing to show: tensors, gradients, steps and options, and the systems that it is put to.
+    """One thing to show: tensors, gradients, steps and options, and the systems that must have a trace of it.
 
-    Attributes
-    ----------
-    name, about : str
-        The name, and in one sentence what it shows.
-    systems : tuple of str
-        The systems that must have a trace of it.
-    config : Config
-    dtype : str
-        One of `HOLDERS`.
-    shapes : tuple of shapes
-        One tensor each, named ``p0``, ``p1``, …
-    steps : int
-    start, gradients : Draw
-        Initial values and gradients.
-    missing : tuple of (step, tensor)
-        Where the gradient is None. Tensor −1 stands for all of them.
-    rows : tuple of tuples of int
-        Not empty: the first tensor's gradient is sparse, with these row numbers at each step (in turn).
-    refusals : mapping of system to the exception's class name
-        The systems that must refuse it.
+    ``dtype`` is one of `HOLDERS`. ``missing`` lists step and tensor of gradients that are None; tensor −1 stands for
+    all of them. With ``rows`` the first tensor's gradient is sparse, with these row numbers at each step, in turn.
+    ``refusals`` are the systems that must refuse it, with the name of the exception's class.
     """
 
     name: str
@@ -136,10 +93,6 @@ class Scenario:
     missing: tuple[tuple[int, int], ...] = ()
     rows: tuple[tuple[int, ...], ...] = ()
     refusals: Mapping[str, str] = field(default_factory=dict)
-
-    def is_missing(self, step: int, tensor: int) -> bool:
-        """Tell whether ``tensor`` has no gradient at ``step``."""
-        return (step, tensor) in self.missing or (step, -1) in self.missing
 
     @property
     def everyone(self) -> tuple[str, ...]:

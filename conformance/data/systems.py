@@ -8,24 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class System:
-    """One real optimizer.
-
-    Attributes
-    ----------
-    name, about : str
-        Its name here, and the class or function that is run.
-    recorder : str
-        Module of `multiopt.conformance.recording` that runs it.
-    packages : tuple of str
-        Distributions whose versions belong to the trace; the first ones must be installed.
-    environment : mapping
-        Environment variables that its process needs from the start.
-    """
+    """One real optimizer: the class or function of that name, which a module of `recording` runs."""
 
     name: str
     about: str
     recorder: str
+    #: Distributions that must be installed, and whose versions belong to the trace.
     packages: tuple[str, ...]
+    #: Environment variables that its process needs from the start.
     environment: Mapping[str, str]
 
 

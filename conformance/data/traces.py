@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from .case import Array, Case, Gradient, Sparse
 from .floats import from_bfloat16_bits, parts, to_bfloat16_bits
-from .specification import HOLDERS, Config
+from .specification import HOLDERS, Config, Schedule
 from .trajectory import Trajectory
 
 #: Where the recorded traces lie.
@@ -44,10 +44,7 @@ class TraceError(ValueError):
 
 @dataclass(frozen=True)
 class TraceFile:
-    """All traces of one system, with where they come from.
-
-    ``versions`` names distributions and their versions; ``provenance`` the machine: Python, device, processor.
-    """
+    """All traces of one system, with the versions of its distributions, and the machine: Python, device, processor."""
 
     system: str
     versions: Mapping[str, str]
@@ -56,7 +53,8 @@ class TraceFile:
 
     def digest(self) -> str:
         """Return one SHA-256 for the whole content."""
-        return _sum(digest_of(trace, self.versions) for trace in self.traces.values())
+        digests = sorted(digest_of(trace, self.versions) for trace in self.traces.values())
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def describe(trace: Trajectory) -> dict[str, Any]:
@@ -68,7 +66,7 @@ def describe(trace: Trajectory) -> dict[str, Any]:
         "dtype": trace.dtype,
         "shapes": [list(shape) for shape in trace.case.shapes],
         "steps": trace.steps,
-        "config": trace.config.as_json(),
+        "config": asdict(trace.config),
         "quirks": list(trace.deviations),
         "missing": [list(pair) for pair in trace.case.missing],
         "refusal": trace.refusal,
@@ -89,15 +87,9 @@ def _canonical(data: Any) -> bytes:
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
 
-def _sum(digests: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()
-
-
 def _stored(key: str, values: Array, dtype: str) -> Array:
     if key.split("/")[0] not in PLAIN:
-        if dtype == "bfloat16":
-            values = to_bfloat16_bits(values)
-        values = parts(values)
+        values = to_bfloat16_bits(values) if dtype == "bfloat16" else parts(values)
     return np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).reshape(values.shape)
 
 
@@ -117,7 +109,7 @@ def path_of(system: str, folder: Path = FOLDER) -> Path:
 
 
 def save(content: TraceFile, path: Path) -> None:
-    """Write ``content`` to ``path``: safetensors, with the metadata under one key."""
+    """Write ``content`` to ``path``."""
     from safetensors.numpy import save as to_bytes
 
     tensors = {
@@ -125,29 +117,21 @@ def save(content: TraceFile, path: Path) -> None:
         for name, trace in content.traces.items()
         for key, values in trace.arrays.items()
     }
+    versions = dict(content.versions)
     metadata = {
         "format": FORMAT,
         "system": content.system,
-        "versions": dict(content.versions),
+        "versions": versions,
         "provenance": dict(content.provenance),
         "digest": content.digest(),
-        "traces": {
-            name: {**describe(trace), "digest": digest_of(trace, content.versions)}
-            for name, trace in content.traces.items()
-        },
+        "traces": {name: {**describe(t), "digest": digest_of(t, versions)} for name, t in content.traces.items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(to_bytes(tensors, metadata={"multiopt": _canonical(metadata).decode()}))
 
 
 def load(path: Path) -> TraceFile:
-    """Read ``path`` and check every hash in it.
-
-    Raises
-    ------
-    TraceError
-        If it is no trace file, or its numbers or its configuration are not what was recorded.
-    """
+    """Read ``path`` and check every hash in it; a `TraceError` tells what is not as it was recorded."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -159,21 +143,18 @@ def load(path: Path) -> TraceFile:
     metadata = json.loads(text) if text is not None else {}
     if metadata.get("format") != FORMAT:
         raise TraceError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+    stored: dict[str, dict[str, Array]] = {name: {} for name in metadata["traces"]}
+    for name, _, key in (path_in_file.partition("/") for path_in_file in tensors):
+        if name not in stored:
+            raise TraceError(f"{path}: expected no tensors of a scenario {name!r}")
+        stored[name][key] = tensors[f"{name}/{key}"]
     traces = {}
-    claimed = 0
     for name, description in metadata["traces"].items():
-        arrays = {
-            key.removeprefix(f"{name}/"): _held(key.removeprefix(f"{name}/"), values, description["dtype"])
-            for key, values in tensors.items()
-            if key.startswith(f"{name}/")
-        }
-        claimed += len(arrays)
+        arrays = {key: _held(key, values, description["dtype"]) for key, values in stored[name].items()}
         traces[name] = _trace(description, arrays)
         if digest_of(traces[name], metadata["versions"]) != description["digest"]:
             said = description["digest"][:12]
             raise TraceError(f"{path}: scenario {name!r}: content differs from its recorded hash {said}…")
-    if claimed != len(tensors):
-        raise TraceError(f"{path}: expected {claimed} tensors, got {len(tensors)}")
     content = TraceFile(metadata["system"], metadata["versions"], metadata["provenance"], traces)
     if content.digest() != metadata["digest"]:
         raise TraceError(f"{path}: the set of scenarios differs from its recorded hash {metadata['digest'][:12]}…")
@@ -182,7 +163,9 @@ def load(path: Path) -> TraceFile:
 
 def _trace(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> Trajectory:
     names = [f"p{i}" for i in range(len(description["shapes"]))]
-    missing = {tuple(pair) for pair in description["missing"]}
+    missing, config = {tuple(pair) for pair in description["missing"]}, dict(description["config"])
+    if config["schedule"] is not None:
+        config["schedule"] = Schedule(**config["schedule"])
 
     def gradient(step: int, i: int) -> Gradient:
         name = names[i]
@@ -196,7 +179,7 @@ def _trace(description: Mapping[str, Any], arrays: Mapping[str, Array]) -> Traje
     case = Case(
         description["scenario"],
         description["dtype"],
-        Config.from_json(description["config"]),
+        Config(**config),
         [arrays[f"x/{name}"][0] for name in names],
         [[gradient(step, i) for i in range(len(names))] for step in range(description["steps"])],
         description["about"],

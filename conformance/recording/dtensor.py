@@ -45,11 +45,9 @@ class RecordedDTensor(RecordedNew):
     """The DTensor optimizer with its DVariables."""
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         return None if g is None else _spread(super().gradient(g, i))
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """Return copies as NumPy arrays, gathered from the devices."""
         return [to_numpy(_gathered(array)) for array in arrays]
 
 
@@ -65,4 +63,4 @@ def make(system: str, case: Case) -> RecordedDTensor:
     if c.first_iteration:
         count = tf.constant(c.first_iteration, tf.int64)
         optimizer.iterations.assign(dtensor.copy_to_mesh(count, dtensor.Layout.replicated(MESH, rank=0)))
-    return RecordedDTensor(optimizer, variables, tf_keras, case.dtype, clock=clock)
+    return RecordedDTensor(optimizer, variables, tf_keras, case.dtype, clock)

@@ -15,7 +15,6 @@ class RecordedKeras3(RecordedKeras):
     """keras.optimizers.Adadelta with its variables."""
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         if isinstance(g, Sparse):
             import tensorflow as tf
 
@@ -46,4 +45,4 @@ def make(system: str, case: Case) -> RecordedKeras3:
     optimizer.build(variables)
     if c.first_iteration:
         optimizer._iterations.assign(c.first_iteration)
-    return RecordedKeras3(optimizer, variables, keras, case.dtype, clock=clock)
+    return RecordedKeras3(optimizer, variables, keras, case.dtype, clock)

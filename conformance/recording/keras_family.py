@@ -16,11 +16,10 @@ class RecordedKeras(Keras):
         return float(self.read([self.opt.learning_rate])[0])
 
     def hyperparameters(self) -> dict[str, float | None]:
-        """Return lr, rho and eps; lr as the float32 variable that it has become."""
+        # Of lr, the float32 variable that it has become.
         return {"lr": self.rate(), "rho": self.opt.rho, "eps": self.opt.epsilon}
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables, accumulators, averages, and the counter that Keras shows."""
         return {**super().columns(), "iterations": [self.opt.iterations]}
 
     def finalized(self) -> Sequence[Any] | None:

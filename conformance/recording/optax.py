@@ -41,27 +41,22 @@ class RecordedOptax(Optax):
         else:
             decay = {"weight_decay": c.weight_decay} if c.weight_decay else {}
             adadelta = optax.adadelta(self.rate, rho=c.rho, eps=c.eps, **decay)
-        chain = []
-        if c.clipvalue is not None:
-            chain.append(optax.clip(c.clipvalue))
-        if c.global_clipnorm is not None:
-            chain.append(optax.clip_by_global_norm(c.global_clipnorm))
-        optimizer: Any = optax.chain(*chain, adadelta)
+        clips = ((optax.clip, c.clipvalue), (optax.clip_by_global_norm, c.global_clipnorm))
+        optimizer: Any = optax.chain(*(clip(limit) for clip, limit in clips if limit is not None), adadelta)
         if c.accumulate > 1:
             optimizer = optax.MultiSteps(optimizer, every_k_schedule=c.accumulate)
         super().__init__(optimizer, case.start, case.dtype)
 
     def hyperparameters(self) -> dict[str, float | None]:
-        """Return the defaults of the function; an optax optimizer keeps them in closures."""
+        # An optax optimizer keeps them in closures.
         defaults = {name: p.default for name, p in inspect.signature(optax.adadelta).parameters.items()}
         return {"lr": defaults["learning_rate"], "rho": defaults["rho"], "eps": defaults["eps"]}
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """Return a gradient; None is refused by optax itself."""
+        # None is refused by optax itself.
         return None if g is None else super().gradient(g, i)
 
     def update(self, number: int, gradients: list[Any]) -> float | None:
-        """See `Steps`."""
         # The type of the counter decides in which precision a schedule computes.
         count = jnp.asarray(number // self.config.accumulate, dtype=jnp.int32)
         super().update(number, gradients)

@@ -7,6 +7,11 @@ passed over, unless they are required.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.metadata
+import os
+import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +22,6 @@ from ..data.traces import FOLDER, TraceFile, describe, load, path_of
 from ..reference.compare import differences, inputs_agree, same_bits
 from ..reference.tolerances import STEP
 from ..report.table import Cell, Table, to_rich
-from . import missing_packages, record_to
 
 
 class Allowance(NamedTuple):
@@ -49,10 +53,7 @@ RATE = 1e-6
 
 @dataclass(frozen=True)
 class Recording:
-    """What became of recording one system again.
-
-    ``outcome`` is ``same``, ``close``, ``different``, ``failed`` or ``absent``; ``note`` says in a few words why.
-    """
+    """What became of recording one system again: ``same``, ``close``, ``different``, ``failed`` or ``absent``."""
 
     system: str
     outcome: str
@@ -60,6 +61,26 @@ class Recording:
     ulps: float = 0.0
     motion: float = 0.0
     note: str = ""
+
+
+def versions_of(system: str) -> dict[str, str]:
+    """Return the versions of the distributions behind ``system``, of those that are installed."""
+    found: dict[str, str] = {}
+    for name in SYSTEMS[system].packages:
+        for distribution in (name, "tensorflow-cpu") if name == "tensorflow" else (name,):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                found.setdefault(name, importlib.metadata.version(distribution))
+    return found
+
+
+def record_to(system: str, path: Path, *, timeout: float = 900.0) -> None:
+    """Run the recorder of ``system`` in a process of its own; it writes ``path``, or a `RuntimeError` says why not."""
+    # -P: the folder that one stands in may hold another multiopt, such as the sources of this one.
+    command = [sys.executable, "-P", "-m", "multiopt.conformance.recording", system, str(path)]
+    environment = {**os.environ, **SYSTEMS[system].environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"recorder of {system} failed ({done.returncode}):\n{done.stderr[-4000:]}")
 
 
 def judge(old: TraceFile, new: TraceFile) -> Recording:
@@ -100,13 +121,12 @@ def judge(old: TraceFile, new: TraceFile) -> Recording:
 
 def record(system: str, into: Path, *, committed: Path = FOLDER) -> Recording:
     """Record ``system`` into the folder ``into`` and judge it against the traces in ``committed``."""
-    missing = missing_packages(system)
-    if missing:
+    installed = versions_of(system)
+    if missing := [name for name in SYSTEMS[system].packages if name not in installed]:
         return Recording(system, "absent", note="not installed: " + ", ".join(missing))
     # Read first: the new recording may take the old one's place.
     old_path, path = path_of(system, committed), path_of(system, into)
     old = load(old_path) if old_path.exists() else None
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         record_to(system, path)
     except RuntimeError as error:
@@ -119,16 +139,10 @@ def record(system: str, into: Path, *, committed: Path = FOLDER) -> Recording:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``multiopt record`` to ``parser``."""
-    parser.add_argument(
-        "--system", action="append", choices=list(SYSTEMS), help="record only this one (may be repeated)"
-    )
-    parser.add_argument(
-        "--require",
-        action="append",
-        choices=[*SYSTEMS, "all"],
-        default=[],
-        help="fail if this system is not installed (may be repeated)",
-    )
+    parser.add_argument("--system", action="append", choices=list(SYSTEMS),
+                        help="record only this one (may be repeated)")  # fmt: skip
+    parser.add_argument("--require", action="append", choices=[*SYSTEMS, "all"], default=[],
+                        help="fail if this system is not installed (may be repeated)")  # fmt: skip
     parser.add_argument("--into", type=Path, help="keep the new traces in this folder")
     parser.add_argument("--exact", action="store_true", help="demand the same bits")
 

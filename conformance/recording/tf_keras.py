@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,15 +27,22 @@ def to_numpy(values: Any) -> Array:
     return (tf.cast(tensor, tf.float32) if tensor.dtype == tf.bfloat16 else tensor).numpy()
 
 
-def to_gradient(gradient: Gradient, shape: Sequence[int], dtype: str) -> Any:
-    """Return a gradient in TensorFlow's terms: tensor, IndexedSlices or None."""
-    if isinstance(gradient, Sparse):
-        values = to_tensor(gradient.values, dtype)
-        return tf.IndexedSlices(values, tf.constant(gradient.indices), tf.constant(list(shape), dtype=tf.int64))
-    return None if gradient is None else to_tensor(gradient, dtype)
+class WithTensors(Steps):
+    """An optimizer whose gradients and states are TensorFlow's."""
+
+    variables: list[Any]
+
+    def gradient(self, g: Gradient, i: int) -> Any:
+        if not isinstance(g, Sparse):
+            return None if g is None else to_tensor(g, self.dtype)
+        shape = tf.constant(list(self.variables[i].shape), dtype=tf.int64)
+        return tf.IndexedSlices(to_tensor(g.values, self.dtype), tf.constant(g.indices), shape)
+
+    def read(self, arrays: Sequence[Any]) -> list[Array]:
+        return [to_numpy(array) for array in arrays]
 
 
-class WithSlots(Steps):
+class WithSlots(WithTensors):
     """One of TensorFlow's optimizers that keep their state in slots of these names; or other variables."""
 
     names: tuple[str, str]
@@ -43,60 +51,43 @@ class WithSlots(Steps):
         super().__init__(name, case.dtype, Arrays("numpy"))
         self.variables, self.opt = list(variables), optimizer
 
-    def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
-        return to_gradient(g, self.variables[i].shape, self.dtype)
-
-    def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """See `Steps`."""
-        return [to_numpy(array) for array in arrays]
-
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables and slots; slots that do not exist yet count as zeros."""
         names = zip(SLOTS, self.names, strict=True)
         return {"x": self.variables, **{kind: [self._slot(v, name) for v in self.variables] for kind, name in names}}
 
     def _slot(self, variable: tf.Variable, name: str) -> Any:
-        try:
-            slot = self.opt.get_slot(variable, name)
-        except KeyError:
-            slot = None
-        return tf.zeros_like(variable) if slot is None else slot
+        # A slot that does not exist yet counts as zeros.
+        with contextlib.suppress(KeyError):
+            if (slot := self.opt.get_slot(variable, name)) is not None:
+                return slot
+        return tf.zeros_like(variable)
 
 
 class RecordedLegacy(WithSlots):
     """tf_keras.optimizers.legacy.Adadelta with its variables."""
 
     names = ("accum_grad", "accum_var")
-    clock: list[int]
+
+    def __init__(self, case: Case, variables: Sequence[Any], optimizer: Any, clock: list[int]) -> None:
+        super().__init__("tf-keras-legacy", case, variables, optimizer)
+        self.clock = clock
 
     def hyperparameters(self) -> dict[str, float | None]:
-        """Return lr, rho and eps from its configuration."""
         config = self.opt.get_config()
         return {"lr": config["learning_rate"], "rho": config["rho"], "eps": config["epsilon"]}
 
     def update(self, number: int, gradients: list[Any]) -> float:
-        """Apply the gradients."""
         self.clock[0] = number
         used = float(to_numpy(self.opt._decayed_lr(tf.as_dtype(self.dtype))).real)
         self.opt.apply_gradients(zip(gradients, self.variables, strict=True))
         return used
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables, slots and the counter."""
         return {**super().columns(), "iterations": [self.opt.iterations]}
 
 
-class RecordedNew(RecordedKeras):
+class RecordedNew(WithTensors, RecordedKeras):
     """tf_keras.optimizers.Adadelta with its variables."""
-
-    def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
-        return to_gradient(g, self.variables[i].shape, self.dtype)
-
-    def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """See `Steps`."""
-        return [to_numpy(array) for array in arrays]
 
     def update(self, number: int, gradients: list[Any]) -> float:
         """Apply the gradients; afterwards the optimizer still holds the learning rate it used."""
@@ -122,8 +113,6 @@ def make(system: str, case: Case) -> RecordedLegacy | RecordedNew:
         optimizer.build(variables)
     if c.first_iteration:
         optimizer.iterations.assign(c.first_iteration)
-    if not legacy:
-        return RecordedNew(optimizer, variables, tf_keras, case.dtype, clock=clock)
-    made = RecordedLegacy(system, case, variables, optimizer)
-    made.clock = clock
-    return made
+    if legacy:
+        return RecordedLegacy(case, variables, optimizer, clock)
+    return RecordedNew(optimizer, variables, tf_keras, case.dtype, clock)

@@ -17,12 +17,9 @@ class RecordedV1(WithSlots):
     names = ("accum", "accum_update")
 
     def hyperparameters(self) -> dict[str, float | None]:
-        """Return lr, rho and eps as given."""
-        o = self.opt
-        return {"lr": o._lr, "rho": o._rho, "eps": o._epsilon}
+        return {"lr": self.opt._lr, "rho": self.opt._rho, "eps": self.opt._epsilon}
 
     def update(self, number: int, gradients: list[Any]) -> float:
-        """Apply the gradients."""
         self.opt.apply_gradients(zip(gradients, self.variables, strict=True))
         return float(to_numpy(tf.cast(self.opt._lr_t, self.dtype)).real)
 
@@ -32,13 +29,11 @@ class RecordedRaw(WithSlots):
 
     def __init__(self, name: str, case: Case, variables: Sequence[Any]) -> None:
         super().__init__(name, case, variables)
-        self.squares = [tf.Variable(tf.zeros_like(v)) for v in self.variables]
-        self.deltas = [tf.Variable(tf.zeros_like(v)) for v in self.variables]
+        self.squares, self.deltas = ([tf.Variable(tf.zeros_like(v)) for v in self.variables] for _ in "vu")
         c = case.config
         self.lr, self.rho, self.eps = (tf.constant(value, dtype=self.dtype) for value in (c.lr, c.rho, c.eps))
 
     def update(self, number: int, gradients: list[Any]) -> float:
-        """Run the operation once for each variable."""
         for var, square, delta, g in zip(self.variables, self.squares, self.deltas, gradients, strict=True):
             common = {
                 "var": var.handle, "accum": square.handle, "accum_update": delta.handle,
@@ -51,7 +46,6 @@ class RecordedRaw(WithSlots):
         return float(to_numpy(self.lr).real)
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Return variables and both accumulators."""
         return {"x": self.variables, "square_avg": self.squares, "acc_delta": self.deltas}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..data.case import Case, Gradient, Sparse
+from ..data.rates import update_rate
 from ..data.specification import Schedule
 from ..targets.arrays import Arrays
 from ..targets.optimizers import TorchOptim
@@ -35,12 +36,7 @@ class RecordedTorch(TorchOptim):
         self.foreach = system == "torch-foreach"
         make = Arrays("torch").make
         self.model = torch.nn.ParameterList([torch.nn.Parameter(make(x, case.dtype)) for x in case.start])
-        hypers: dict[str, Any] = {}
-        if not c.defaults:
-            lr = c.lr
-            if c.schedule is not None:
-                lr = c.schedule.parameters.get("initial", c.schedule.parameters.get("values", [None])[0])
-            hypers = {"lr": lr, "rho": c.rho, "eps": c.eps}
+        hypers: dict[str, Any] = {} if c.defaults else {"lr": update_rate(c, 0), "rho": c.rho, "eps": c.eps}
         optimizer = torch.optim.Adadelta(
             list(self.model), weight_decay=c.weight_decay, maximize=c.maximize, foreach=self.foreach, **hypers
         )
@@ -52,16 +48,14 @@ class RecordedTorch(TorchOptim):
         self.before_step, self.after_step = self._clip, self._follow
 
     def hyperparameters(self) -> dict[str, float | None]:
-        """Return lr, rho and eps of the group."""
         group = self.opt.param_groups[0]
         return {key: float(group[key]) for key in ("lr", "rho", "eps")}
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
-        if isinstance(g, Sparse):
-            values = super().gradient(g.values, i)
-            return torch.sparse_coo_tensor(torch.from_numpy(g.indices)[None], values, self.params[i].shape)
-        return super().gradient(g, i)
+        if not isinstance(g, Sparse):
+            return super().gradient(g, i)
+        values = super().gradient(g.values, i)
+        return torch.sparse_coo_tensor(torch.from_numpy(g.indices)[None], values, self.params[i].shape)
 
     def _clip(self, step: int) -> None:
         if self.config.clipvalue is not None:
@@ -76,7 +70,6 @@ class RecordedTorch(TorchOptim):
             self.average.update_parameters(self.model)
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """Return parameters, state, average, and each parameter's own counter of steps."""
         counters = [self.opt.state.get(p, {}).get("step", torch.zeros(())) for p in self.params]
         average = {} if self.average is None else {"average": list(self.average.module.parameters())}
         return {**super().columns(), **average, "iterations": counters}

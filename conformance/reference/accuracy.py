@@ -8,11 +8,12 @@ far. Both come out as small numbers where the arithmetic is sound, whatever the 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal, localcontext
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..data.case import Array
 from ..data.floats import format_of, spacing
@@ -30,17 +31,10 @@ def walk(
 ) -> Iterator[tuple[Columns, Columns, Columns]]:
     """Yield, for each step of a trace, the exact states before and after it, and the recorded ones after it.
 
-    Parameters
-    ----------
-    trace : Trajectory
-        Whose case and data type are taken.
-    stepwise : bool
-        Begin each step at the recorded state before it. False: let the reference run by itself.
-    deviations : collection of str, optional
-        Those to follow; by default those of the trace. Empty: the published rule alone.
-    as_held : bool
-        Round lr, rho, eps and 1 − rho to the trace's data type first, as every framework must, and take the learning
-        rates that the framework reported. False: the configuration's own doubles, and the published schedules.
+    ``stepwise`` begins each step at the recorded state before it; else the reference runs by itself. ``deviations`` are
+    those to follow, by default those of the trace; with none of them it is the published rule. ``as_held`` rounds lr,
+    rho, eps and 1 − rho to the trace's data type first, as every framework must, and takes the learning rates that the
+    framework reported; else they are the configuration's own doubles, and the published schedules.
     """
     names = trace.deviations if deviations is None else deviations
     case, every = trace.case, trace.config.accumulate
@@ -66,45 +60,21 @@ def walk(
 
 
 def distances(
-    trace: Trajectory,
-    *,
-    stepwise: bool = True,
-    deviations: Collection[str] | None = None,
-    as_held: bool = True,
+    trace: Trajectory, *, stepwise: bool = True, deviations: Collection[str] | None = None, as_held: bool = True
 ) -> dict[str, Distance]:
-    """Return the worst distance of each kind of state from the reference in 50 digits.
+    """Return the worst distance of each kind of state from the reference in 50 digits; options as for `walk`.
 
-    Parameters
-    ----------
-    trace : Trajectory
-        One that was not refused.
-    stepwise : bool
-        Begin each step at the recorded state before it, so that the distance is the error of one step. False: let
-        the reference run by itself from the initial parameters, so that errors add up as they do in use.
-    deviations, as_held
-        As for `walk`.
-
-    Returns
-    -------
-    dict
-        Kind (``x``, ``square_avg``, ``acc_delta``, ``average``) to `Distance`.
+    ``stepwise`` makes it the error of one step; else errors add up, as they do in use.
     """
     worst: dict[str, Distance] = {}
-    states = walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held)
     with localcontext(Digits.context):
-        for step, (before, exact, recorded) in enumerate(states, start=1):
-            if stepwise or step == 1:
-                path = [0 * _finite(x) for x in before["x"]]
-                largest = [np.abs(x) for x in before["x"]]
-            for i, (old, new) in enumerate(zip(before["x"], exact["x"], strict=True)):
-                finite = _is_finite(old) & _is_finite(new)
-                path[i] = path[i] + np.where(finite, np.abs(_finite(new) - _finite(old)), 0)
-                largest[i] = np.where(finite, np.maximum(largest[i], np.abs(new)), largest[i])
-            for kind in recorded:
-                found = _worst(trace, kind, step, exact[kind], recorded[kind], path, largest)
-                # "not <=" lets NaN count as worse than any number.
-                if found is not None and (kind not in worst or not found.units <= worst[kind].units):
-                    worst[kind] = found
+        states = list(walk(trace, stepwise=stepwise, deviations=deviations, as_held=as_held))
+        for kind, i, units, exact, recorded in _errors(trace, states, stepwise=stepwise):
+            step, k = np.unravel_index(int(np.argmax(units)), units.shape)
+            if kind in worst and (units[step, k], -step - 1) <= (worst[kind].units, -worst[kind].step):
+                continue
+            values = float(recorded[step, k]), float(exact[step, k])
+            worst[kind] = Distance(kind, float(units[step, k]), int(step) + 1, f"p{i}", int(k), *values)
     return worst
 
 
@@ -114,67 +84,58 @@ def errors_over_time(trace: Trajectory) -> list[float]:
     Deviations are followed: what remains is the rounding of the arithmetic.
     """
     with localcontext(Digits.context):
-        return [
-            max(
-                found.units
-                for kind in ("square_avg", "acc_delta")
-                if (found := _worst(trace, kind, 0, exact[kind], recorded[kind], [], [])) is not None
-            )
-            for _, exact, recorded in walk(trace, stepwise=False)
-        ]
+        errors = _errors(trace, list(walk(trace, stepwise=False)), stepwise=False)
+        worst = [units.max(axis=1) for kind, _, units, *_ in errors if kind in ("square_avg", "acc_delta")]
+    return [float(units) for units in np.max(worst, axis=0)]
+
+
+def _errors(
+    trace: Trajectory, states: Sequence[tuple[Columns, Columns, Columns]], *, stepwise: bool
+) -> Iterator[tuple[str, int, NDArray[np.float64], Array, Array]]:
+    """Yield each kind of state and tensor: the errors in units, by step and element; exact and recorded values."""
+    epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
+    for i, shape in enumerate(trace.case.shapes if states else ()):
+        if 0 in shape:
+            continue
+        before, exact, recorded = (
+            {kind: np.stack([columns[kind][i] for columns in series]) for kind in series[0]}
+            for series in zip(*states, strict=True)
+        )
+        finite = _is_finite(before["x"]) & _is_finite(exact["x"])
+        path = np.where(finite, np.abs(_finite(exact["x"]) - _finite(before["x"])), 0)
+        largest = np.where(finite, np.maximum(np.abs(before["x"]), np.abs(exact["x"])), 0)
+        if not stepwise:
+            path, largest = np.cumsum(path, axis=0), np.maximum.accumulate(largest, axis=0)
+        for kind, seen in recorded.items():
+            mine, moves = exact[kind], kind in ("x", "average")
+            scale = np.maximum(largest, np.abs(_finite(mine))) if moves else _finite(mine)
+            unit = np.frompyfunc(Decimal, 1, 1)(spacing(scale.astype(np.float64), trace.dtype))
+            unit = unit + epsilon * path if moves else unit
+            units = (np.abs(_finite(mine) - _finite(seen)) / unit).astype(np.float64)
+            same = (mine == seen) | (np.isnan(mine.astype(np.float64)) & np.isnan(seen.astype(np.float64)))
+            odd = np.where(same, 0.0, np.inf)
+            yield kind, i, np.where(_is_finite(mine) & _is_finite(seen), units, odd), mine, seen
 
 
 def _is_finite(values: Array) -> Array:
-    return np.array([value.is_finite() for value in values], dtype=bool)
+    return np.asarray(np.frompyfunc(Decimal.is_finite, 1, 1)(values), dtype=bool)
 
 
 def _finite(values: Array) -> Array:
-    return np.array([value if value.is_finite() else Decimal(0) for value in values], dtype=object)
-
-
-def _worst(
-    trace: Trajectory,
-    kind: str,
-    step: int,
-    exact_all: list[Array],
-    recorded_all: list[Array],
-    path: list[Array],
-    largest: list[Array],
-) -> Distance | None:
-    epsilon = Decimal(2) ** (1 - format_of(trace.dtype).precision)
-    found: Distance | None = None
-    for i, (exact, recorded) in enumerate(zip(exact_all, recorded_all, strict=True)):
-        if not len(exact):
-            continue
-        moves = kind in ("x", "average")
-        scale = np.maximum(largest[i], np.abs(_finite(exact))) if moves else _finite(exact)
-        unit = np.array([Decimal(float(value)) for value in spacing(scale.astype(np.float64), trace.dtype)])
-        unit = unit + epsilon * path[i] if moves else unit
-        units = (np.abs(_finite(exact) - _finite(recorded)) / unit).astype(np.float64)
-        mine, theirs = exact.astype(np.float64), recorded.astype(np.float64)
-        odd = ~(_is_finite(exact) & _is_finite(recorded))
-        same = (exact == recorded) | (np.isnan(mine) & np.isnan(theirs))
-        units = np.where(odd, np.where(same, 0.0, np.inf), units)
-        k = int(np.argmax(units))
-        if found is None or not units[k] <= found.units:
-            found = Distance(kind, float(units[k]), step, f"p{i}", k, float(theirs[k]), float(mine[k]))
-    return found
+    return np.where(_is_finite(values), values, 0)
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How accurate one trace is, over all its steps.
+    """How far a trace is from the reference, over all its steps."""
 
-    ``followed``: from the rule with the trace's own deviations and hyperparameters as the framework held them, which is
-    the error of its arithmetic. ``published``: from the published rule with the hyperparameters that were asked for,
-    which is how far a user of that framework is from the paper.
-    """
-
+    #: From the rule with the trace's deviations and hyperparameters as the framework held them: its arithmetic's error.
     followed: Mapping[str, Distance]
+    #: From the published rule with the hyperparameters that were asked for: how far its users are from the paper.
     published: Mapping[str, Distance]
 
 
 def accuracy_of(trace: Trajectory) -> Accuracy:
-    """Return both distances of ``trace`` from the reference."""
+    """Return both distances of ``trace``."""
     published = distances(trace, stepwise=False, deviations=(), as_held=False)
     return Accuracy(distances(trace, stepwise=False), published)

@@ -75,14 +75,8 @@ class Floats:
 class Digits(Floats):
     """Decimal arithmetic of 50 digits; only the range is that of a data type.
 
-    Parameters
-    ----------
-    dtype : str
-        Whose largest number overflows, and whose smallest normal number is where `flushes` begins.
-    as_held : bool
-        Round hyperparameters to `dtype` first, as every framework must.
-    flushes : bool
-        Whether subnormal numbers become 0.
+    ``as_held`` rounds hyperparameters to the data type first, as every framework must; with ``flushes``, numbers below
+    its smallest normal one become 0.
     """
 
     context = Context(prec=50, Emin=-999_999, Emax=999_999, traps=[])
@@ -98,23 +92,18 @@ class Digits(Floats):
             self.tiny = Decimal(2) ** emin
 
     def working(self) -> AbstractContextManager[Any]:
-        """See `Floats`."""
         return localcontext(self.context)
 
     def array(self, values: Any) -> Array:
-        """See `Floats`; values are exact."""
         return np.array([Decimal(float(value)) for value in parts(np.asarray(values)).ravel()], dtype=object)
 
     def exact(self, value: float) -> Any:
-        """See `Floats`."""
         return Decimal(value)
 
     def option(self, value: float) -> Any:
-        """See `Floats`."""
         return Decimal(through(value, self.whole) if self.as_held else value)
 
     def number(self, value: Any) -> Any:
-        """See `Floats`."""
         return value
 
     def _held(self, value: Decimal) -> Decimal:
@@ -123,19 +112,15 @@ class Digits(Floats):
         return Decimal(0).copy_sign(value) if self.flushes and abs(value) < self.tiny else value
 
     def hold(self, values: Array) -> Array:
-        """See `Floats`."""
         return np.asarray(np.frompyfunc(self._held, 1, 1)(values), dtype=object)
 
     keep = hold
 
     def sqrt(self, values: Array) -> Array:
-        """See `Floats`."""
         return np.asarray(np.frompyfunc(Decimal.sqrt, 1, 1)(values), dtype=object)
 
     def squares(self, values: Array) -> Any:
-        """See `Floats`."""
         return sum(values * values, Decimal(0))
 
     def norm(self, squares: list[Any]) -> Any:
-        """See `Floats`."""
         return sum(squares, Decimal(0)).sqrt()

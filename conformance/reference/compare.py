@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..data.floats import format_of, parts, spacing, ulps
 from ..data.trajectory import STATES, Trajectory
-from .tolerances import RUN, STEP
 
 
 @dataclass(frozen=True)
@@ -34,10 +33,6 @@ class Distance:
     theirs: float = 0.0
     same_bits: bool = False
 
-    def within(self, *, stepwise: bool) -> bool:
-        """Tell whether rounding explains the distance from the reference."""
-        return self.units <= (STEP if stepwise else RUN)[self.kind].limit
-
     def __str__(self) -> str:
         if self.same_bits:
             return f"{self.kind}: the same bits"
@@ -47,14 +42,10 @@ class Distance:
 
 def inputs_agree(a: Trajectory, b: Trajectory) -> bool:
     """Tell whether both traces began at the same parameters and were given the same gradients."""
-    if a.dtype != b.dtype or a.case.shapes != b.case.shapes or a.case.missing != b.case.missing:
-        return False
     mine, theirs = a.case.inputs, b.case.inputs
-    if mine.keys() != theirs.keys():
+    if (a.dtype, a.case.shapes, a.case.missing, mine.keys()) != (b.dtype, b.case.shapes, b.case.missing, theirs.keys()):
         return False
-    pairs = [(values, theirs[key]) for key, values in mine.items()]
-    pairs += list(zip(a.at("x", 0), b.at("x", 0), strict=True))
-    return all(same_bits(one, other) for one, other in pairs)
+    return all(same_bits(mine[key], theirs[key]) for key in mine) and all(map(same_bits, a.at("x", 0), b.at("x", 0)))
 
 
 def same_bits(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
@@ -73,13 +64,7 @@ def motion_units(values: NDArray[np.generic], dtype: str) -> NDArray[np.float64]
 
 
 def differences(a: Trajectory, b: Trajectory) -> dict[str, Distance]:
-    """Return the worst difference of each kind of state that both traces have.
-
-    Raises
-    ------
-    ValueError
-        If the traces had different inputs, so that there is nothing to compare.
-    """
+    """Return the worst difference of each kind of state that both traces have; a `ValueError` if inputs differ."""
     if not inputs_agree(a, b):
         raise ValueError(f"{a.scenario}: {a.name} and {b.name} were given different inputs")
     whole = "complex-arithmetic" in (*a.deviations, *b.deviations)

@@ -60,16 +60,9 @@ Given = list[Any]
 
 
 class Reference:
-    """An optimizer (`targets.protocol.TargetOptimizer`). Tensors are held flat, complex ones as pairs of reals.
+    """An optimizer (`targets.protocol.TargetOptimizer`) for a case, by default in its data type's arithmetic.
 
-    Parameters
-    ----------
-    case : Case
-        Options, initial parameters.
-    arithmetic : Floats or Digits, optional
-        By default that of the case's data type.
-    deviations : collection of str
-        Names of deviations to follow.
+    Tensors are held flat, complex ones as pairs of reals.
     """
 
     name = "reference"
@@ -91,7 +84,6 @@ class Reference:
     # --- a step ---
 
     def step(self, number: int, gradients: Sequence[Gradient]) -> None:
-        """See `TargetOptimizer`."""
         self.number = number
         with self.a.working():
             self.waiting.append([self._given(g) for g in gradients])
@@ -255,7 +247,6 @@ class Reference:
         return columns if self.averages is None else {**columns, "average": list(self.averages)}
 
     def states(self) -> Mapping[str, Sequence[Array]]:
-        """See `TargetOptimizer`."""
         return {kind: [self._shaped(a.astype(self.a.held), shape) for a, shape in zip(c, self.case.shapes, strict=True)]
                 for kind, c in self.columns().items()}  # fmt: skip
 

@@ -56,18 +56,11 @@ def core_options(case: Case) -> dict[str, Any]:
     """Return a case's options as arguments of `multiopt.Adadelta`."""
     c = case.config
     return {
-        "lr": learning_rate(case),
-        "rho": c.rho,
-        "eps": c.eps,
-        "weight_decay": c.weight_decay,
-        "decoupled": c.decay_kind == "decoupled",
-        "maximize": c.maximize,
-        "clip_value": c.clipvalue,
-        "clip_norm": c.clipnorm,
-        "clip_global_norm": c.global_clipnorm,
-        "accumulate": c.accumulate,
-        "ema": c.ema_momentum,
-    }
+        "lr": learning_rate(case), "rho": c.rho, "eps": c.eps, "maximize": c.maximize,
+        "weight_decay": c.weight_decay, "decoupled": c.decay_kind == "decoupled",
+        "clip_value": c.clipvalue, "clip_norm": c.clipnorm, "clip_global_norm": c.global_clipnorm,
+        "accumulate": c.accumulate, "ema": c.ema_momentum,
+    }  # fmt: skip
 
 
 def keras_options(config: Config, namespace: Any, clock: Sequence[int], *, legacy: bool = False) -> dict[str, Any]:
@@ -83,13 +76,10 @@ def keras_options(config: Config, namespace: Any, clock: Sequence[int], *, legac
         given["learning_rate"] = lambda: values[clock[0]]
     elif config.schedule is not None:
         given["learning_rate"] = _schedule(config.schedule, namespace, 1)
-    for name in ("clipvalue", "clipnorm", "global_clipnorm"):
-        if getattr(config, name) is not None:
-            given[name] = getattr(config, name)
-    if config.weight_decay:
-        given["weight_decay"] = config.weight_decay
-    if legacy and config.legacy_decay:
-        given["decay"] = config.legacy_decay
     if config.ema_momentum is not None:
         given.update(use_ema=True, ema_momentum=config.ema_momentum, ema_overwrite_frequency=config.ema_every)
-    return given
+    others = {
+        "clipvalue": config.clipvalue, "clipnorm": config.clipnorm, "global_clipnorm": config.global_clipnorm,
+        "weight_decay": config.weight_decay or None, "decay": (config.legacy_decay or None) if legacy else None,
+    }  # fmt: skip
+    return given | {name: value for name, value in others.items() if value is not None}

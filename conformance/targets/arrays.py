@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,41 +29,25 @@ def _to_cpu(arrays: Sequence[Any]) -> Sequence[Any]:
     return [(a.float() if str(a.dtype) == "torch.bfloat16" else a).detach().cpu() for a in arrays]
 
 
-def _with_64_bits() -> AbstractContextManager[Any]:
+@contextmanager
+def _with_64_bits() -> Iterator[None]:
     jax = importlib.import_module("jax")
-    stack = ExitStack()
     holder = jax if hasattr(jax, "enable_x64") else importlib.import_module("jax.experimental")
-    stack.enter_context(holder.enable_x64(True))
-    stack.enter_context(jax.default_device(jax.devices("cpu")[0]))
-    return stack
+    with holder.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        yield
 
 
-def _in_chunks(shape: Sequence[int]) -> dict[str, Any]:
-    # The last one smaller; a single one would hide mistakes.
-    return {"chunks": tuple(max(1, -(-n * 2 // 3)) for n in shape)}
-
-
-#: What libraries need beyond the standard: arguments of ``asarray``, a way to the CPU, a context for all work.
-_ARGUMENTS: dict[str, Callable[[Sequence[int]], dict[str, Any]]] = {"dask": _in_chunks}
+#: The way to the CPU, where the standard has none.
 _TO_HOST: dict[str, Callable[[Sequence[Any]], Sequence[Any]]] = {
     "torch": _to_cpu,
     "cupy": lambda arrays: [array.get() for array in arrays],
     "dask": _computed,
 }
-_ACTIVE: dict[str, Callable[[], AbstractContextManager[Any]]] = {"jax": _with_64_bits}
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """Arrays of one library.
-
-    Attributes
-    ----------
-    namespace : str
-        Import name of its array API namespace.
-    device : str or None
-        Where arrays are made; None for the library's default.
-    """
+    """Arrays of the library with this array API namespace (an import name), on a device or the default one."""
 
     namespace: str
     device: str | None = None
@@ -89,9 +73,10 @@ class Arrays:
             # NumPy has bfloat16 from ml_dtypes.
             fresh = fresh.astype(importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype)
             given = fresh.dtype
-        options = {} if self.device is None else {"device": self.device}
-        if self.root in _ARGUMENTS:
-            options |= _ARGUMENTS[self.root](fresh.shape)
+        options: dict[str, Any] = {} if self.device is None else {"device": self.device}
+        if self.root == "dask":
+            # The last chunk smaller; a single one would hide mistakes.
+            options["chunks"] = tuple(max(1, -(-n * 2 // 3)) for n in fresh.shape)
         return self.xp.asarray(fresh, dtype=given, **options)
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
@@ -100,7 +85,7 @@ class Arrays:
 
     def active(self) -> AbstractContextManager[Any]:
         """Return what must be entered around all work."""
-        return _ACTIVE.get(self.root, nullcontext)()
+        return _with_64_bits() if self.root == "jax" else nullcontext()
 
 
 def _read(array: Any) -> Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,30 +25,27 @@ from .target import Target
 def unsupported(target: Target, case: Case) -> str | None:
     """Say why `target` does not support a case, or return None."""
     c = case.config
-    if lacking := target.lacks(case.dtype):
-        return lacking
+    accumulates, averages = c.accumulate > 1, c.ema_momentum is not None
+    norms = (c.clipnorm is not None) + (c.global_clipnorm is not None)
     if target.engine == "keras":
-        if c.decay_kind == "coupled":
-            return "Keras' weight decay is decoupled"
-        if c.maximize or c.legacy_decay:
-            return "Keras has no " + ("maximize" if c.maximize else "decay in its later optimizers")
-        if c.clipnorm is not None and c.global_clipnorm is not None:
-            return "Keras clips one kind of norm at a time"
-        if c.accumulate > 1 and (c.schedule is not None or c.ema_momentum is not None) and case.rates is None:
-            return "under accumulation, Keras' schedules and averages count gradients, not updates"
-        return None
-    if case.is_sparse:
-        return "sparse gradients are a matter of the Keras face"
-    if c.constraint is not None:
-        return "constraints are a matter of the Keras face"
-    if c.ema_every is not None:
-        return "averages that replace the parameters are a matter of the Keras face"
-    if target.engine in ("functional", "jit"):
-        if c.clipnorm is not None or c.global_clipnorm is not None:
-            return "multiopt.functional leaves clipping by norm to a function of its own"
-        if c.accumulate > 1 or c.ema_momentum is not None:
-            return "multiopt.functional leaves accumulation and averages to the caller"
-    return None
+        reasons = {
+            "Keras' weight decay is decoupled": c.decay_kind == "coupled",
+            "Keras has no maximize": c.maximize,
+            "Keras has no decay in its later optimizers": c.legacy_decay != 0,
+            "Keras clips one kind of norm at a time": norms > 1,
+            "under accumulation, Keras' schedules and averages count gradients, not updates":
+                accumulates and (c.schedule is not None or averages) and case.rates is None,
+        }  # fmt: skip
+    else:
+        pure = target.engine in ("functional", "jit")
+        reasons = {
+            "sparse gradients are a matter of the Keras face": case.is_sparse,
+            "constraints are a matter of the Keras face": c.constraint is not None,
+            "averages that replace the parameters are a matter of the Keras face": c.ema_every is not None,
+            "multiopt.functional leaves clipping by norm to a function of its own": pure and norms > 0,
+            "multiopt.functional leaves accumulation and averages to the caller": pure and (accumulates or averages),
+        }
+    return target.lacks(case.dtype) or next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def rejection(target: Target, case: Case) -> str | None:
@@ -65,13 +63,7 @@ def rejection(target: Target, case: Case) -> str | None:
 
 
 def optimizer_of(target: Target, arrays: Arrays, case: Case) -> TargetOptimizer:
-    """Return an optimizer of the target's kind, ready for the case.
-
-    Raises
-    ------
-    ValueError
-        If it rejects the options.
-    """
+    """Return an optimizer of the target's kind, ready for the case; it may reject the options with a `ValueError`."""
     if target.optimizer is not None:
         return target.optimizer(case)
     if target.engine == "keras":
@@ -102,21 +94,14 @@ class Functional(Steps):
         rate = given["lr"]
         self.rate = rate if callable(rate) else lambda step: rate
         options = {name: given[name] for name in FUNCTIONAL if name != "lr"}
-
-        def update(params: Any, grads: Any, state: Any, lr: Any) -> Any:
-            return functional.update(params, grads, state, lr=lr, **options)
-
+        self.call: Callable[..., Any] = partial(functional.update, **options)
         if jit:
-            self.call = _compiled.setdefault(tuple(options.values()), importlib.import_module("jax").jit(update))
-        else:
-            self.call = update
+            self.call = _compiled.setdefault(tuple(options.values()), importlib.import_module("jax").jit(self.call))
 
     def update(self, number: int, gradients: list[Any]) -> None:
-        """See `Steps`."""
-        self.params, self.state = self.call(self.params, gradients, self.state, float(self.rate(number)))
+        self.params, self.state = self.call(self.params, gradients, self.state, lr=float(self.rate(number)))
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """See `Steps`."""
         return {"x": self.params, **{slot: self.state.slots[slot] for slot in SLOTS}}
 
 
@@ -137,4 +122,6 @@ def keras_optimizer(arrays: Arrays, case: Case) -> Keras:
     optimizer.build(variables)
     if c.first_iteration:
         optimizer.iterations.assign(c.first_iteration)
-    return Keras(optimizer, variables, keras, case.dtype, clock=clock, skip_empty=True)
+    made = Keras(optimizer, variables, keras, case.dtype, clock)
+    made.skip_empty = True
+    return made

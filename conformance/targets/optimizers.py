@@ -33,27 +33,11 @@ def adapt(
     before_step: Hook | None = None,
     after_step: Hook | None = None,
 ) -> TargetOptimizer:
-    """Return an optimizer as one that can be run.
+    """Return an optimizer of multiopt, PyTorch, Keras 3 or optax, or a `TargetOptimizer`, as one that can be run.
 
-    Parameters
-    ----------
-    optimizer : object
-        A `multiopt.Optimizer`, a `torch.optim.Optimizer`, a Keras optimizer (of Keras 3 or `multiopt.keras`), an
-        optax transformation, or what is a `TargetOptimizer` already.
-    params : sequence of arrays, optional
-        Initial parameters, for optimizers that do not hold theirs: optax, and Keras before ``build``.
-    dtype : str
-        Data type of those parameters.
-    before_step, after_step : callable, optional
-        ``hook(step)`` is called when the gradients are in place, and after the step: for clipping functions and
-        schedulers of PyTorch, which are separate from its optimizers.
-
-    Raises
-    ------
-    TypeError
-        If it is no optimizer that is known here.
-    ValueError
-        If it needs `params` and there are none.
+    ``params`` are initial parameters, made of this data type, for optimizers that do not hold theirs: optax, and Keras
+    before ``build``. Hooks are called when the gradients are in place, and after the step: for clipping functions and
+    schedulers of PyTorch, which are separate from its optimizers.
     """
     roots = {base.__module__.partition(".")[0] for base in type(optimizer).__mro__}
     made: Steps
@@ -113,11 +97,7 @@ def _options(lr: Any, updates: int, weight_decay: float, *, decoupled: bool = Fa
 
 
 class Steps(ABC):
-    """A `TargetOptimizer` that calls hooks, and whose arrays are those of one library.
-
-    Subclasses have `update`, which takes one step and may return the learning rate that it used, and `columns`, which
-    are every state, in the library's arrays.
-    """
+    """A `TargetOptimizer` that calls hooks, and whose arrays are those of one library."""
 
     before_step: Hook | None = None
     after_step: Hook | None = None
@@ -126,7 +106,6 @@ class Steps(ABC):
         self.name, self.dtype, self.arrays = name, dtype, arrays
 
     def step(self, number: int, gradients: Sequence[Gradient]) -> float | None:
-        """See `TargetOptimizer`."""
         used = self.update(number, [self.gradient(g, i) for i, g in enumerate(gradients)])
         if self.after_step is not None:
             self.after_step(number)
@@ -138,14 +117,13 @@ class Steps(ABC):
 
     @abstractmethod
     def update(self, number: int, gradients: list[Any]) -> float | None:
-        """Take one step."""
+        """Take one step, and return the learning rate that was used, if it is known."""
 
     @abstractmethod
     def columns(self) -> Mapping[str, Sequence[Any]]:
         """Return every state, in the library's arrays."""
 
     def states(self) -> Mapping[str, Sequence[Any]]:
-        """See `TargetOptimizer`."""
         columns = self.columns()
         flat = iter(self.read([array for column in columns.values() for array in column]))
         return {kind: [next(flat) for _ in column] for kind, column in columns.items()}
@@ -167,13 +145,11 @@ class Core(Steps):
         return [a for group in self.opt.groups for a in group.structure.flatten(group["params"], "params")]
 
     def update(self, number: int, gradients: list[Any]) -> None:
-        """See `Steps`."""
         rest = iter(gradients)
         trees = [group.structure.unflatten([next(rest) for _ in group.structure.names]) for group in self.opt.groups]
         self.opt.step(trees if self.opt.grouped else trees[0])
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """See `Steps`."""
         arrays = self.opt.state_dict()["arrays"]
         names = [name for group in self.opt.groups for name in group.structure.names]
         kinds = {slot: slot for slot in self.opt.rule.slots} | ({} if self.opt.ema is None else {"average": "ema"})
@@ -205,7 +181,6 @@ class TorchOptim(Steps):
         super().__init__(_name(optimizer), _dtype(self.params), arrays_like(self.params[0].detach()))
 
     def update(self, number: int, gradients: list[Any]) -> float | None:
-        """See `Steps`."""
         for param, g in zip(self.params, gradients, strict=True):
             param.grad = g
         if self.before_step is not None:
@@ -215,13 +190,10 @@ class TorchOptim(Steps):
         return None if used is None else float(used)
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """See `Steps`; a state that is not there yet counts as zeros."""
-        columns = {"x": self.params}
-        if "rho" in getattr(self.opt, "defaults", ()):
-            states = [self.opt.state.get(p, {}) for p in self.params]
-            for slot in SLOTS:
-                columns[slot] = [s.get(slot, p.new_zeros(p.shape)) for s, p in zip(states, self.params, strict=True)]
-        return columns
+        # A state that is not there yet counts as zeros.
+        held = [(p, self.opt.state.get(p, {})) for p in self.params]
+        slots = SLOTS if "rho" in getattr(self.opt, "defaults", ()) else ()
+        return {"x": self.params, **{s: [state.get(s, p.new_zeros(p.shape)) for p, state in held] for s in slots}}
 
     def options(self, updates: int) -> Options | None:
         """Return its options, where all groups have the same and nothing is done besides."""
@@ -238,27 +210,20 @@ class TorchOptim(Steps):
 class Keras(Steps):
     """An optimizer of Keras 3 or of `multiopt.keras`, whose module is `keras`, and its variables.
 
-    ``clock[0]`` is the number of the step, for learning rates that are functions. `skip_empty` tells whether a step
-    without any gradient is passed over, not given to the optimizer, which would refuse it.
+    ``clock[0]`` is the number of the step, for learning rates that are functions.
     """
 
+    #: Whether a step without any gradient is passed over, not given to the optimizer, which would refuse it.
+    skip_empty = False
+
     def __init__(
-        self,
-        optimizer: Any,
-        variables: Sequence[Any],
-        keras: Any,
-        dtype: str,
-        *,
-        clock: list[int] | None = None,
-        skip_empty: bool = False,
+        self, optimizer: Any, variables: Sequence[Any], keras: Any, dtype: str, clock: list[int] | None = None
     ) -> None:
         super().__init__(_name(optimizer), dtype, Arrays("numpy"))
-        self.opt, self.variables, self.keras, self.skip_empty = optimizer, list(variables), keras, skip_empty
-        self.clock = [0] if clock is None else clock
+        self.opt, self.variables, self.keras, self.clock = optimizer, list(variables), keras, clock or [0]
         self.ours = not hasattr(keras, "ops")
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         if isinstance(g, Sparse):
             return self.keras.IndexedSlices(g.values, g.indices)
         if g is None or self.ours:
@@ -266,37 +231,28 @@ class Keras(Steps):
         return self.keras.ops.convert_to_tensor(g, self.dtype)
 
     def update(self, number: int, gradients: list[Any]) -> float | None:
-        """See `Steps`."""
         self.clock[0] = number
         if not self.skip_empty or any(g is not None for g in gradients):
             self.opt.apply(gradients, self.variables)
         return None
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """See `Steps`."""
         columns = {"x": self.variables}
-        for slot, held in zip(SLOTS, ("_accumulated_grads", "_accumulated_delta_vars"), strict=True):
-            if hasattr(self.opt, held):
-                columns[slot] = getattr(self.opt, held)
+        names = {"square_avg": "_accumulated_grads", "acc_delta": "_accumulated_delta_vars"}
         if getattr(self.opt, "use_ema", False):
-            columns["average"] = self.opt._model_variables_moving_average
-        return columns
+            names["average"] = "_model_variables_moving_average"
+        return columns | {kind: getattr(self.opt, name) for kind, name in names.items() if hasattr(self.opt, name)}
 
     def read(self, arrays: Sequence[Any]) -> list[Array]:
-        """See `Steps`."""
-        if self.ours:
-            return super().read([box.numpy() for box in arrays])
-        return super().read([self.keras.ops.convert_to_numpy(box) for box in arrays])
+        return super().read([a.numpy() if self.ours else self.keras.ops.convert_to_numpy(a) for a in arrays])
 
     def options(self, updates: int) -> Options | None:
         """Return its options."""
         c = self.opt.get_config()
-        if not {"learning_rate", "rho", "epsilon"} <= c.keys():
-            return None
-        rate = (
-            c["learning_rate"] if isinstance(c["learning_rate"], float) else getattr(self.opt, "_learning_rate", None)
-        )
-        if not isinstance(rate, float) and not callable(rate):
+        rate = c.get("learning_rate")
+        if not isinstance(rate, float):
+            rate = getattr(self.opt, "_learning_rate", None)
+        if not {"learning_rate", "rho", "epsilon"} <= c.keys() or not (isinstance(rate, float) or callable(rate)):
             return None
         return _options(
             rate, updates, c.get("weight_decay") or 0.0, decoupled=True, rho=c["rho"], eps=c["epsilon"],
@@ -312,9 +268,7 @@ def _keras(optimizer: Any, params: Sequence[Array] | None, dtype: str) -> Keras:
     variables = list(getattr(optimizer, "_trainable_variables", None) or ())
     if not variables:
         start = [np.array(values) for values in _given(params, _name(optimizer))]
-        variables = [
-            keras.Variable(values.astype(dtype)) if ours else keras.Variable(values, dtype=dtype) for values in start
-        ]
+        variables = [keras.Variable(x.astype(dtype)) if ours else keras.Variable(x, dtype=dtype) for x in start]
         optimizer.build(variables)
     return Keras(optimizer, variables, keras, _dtype(variables))
 
@@ -331,19 +285,16 @@ class Optax(Steps):
         self.state = transformation.init(self.params)
 
     def gradient(self, g: Gradient, i: int) -> Any:
-        """See `Steps`."""
         if g is None:
             raise ValueError("gradients: optax takes no None")
         return super().gradient(g, i)
 
     def update(self, number: int, gradients: list[Any]) -> float | None:
-        """See `Steps`."""
         updates, self.state = self.tx.update(gradients, self.state, self.params)
         self.params = self.optax.apply_updates(self.params, updates)
         return None
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
-        """See `Steps`."""
         names = zip(SLOTS, ("e_g", "e_x"), strict=True)
         held = {kind: self.optax.tree.get(self.state, name, None) for kind, name in names}
         return {"x": self.params, **{kind: list(arrays) for kind, arrays in held.items() if arrays is not None}}

@@ -17,13 +17,7 @@ from .target import Target
 
 
 def record(optimizer: TargetOptimizer, case: Case) -> Trajectory:
-    """Step an optimizer through a case's gradients, and return every state after every step.
-
-    Raises
-    ------
-    RuntimeError
-        If states have another data type than the case.
-    """
+    """Step an optimizer through a case's gradients, and return every state after every step."""
     rates = []
     seen = [optimizer.states()]
     for number, row in enumerate(case.gradients):
@@ -47,13 +41,7 @@ def record(optimizer: TargetOptimizer, case: Case) -> Trajectory:
 
 
 def run_target(target: Target, case: Case) -> Trajectory:
-    """Run a target on a case.
-
-    Raises
-    ------
-    ValueError
-        If it rejects the case: see `build.rejection`.
-    """
+    """Run a target on a case; a `ValueError` if it rejects the case (see `build.rejection`)."""
     arrays = target.arrays
     with arrays.active(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Keras warns of missing gradients, JAX of overflow: the states show it

@@ -18,43 +18,24 @@ from .protocol import TargetOptimizer
 
 @dataclass(frozen=True)
 class Target:
-    """One way to run multiopt.
-
-    Attributes
-    ----------
-    name, about : str
-        Its name here, and what it is.
-    namespace : str
-        Import name of the array API namespace of its arrays.
-    needs : tuple of str
-        Other modules without which there is nothing to judge.
-    engine : str
-        As `multiopt.Adadelta` takes it; or ``"functional"`` for `multiopt.functional`, ``"jit"`` for the same under
-        ``jax.jit``, ``"keras"`` for `multiopt.keras`.
-    dtypes : tuple of str
-        The data types that its library has.
-    device : str
-        ``"cpu"`` or ``"cuda"``.
-    bits : bool
-        Whether it is promised NumPy's bits in float32 and float64.
-    deviations : tuple of str
-        Deviations of the library, as `deviations` names them: the reference follows them.
-    slow : bool
-        Whether thousands of steps take it more than seconds.
-    optimizer : callable or None
-        What makes its optimizer of a `Case`, in place of `build.optimizer_of`: for mutants.
-    """
+    """One way to run multiopt, on arrays of one array API namespace."""
 
     name: str
     about: str
     namespace: str
+    #: Other modules without which there is nothing to judge.
     needs: tuple[str, ...] = ()
+    #: As `multiopt.Adadelta` takes it; or "functional", "jit" (that under jax.jit) or "keras".
     engine: str = "auto"
     dtypes: tuple[str, ...] = tuple(HOLDERS)
     device: str = "cpu"
+    #: Whether it is promised NumPy's bits in float32 and float64.
     bits: bool = True
+    #: Those of the library, by name: the reference follows them.
     deviations: tuple[str, ...] = ()
+    #: Whether thousands of steps take it more than seconds.
     slow: bool = False
+    #: What makes its optimizer, in place of `build.optimizer_of`: for mutants.
     optimizer: Callable[[Case], TargetOptimizer] | None = None
 
     @property
@@ -123,14 +104,13 @@ _namespaces: dict[str, Target] = {}
 def all_targets() -> dict[str, Target]:
     """Return every target by name: those of the registry's libraries, and of the namespaces that `find` was given."""
     libraries = {library.name: library for library in backends.libraries()}
-    known = {target.name: target for target in _KNOWN if target.root in libraries}
+    found = {target.name: target for target in _KNOWN if target.root in libraries}
     roots = {target.root for target in _KNOWN}
-    new = {
-        name: Target(name, library.title, library.namespace, dtypes=_dtypes(library.namespace), slow=True)
-        for name, library in libraries.items()
-        if name not in roots
-    }
-    return {**known, **new, **_namespaces}
+    for name, library in libraries.items():
+        if name not in roots:
+            dtypes = _dtypes(library.namespace)
+            found[name] = Target(name, library.title, library.namespace, dtypes=dtypes, slow=True)
+    return found | _namespaces
 
 
 def _dtypes(namespace: str) -> tuple[str, ...]:
@@ -143,20 +123,15 @@ def _dtypes(namespace: str) -> tuple[str, ...]:
 def find(name: str) -> Target:
     """Return the target of this name, or one for the array API namespace of this import name.
 
-    Raises
-    ------
-    ImportError
-        If there is no such module.
-    ValueError
-        If it is no array API namespace, or its arrays say that they belong to another one.
+    An `ImportError` says that there is no such module; a `ValueError`, that it is no array API namespace, or that its
+    arrays say that they belong to another one.
     """
     found = all_targets()
     if name not in found:
         _check_namespace(name, importlib.import_module(name))
         # How long a step takes there nobody knows: no run goes far.
-        found[name] = _namespaces[name] = Target(
-            name, f"the namespace {name}", name, engine="eager", dtypes=_dtypes(name), slow=True
-        )
+        about = f"the namespace {name}"
+        found[name] = _namespaces[name] = Target(name, about, name, (), "eager", _dtypes(name), slow=True)
     return found[name]
 
 

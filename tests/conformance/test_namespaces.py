@@ -46,11 +46,8 @@ def broken(toy, monkeypatch):
 
 
 #: Enough scenarios to see something, few enough to be quick.
-FEW = [
-    part
-    for name in ("paper", "large-eps", "float32", "clipvalue-global-clipnorm", "coupled-decay", "none-gradients")
-    for part in ("--scenario", name)
-]
+NAMES = "paper", "large-eps", "float32", "clipvalue-global-clipnorm", "coupled-decay", "none-gradients"
+FEW = [f"--scenario={name}" for name in NAMES]
 
 
 def check(capsys, *arguments):
