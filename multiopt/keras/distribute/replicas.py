@@ -7,11 +7,13 @@ strategy on one machine do. Without either, there is one replica.
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -228,10 +230,7 @@ def _added(column: list[Any]) -> Any:
         xp = backends.of(first.values).xp
         values = xp.concat([g.values for g in column], axis=0)
         return IndexedSlices(values, np.concatenate([g.indices for g in column]), first.dense_shape)
-    total = first
-    for gradient in column[1:]:
-        total = total + gradient
-    return total
+    return reduce(operator.add, column)
 
 
 # --- processes ---
