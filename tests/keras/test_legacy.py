@@ -4,7 +4,7 @@ import copy
 import json
 import math
 import pickle
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -693,14 +693,6 @@ def test_repeated_rows_may_be_taken_as_they_come(lib):
 @pytest.mark.feature("E:thread-compatible")
 def test_each_thread_may_have_an_optimizer():
     expected = after([1.0] * 50, 1.0)[0]
-    results = []
-
-    def work():
-        results.append(descend(Adadelta(1.0), [1.0] * 50))
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: descend(Adadelta(1.0), [1.0] * 50), range(4)))
     assert results == pytest.approx([expected] * 4, rel=1e-12)
