@@ -260,13 +260,10 @@ class _Process(ReplicaContext):
             self.torch.distributed.all_reduce(total)
             return total
         # Other libraries' arrays pass through the CPU.
-        held = backend.to_host(gradient)
-        total = self.torch.from_numpy(held.view(np.int16) if backend.dtype(gradient) == "bfloat16" else held)
-        if backend.dtype(gradient) == "bfloat16":
-            total = total.view(self.torch.bfloat16)
+        dtype, tensors = backend.dtype(gradient), backends.get("torch")
+        total = tensors.from_host(backend.to_host(gradient), dtype).clone()
         self.torch.distributed.all_reduce(total)
-        host = backends.of(total).to_host(total).reshape(tuple(gradient.shape))
-        return backend.from_host(host, backend.dtype(gradient), gradient)
+        return backend.from_host(tensors.to_host(total).reshape(tuple(gradient.shape)), dtype, gradient)
 
     def _rows(self, slices: IndexedSlices) -> IndexedSlices:
         backend = backends.of(slices.values)
