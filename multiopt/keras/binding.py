@@ -42,16 +42,6 @@ class VariableBinding:
         self._grad_names = [f"gradient of {name!r}" for name in self.names]
         self._binding: Binding | None = None
 
-    @property
-    def variables(self) -> list[Variable]:
-        """What the rule updates."""
-        return self.columns[0]
-
-    @property
-    def engines(self) -> list[str]:
-        """The names of the engines that run it."""
-        return [bucket.engine.name for bucket in self._binding.buckets] if self._binding else []
-
     def bound(self, memory: Memory | None = None, backend: Backend | None = None) -> Binding:
         """The core's binding of the arrays that the variables hold now.
 
@@ -86,7 +76,7 @@ class VariableBinding:
             run([self.plan(update, grads, hypers)])
             self.put_back()
             return
-        for variable, g in zip(self.variables, grads, strict=True):
+        for variable, g in zip(self.columns[0], grads, strict=True):
             if g is not None:
                 variable.value = stateless(self.rule, variable.value, g, **hypers)
 
@@ -123,7 +113,7 @@ class AdadeltaStep:
     @property
     def engines(self) -> list[str]:
         """The names of the engines that run it."""
-        return [name for _, _, group in self._groups for name in group.engines]
+        return [bucket.engine.name for _, _, group in self._groups for bucket in group.bound().buckets]
 
     def plan(
         self,
@@ -138,7 +128,7 @@ class AdadeltaStep:
         for decayed, places, group in self._groups:
             own = [grads[i] for i in places]
             if any(g is not None for g in own):
-                numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.variables[0])}
+                numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.columns[0][0])}
                 scaled, clipped = numbers["scale"] != 1.0, numbers["clip_value"] is not None
                 decoupled = decayed and numbers["weight_decay"] != 0.0
                 update = FusedUpdate(ADADELTA, scaled=scaled, clipped=clipped, normed=normed, decoupled=decoupled)
@@ -158,7 +148,7 @@ class AdadeltaStep:
         ``eps``, and optionally ``scale`` (1), ``clip_value`` (None) and ``weight_decay`` (0).
         """
         planned = self.plan(grads, values, clip_norm, clip_global_norm)
-        reduce = reducer([[v.value for v in group.variables] for group, _ in planned])
+        reduce = reducer([[v.value for v in group.columns[0]] for group, _ in planned])
         run([plan for _, plan in planned], clip_global_norm, reduce)
         for group, _ in planned:
             group.put_back()

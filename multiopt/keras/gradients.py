@@ -9,7 +9,8 @@ from .. import backends
 from ..backends.generic import FLOATING, Array
 from ..binding import Reduce
 from ..clipping import clip
-from .distribute.mesh import local, mesh_of
+from ..memory import check_floating, check_gradient
+from .distribute.mesh import mesh_of
 from .variables.slices import IndexedSlices, as_gradient
 from .variables.variable import Boxes, Variable, detached, is_traced
 
@@ -65,28 +66,13 @@ def _agree_at_a_glance(given: Pairs) -> bool:
 
 def _check(gradient: Any, variable: Variable) -> None:
     name, array, like = f"gradient of {variable.name!r}", gradient, variable.value
-    if variable.dtype not in FLOATING:
-        raise TypeError(f"{variable.name}: expected one of the dtypes {', '.join(FLOATING)}, got {variable.dtype}")
+    dtype = check_floating(variable.name, variable.backend, like)
     if isinstance(gradient, IndexedSlices):
         gradient.check(variable.shape, name)
-        array = gradient.values
-    try:
-        found = backends.of(array)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
-    if found is not variable.backend:
-        raise TypeError(
-            f"{name}: expected a {variable.backend.name} array, as its variable's, got a {found.name} array"
-        )
-    if array is gradient and tuple(array.shape) != variable.shape:
-        raise ValueError(f"{name}: expected shape {variable.shape}, as its variable's, got {tuple(array.shape)}")
-    if found.dtype(array) != variable.dtype:
-        raise TypeError(f"{name}: expected dtype {variable.dtype}, as its variable's, got {found.dtype(array)}")
+        array, like = gradient.values[:0], like[:0]
     # Traced arrays have no device yet; sharded ones are moved to where their variable is.
-    if not (is_traced(array) or is_traced(like)) and mesh_of(array) is None and mesh_of(like) is None:
-        here, there = found.device(local(like)), found.device(local(array))
-        if here != there:
-            raise ValueError(f"{name}: expected device {here}, as its variable's, got {there}")
+    elsewhere = any(is_traced(a) or mesh_of(a) is not None for a in (array, like))
+    check_gradient(name, variable.backend, array, like, dtype, may_be_traced=elsewhere)
 
 
 def clipped(

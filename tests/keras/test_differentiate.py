@@ -44,17 +44,12 @@ def test_minimize_with_a_function(lib):
     assert (abs(var1.numpy()) < [1.0, 2.0]).all()
 
 
-def test_a_loss_of_several_elements_is_summed(lib):
-    v = made(lib, [1.0, 2.0])
-    Adadelta(1.0).minimize(lambda: v * v, [v])
-    np.testing.assert_allclose(v.numpy(), moved([2.0, 4.0], [1.0, 2.0]), **CLOSE)
-
-
 @pytest.mark.feature("ABE:minimize-grad_loss")
-def test_grad_loss_is_the_gradient_of_the_loss_itself(lib):
-    v = made(lib, [1.0, 2.0])
-    Adadelta(1.0).minimize(lambda: v * v, [v], grad_loss=lib.grad(np.array([10.0, -1.0])))
-    np.testing.assert_allclose(v.numpy(), moved([20.0, -4.0], [1.0, 2.0]), **CLOSE)
+@pytest.mark.parametrize("grad_loss", [None, [10.0, -1.0]])
+def test_a_loss_of_several_elements_is_summed_or_weighed_by_grad_loss(lib, grad_loss):
+    v, weights = made(lib, [1.0, 2.0]), np.array(grad_loss or [1.0, 1.0])
+    Adadelta(1.0).minimize(lambda: v * v, [v], grad_loss=grad_loss and lib.grad(weights))
+    np.testing.assert_allclose(v.numpy(), moved(weights * [2.0, 4.0], [1.0, 2.0]), **CLOSE)
 
 
 @pytest.mark.feature("ABE:minimize-callable-var_list")
@@ -194,11 +189,15 @@ def test_output_gradients(torch):
 
 def test_sparse_embeddings_give_rows(torch):
     table = torch.nn.Embedding(4, 2, sparse=True)
-    with GradientTape() as tape:
+    with GradientTape(persistent=True) as tape:
         loss = table(torch.tensor([1, 1, 3])).sum()
     rows = tape.gradient(loss, table.weight)
     assert isinstance(rows, IndexedSlices)
     assert rows.indices.tolist() == [1, 1, 3]
+    loss.backward()  # the same rows as a sparse tensor
+    before = table.weight.detach().clone()
+    Adadelta(1.0).apply_gradients([(table.weight.grad, table.weight)])
+    assert (table.weight != before).all(dim=1).tolist() == [False, True, False, True]
 
 
 def test_a_tape_is_for_pytorch(jnp):

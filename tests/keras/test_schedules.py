@@ -162,7 +162,10 @@ def test_the_cores_schedules_have_names_in_keras(schedule):
     assert [twin(step) for step in range(25)] == [schedule(step) for step in range(25)]
 
 
-def test_a_schedule_that_keras_has_not_is_refused():
+def test_what_keras_has_not_and_what_is_no_configuration_is_refused():
+    for wrong in ("ExponentialDecay", {}, {"class_name": "ExponentialDecay"}):
+        with pytest.raises(TypeError, match="'class_name' and 'config'"):
+            schedules.deserialize(wrong)
     with pytest.raises(TypeError, match="expected one that TensorFlow has too"):
         schedules.serialize(core.WarmUp(core.Constant(1.0), 4))
     with pytest.raises(TypeError, match="expected a LearningRateSchedule"):
@@ -180,12 +183,6 @@ def test_a_schedule_of_ones_own_comes_back_by_its_name():
     opt = keras.legacy.Adadelta(Sawtooth(0.5, 4))
     twin = keras.legacy.Adadelta.from_config(opt.get_config(), custom_objects={"Sawtooth": Sawtooth})
     assert twin.get_config() == opt.get_config()
-
-
-def test_what_is_no_configuration_is_refused():
-    for wrong in ("ExponentialDecay", {}, {"class_name": "ExponentialDecay"}):
-        with pytest.raises(TypeError, match="'class_name' and 'config'"):
-            schedules.deserialize(wrong)
 
 
 # --- optimizers ---

@@ -87,9 +87,8 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
     if is_dtensor(like):
         if gradient.device_mesh != like.device_mesh:
             raise ValueError(f"{name}: expected it on {like.device_mesh}, got it on {gradient.device_mesh}")
-        if gradient.placements != like.placements:
-            return gradient.detach().redistribute(placements=like.placements)
-        return gradient
+        same = gradient.placements == like.placements
+        return gradient if same else gradient.detach().redistribute(placements=like.placements)
     if mesh_of(like) is not None:
         sharding = getattr(gradient, "sharding", None)
         if sharding is not None and not sharding.is_equivalent_to(like.sharding, like.ndim):
@@ -143,10 +142,8 @@ def assign(variable: Variable, value: Any) -> None:
 
 def check_mesh(mesh: Any) -> Any:
     """Check the option ``mesh``: None, a JAX `Mesh` or a PyTorch `DeviceMesh`; TypeError if it is something else."""
-    kinds = [
-        getattr(sys.modules.get(module), name, None)
-        for module, name in (("jax.sharding", "Mesh"), ("torch.distributed.device_mesh", "DeviceMesh"))
-    ]
-    if mesh is not None and not isinstance(mesh, tuple(kind for kind in kinds if kind is not None)):
+    known = {"jax.sharding": "Mesh", "torch.distributed.device_mesh": "DeviceMesh"}
+    kinds = tuple(getattr(sys.modules[module], name) for module, name in known.items() if module in sys.modules)
+    if mesh is not None and not isinstance(mesh, kinds):
         raise TypeError(f"mesh: expected a jax.sharding.Mesh or a torch DeviceMesh, got {mesh!r}")
     return mesh

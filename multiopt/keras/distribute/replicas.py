@@ -7,11 +7,13 @@ strategy on one machine do. Without either, there is one replica.
 
 from __future__ import annotations
 
+import operator
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -228,10 +230,7 @@ def _added(column: list[Any]) -> Any:
         xp = backends.of(first.values).xp
         values = xp.concat([g.values for g in column], axis=0)
         return IndexedSlices(values, np.concatenate([g.indices for g in column]), first.dense_shape)
-    total = first
-    for gradient in column[1:]:
-        total = total + gradient
-    return total
+    return reduce(operator.add, column)
 
 
 # --- processes ---
@@ -261,13 +260,10 @@ class _Process(ReplicaContext):
             self.torch.distributed.all_reduce(total)
             return total
         # Other libraries' arrays pass through the CPU.
-        held = backend.to_host(gradient)
-        total = self.torch.from_numpy(held.view(np.int16) if backend.dtype(gradient) == "bfloat16" else held)
-        if backend.dtype(gradient) == "bfloat16":
-            total = total.view(self.torch.bfloat16)
+        dtype, tensors = backend.dtype(gradient), backends.get("torch")
+        total = tensors.from_host(backend.to_host(gradient), dtype).clone()
         self.torch.distributed.all_reduce(total)
-        host = backends.of(total).to_host(total).reshape(tuple(gradient.shape))
-        return backend.from_host(host, backend.dtype(gradient), gradient)
+        return backend.from_host(tensors.to_host(total).reshape(tuple(gradient.shape)), dtype, gradient)
 
     def _rows(self, slices: IndexedSlices) -> IndexedSlices:
         backend = backends.of(slices.values)

@@ -44,13 +44,7 @@ class Adadelta(Optimizer):
         Decay of the accumulators, in [0, 1].
     epsilon : float
         Added under the roots, at least 0.
-    weight_decay, clipnorm, clipvalue, global_clipnorm, use_ema, ema_momentum, ema_overwrite_frequency, jit_compile
-        See `Optimizer`.
-    name : str
-        The optimizer's name.
-    loss_scale_factor, gradient_accumulation_steps, mesh
-        See `Optimizer`.
-    **kwargs
+    weight_decay, clipnorm, …, **kwargs
         See `Optimizer`.
     """
 
@@ -70,19 +64,9 @@ class Adadelta(Optimizer):
         name: str = "Adadelta",
         **kwargs: Any,
     ) -> None:
-        super().__init__(
-            learning_rate,
-            name,
-            weight_decay,
-            clipnorm,
-            clipvalue,
-            global_clipnorm,
-            use_ema,
-            ema_momentum,
-            ema_overwrite_frequency,
-            jit_compile,
-            **kwargs,
-        )
+        averages = use_ema, ema_momentum, ema_overwrite_frequency
+        clips = clipnorm, clipvalue, global_clipnorm
+        super().__init__(learning_rate, name, weight_decay, *clips, *averages, jit_compile, **kwargs)
         self.rho = rho
         self.epsilon = epsilon
         self._hypers()
@@ -90,21 +74,16 @@ class Adadelta(Optimizer):
 
     def _hypers(self) -> dict[str, float]:
         """The rule's hyperparameters except the learning rate, checked: they may have been assigned."""
-        return {
-            "rho": ADADELTA.hypers["rho"].check("rho", self.rho),
-            "eps": EPSILON.check("epsilon", self.epsilon),
-        }
+        return {"rho": ADADELTA.hypers["rho"].check("rho", self.rho), "eps": EPSILON.check("epsilon", self.epsilon)}
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the accumulators; see `Optimizer.build`."""
         if self.built:
             return
         super().build(var_list)
-        self._accumulated_grads: list[Variable] = []
-        self._accumulated_delta_vars: list[Variable] = []
-        for box in self._trainable_variables:
-            self._accumulated_grads.append(self.add_variable_from_reference(box, "accumulated_grad"))
-            self._accumulated_delta_vars.append(self.add_variable_from_reference(box, "accumulated_delta_var"))
+        names = "accumulated_grad", "accumulated_delta_var"
+        rows = [[self.add_variable_from_reference(v, name) for name in names] for v in self._trainable_variables]
+        self._accumulated_grads, self._accumulated_delta_vars = map(list, zip(*rows, strict=True))
 
     def _adadelta_step(self) -> AdadeltaStep:
         if self._steps is None:
@@ -141,10 +120,7 @@ class Adadelta(Optimizer):
         Subclasses that override this may call it. None stands for the learning rate of this step.
         """
         place, hypers = self._get_variable_index(variable), self._hypers()
-        slots = {
-            "square_avg": self._accumulated_grads[place],
-            "acc_delta": self._accumulated_delta_vars[place],
-        }
+        slots = {"square_avg": self._accumulated_grads[place], "acc_delta": self._accumulated_delta_vars[place]}
         state = functional.State(0, {name: slot.value for name, slot in slots.items()})
         rate = self._rate.at(int(self._iterations.value)) if learning_rate is None else learning_rate
         new, state = functional.update(variable.value, gradient, state, lr=rate, rho=hypers["rho"], eps=hypers["eps"])

@@ -161,7 +161,8 @@ class Optimizer(Stepper):
         tape : GradientTape or None
             See `multiopt.keras.GradientTape`.
         grad_fn : callable or None
-            ``grad_fn(*arrays)`` returns the gradients: for NumPy and CuPy, which have no automatic differentiation.
+            ``grad_fn(*arrays)`` returns a gradient, or None, for each variable's array: for NumPy and CuPy, which have
+            no automatic differentiation.
 
         Returns
         -------
@@ -238,7 +239,7 @@ class Optimizer(Stepper):
         """A checked gradient for each variable of the optimizer, dense, and laid out as the variable is."""
         given, missing = checked(zip(grads, variables, strict=True), self._boxes)
         found: list[Any] = [None] * len(self._trainable_variables)
-        places: dict[int, Any] = {}
+        places: set[int] = set()
         for g, box in given:
             place = self._index_dict.get(self._var_key(box))
             if place is None:
@@ -248,14 +249,12 @@ class Optimizer(Stepper):
                 )
             if place in places:
                 raise ValueError(f"{box.name}: expected each variable once, got it twice")
-            places[place] = g
-        if missing:
-            warnings.warn(f"no gradient for the variables {missing}; they are left as they are", stacklevel=4)
-        for place, g in places.items():
+            places.add(place)
             if g is not None:
-                box = self._trainable_variables[place]
                 g = dense(g, box) if isinstance(g, IndexedSlices) else g
                 found[place] = meshes.aligned(g, box.value, f"gradient of {box.name!r}")
+        if missing:
+            warnings.warn(f"no gradient for the variables {missing}; they are left as they are", stacklevel=4)
         return found
 
     def _apply(self, grads: Sequence[Array | None], rate: Any, count: Any, traced: bool = False) -> None:

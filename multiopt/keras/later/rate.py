@@ -8,7 +8,7 @@ import numpy as np
 
 from ...adadelta import ADADELTA
 from .. import schedules
-from ..variables.variable import Variable, is_traced
+from ..variables.variable import Variable, is_traced, unboxed
 
 __all__ = ["Rate"]
 
@@ -23,24 +23,29 @@ class Rate:
 
     def at(self, count: Any) -> Any:
         """The learning rate of the step after `count` others: a float, or a traced array."""
-        if isinstance(self.source, schedules.LearningRateSchedule):
-            value = self.source(count)
-        else:
-            value = self.source.value if isinstance(self.source, Variable) else self.source()
+        value = self.source(count) if self.is_scheduled else unboxed(self._now())
         return value if is_traced(value) else ADADELTA.hypers["lr"].check("learning_rate", value)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether it is called with the step."""
+        return isinstance(self.source, schedules.LearningRateSchedule)
+
+    def _now(self) -> Any:
+        return self.source if isinstance(self.source, Variable) else self.source()
 
     def shown(self) -> Any:
         """What the optimizer shows: the Variable that holds a number; of a schedule, its value in the last step."""
-        if isinstance(self.source, schedules.LearningRateSchedule):
+        if self.is_scheduled:
             return self.source(0) if self.used is None else self.used
-        return self.source if isinstance(self.source, Variable) else self.source()
+        return self._now()
 
     def assign(self, value: Any) -> None:
         """Set another one; TypeError if it is a number in place of a schedule."""
         new = _source(value)
         if isinstance(self.source, Variable) and isinstance(new, Variable):
             self.source.assign(new)
-        elif isinstance(self.source, schedules.LearningRateSchedule) and isinstance(new, Variable):
+        elif self.is_scheduled and isinstance(new, Variable):
             raise TypeError(
                 f"learning_rate: expected a schedule, as this optimizer was made with one, got {value!r}; "
                 "make it with a number if it is to be settable"
@@ -50,9 +55,7 @@ class Rate:
 
     def config(self) -> Any:
         """As plain data; a callable is called."""
-        if isinstance(self.source, schedules.LearningRateSchedule):
-            return schedules.serialize(self.source)
-        return float(self.source if isinstance(self.source, Variable) else self.source())
+        return schedules.serialize(self.source) if self.is_scheduled else float(self._now())
 
 
 def _source(value: Any) -> Any:

@@ -140,7 +140,7 @@ class Stepper(OptimizerVariables, ABC):
             self._update(grads, rate, traced)
         else:
             self._check_update(grads, rate, traced)
-            self._binding("sums", SUM).apply(SUM, grads, traced)
+            self._binding(SUM, self._accumulated_gradients).apply(SUM, grads, traced)
             self._seen = [seen or g is not None for seen, g in zip(self._seen, grads, strict=True)]
             sums = [s.value if seen else None for s, seen in zip(self._accumulated_gradients, self._seen, strict=True)]
             due = (count + 1) % every == 0
@@ -149,18 +149,18 @@ class Stepper(OptimizerVariables, ABC):
             _when(due, self._accumulated_gradients, lambda: self._clear(traced))
         if self.use_ema:
             values = [variable.value for variable in self._trainable_variables]
-            self._binding("averages", AVERAGE).apply(AVERAGE, values, traced, momentum=self.ema_momentum)
+            averages = self._binding(AVERAGE, self._model_variables_moving_average)
+            averages.apply(AVERAGE, values, traced, momentum=self.ema_momentum)
             if self.ema_overwrite_frequency:
                 due = (count // every + 1) % self.ema_overwrite_frequency == 0
                 _when(due, self._trainable_variables, self._overwrite)
 
-    def _binding(self, name: str, update: FusedUpdate) -> VariableBinding:
+    def _binding(self, update: FusedUpdate, held: Sequence[Variable]) -> VariableBinding:
         """The sums or averages, bound to what updates them."""
-        if name not in self._bound:
-            held = self._accumulated_gradients if name == "sums" else self._model_variables_moving_average
+        if update.rule.name not in self._bound:
             names = [variable.name for variable in self._trainable_variables]
-            self._bound[name] = VariableBinding(update.rule, [held], self._engine(), names)
-        return self._bound[name]
+            self._bound[update.rule.name] = VariableBinding(update.rule, [held], self._engine(), names)
+        return self._bound[update.rule.name]
 
     def _engine(self) -> str:
         return "auto" if self.jit_compile else "eager"

@@ -37,14 +37,13 @@ class Adadelta(Optimizer):
         Added under both roots. None and, as in TensorFlow, 0 mean 1e-7.
     name : str
     **kwargs
-        ``clipnorm``, ``clipvalue``, ``global_clipnorm``, ``decay``, ``lr``, ``gradient_aggregator``,
-        ``gradient_transformers``: see `Optimizer`.
+        The options of `Optimizer`.
 
     Raises
     ------
     TypeError, ValueError
-        See `Optimizer`; ValueError also if a hyperparameter is out of range: when it is set or, if it is a callable,
-        in the update, before anything is written.
+        See `Optimizer`; also if a hyperparameter is out of range: when it is set or, if it is a callable, in the
+        update, before anything is written.
 
     Notes
     -----
@@ -61,7 +60,7 @@ class Adadelta(Optimizer):
         **kwargs: Any,
     ) -> None:
         super().__init__(name, **kwargs)
-        self._steps = _Steps()
+        self._steps: dict[tuple[Variable, ...], AdadeltaStep] = {}
         self._set_hyper("learning_rate", kwargs.get("lr", learning_rate))
         self._set_hyper("decay", self._initial_decay)
         self._set_hyper("rho", rho)
@@ -148,12 +147,6 @@ class Adadelta(Optimizer):
         hypers = {name: self._serialize_hyperparameter(name) for name in ("learning_rate", "decay", "rho")}
         return {**super().get_config(), **hypers, "epsilon": float(self.epsilon)}
 
-
-class _Steps(dict[tuple[Variable, ...], AdadeltaStep]):
-    """Steps by their variables: they can be made again, and are neither copied nor pickled."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Steps:
-        return _Steps()
-
-    def __reduce__(self) -> Any:
-        return _Steps, ()
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be made again."""
+        return {**self.__dict__, "_steps": {}}

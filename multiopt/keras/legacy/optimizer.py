@@ -95,22 +95,22 @@ class Optimizer(Hyperparameters, Weights, ABC):
         for option, value in kwargs.items():
             if option not in _OPTIONS:
                 raise TypeError(f"{option}: unknown option; expected one of {', '.join(_OPTIONS)}")
-            if option != "lr" and value is not None:
+            if option == "decay" and value is not None:
                 check_not_negative(option, value)
         if "lr" in kwargs:
             warnings.warn("lr: this option has a new name; use learning_rate", stacklevel=3)
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm, global_clipnorm: expected one of the two, got both")
         transformers = list(gradient_transformers or [])
-        for function in [*([] if gradient_aggregator is None else [gradient_aggregator]), *transformers]:
+        aggregator = _sum_over_replicas if gradient_aggregator is None else gradient_aggregator
+        for function in [aggregator, *transformers]:
             if not callable(function):
                 what = "gradient_aggregator, gradient_transformers"
                 raise TypeError(f"{what}: expected functions of a list of pairs, got {function!r}")
-        self.gradient_aggregator: Transformer = gradient_aggregator or _sum_over_replicas
+        self.gradient_aggregator: Transformer = aggregator
         self.gradient_transformers: list[Transformer] = transformers
-        self.clipvalue = kwargs.get("clipvalue")
-        self.clipnorm = kwargs.get("clipnorm")
-        self.global_clipnorm = kwargs.get("global_clipnorm")
+        for clip in CLIPS:  # each is checked when it is set
+            setattr(self, clip, kwargs.get(clip))
         self._initial_decay = float(kwargs.get("decay") or 0.0)
 
     # --- training ---
@@ -129,18 +129,14 @@ class Optimizer(Hyperparameters, Weights, ABC):
 
         Parameters
         ----------
-        loss : callable without arguments, or tensor
-            A PyTorch tensor needs its tape.
+        loss, tape, grad_fn
+            See `multiopt.keras.Optimizer.compute_gradients`.
         var_list : container of Variables or arrays, or callable that returns it
             A callable is called after the loss, which may create the variables.
         grad_loss : array or None
             The gradient of the loss itself; ones by default.
         name : str or None
             Name of the operation; the optimizer's by default.
-        tape : GradientTape or None
-        grad_fn : callable or None
-            ``grad_fn(*arrays)`` returns a gradient, or None, for each variable's array: for NumPy and CuPy, which have
-            no automatic differentiation.
 
         Raises
         ------
@@ -246,17 +242,14 @@ class Optimizer(Hyperparameters, Weights, ABC):
 
     def _prepare(self, var_list: Sequence[Variable]) -> dict[Any, dict[str, Any]]:
         """The values of an update, for each device and dtype."""
-        apply_state: dict[Any, dict[str, Any]] = {(v.device, v.dtype): {} for v in var_list}
-        for device, dtype in apply_state:
-            self._prepare_local(device, dtype, apply_state)
-        return apply_state
+        return {key: self._fallback_apply_state(*key) for key in {(v.device, v.dtype): None for v in var_list}}
 
     def _prepare_local(self, device: Any, dtype: str, apply_state: dict[Any, dict[str, Any]]) -> None:
         if "learning_rate" in self._hyper:
             apply_state[device, dtype]["lr_t"] = self._decayed_lr(dtype)
 
     def _fallback_apply_state(self, device: Any, dtype: str) -> dict[str, Any]:
-        """The values for one device and dtype, for a method that is called without them."""
+        """The values for one device and dtype."""
         apply_state: dict[Any, dict[str, Any]] = {(device, dtype): {}}
         self._prepare_local(device, dtype, apply_state)
         return apply_state[device, dtype]

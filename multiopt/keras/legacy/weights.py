@@ -120,11 +120,8 @@ class Weights:
 
         Parameters
         ----------
-        name : str
-        shape : sequence of int
-        dtype : str or None
-            float32 by default.
-        initializer : {"zeros", "ones"}, callable of shape and dtype, or value
+        name, shape, dtype, initializer
+            See `multiopt.keras.Optimizer.add_variable`.
         trainable : bool or None
             True by default.
         synchronization : {"auto", "none", "on_write"}
@@ -158,5 +155,6 @@ class Weights:
         memo[id(self)] = twin
         for variable in self._slots:
             memo.setdefault(id(variable), variable)
-        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        state: Any = self.__getstate__()
+        twin.__dict__.update(copy.deepcopy(state, memo))
         return twin

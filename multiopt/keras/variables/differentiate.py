@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ... import backends
+from ...memory import backend_of
 from .slices import as_gradient
 from .variable import Boxes, Variable, holding, unboxed
 
@@ -113,7 +113,10 @@ def gradients(
         if grad_fn is None and callable(loss):
             loss()  # once for the variables that it creates; differentiation calls it again
         variables = variables()
-    given = _boxed(variables, boxes)
+    try:
+        given = [boxes.of(v, f"var_list[{i}]") for i, v in enumerate(flat(variables))]
+    except TypeError as error:
+        raise ValueError(str(error)) from None
     if grad_fn is not None:
         if grad_loss is not None:
             raise ValueError("grad_loss: expected None with grad_fn, which returns the final gradients")
@@ -162,18 +165,8 @@ def _packed(tree: Any, leaves: Iterator[Any]) -> Any:
     return next(leaves)
 
 
-def _boxed(variables: Any, boxes: Boxes) -> list[Variable]:
-    try:
-        return [boxes.of(v, f"var_list[{i}]") for i, v in enumerate(flat(variables))]
-    except TypeError as error:
-        raise ValueError(str(error)) from None
-
-
 def _check_torch(tensor: Any, what: str) -> None:
-    try:
-        name = backends.of(tensor).name
-    except TypeError as error:
-        raise TypeError(f"{what}: {error}") from None
+    name = backend_of(what, tensor).name
     if name != "torch":
         raise TypeError(
             f"{what}: a tape records PyTorch tensors, got a {name} array; give minimize a function as loss instead"

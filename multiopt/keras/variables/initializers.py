@@ -21,24 +21,17 @@ def like(variable: Variable, initializer: Any = "zeros", shape: Any = None) -> A
     An initializer is "zeros", "ones", a number, an array, or a callable of ``shape`` and ``dtype`` that returns one.
     """
     shape = variable.shape if shape is None else tuple(int(n) for n in shape)
-    if shape == variable.shape:
-        zeros = variable.backend.full_like(variable.detached(), 0.0, variable.dtype)
-    else:
-        zeros = _zeros(shape, variable.dtype, variable)
-    return _filled(zeros, initializer)
+    if shape != variable.shape:
+        return fresh(shape, variable.dtype, initializer, variable)
+    return _filled(variable.backend.full_like(variable.detached(), 0.0, variable.dtype), initializer)
 
 
 def fresh(shape: Any, dtype: str | None, initializer: Any, reference: Variable | None) -> Array:
     """An array of the library of `reference`, or a NumPy array if that is None; float32 by default."""
-    return _filled(_zeros(tuple(int(n) for n in shape), dtype or "float32", reference), initializer)
-
-
-def _zeros(shape: tuple[int, ...], dtype: str, reference: Variable | None) -> Array:
-    host = np.zeros(shape, np.float32)
-    if reference is None:
-        return backends.of(host).cast(host, dtype)
-    backend = reference.backend
-    return backend.cast(backend.from_host(host, "float32", reference.detached()), dtype)
+    zeros: Array = np.zeros(tuple(int(n) for n in shape), np.float32)
+    if reference is not None:
+        zeros = reference.backend.from_host(zeros, "float32", reference.detached())
+    return _filled(backends.of(zeros).cast(zeros, dtype or "float32"), initializer)
 
 
 def _filled(zeros: Array, initializer: Any) -> Array:
