@@ -142,7 +142,7 @@ def test_replicas_know_their_number():
 
 
 def test_an_error_in_one_replica_stops_all():
-    opt, v = Adadelta(1.0), Variable(np.zeros(1))
+    opt, v, before = Adadelta(1.0), Variable(np.zeros(1)), set(threading.enumerate())
 
     def step(i):
         if i == 1:
@@ -151,7 +151,8 @@ def test_an_error_in_one_replica_stops_all():
 
     with pytest.raises(ArithmeticError, match="mine"):
         Replicas(3).run(step, [(0,), (1,), (2,)])
-    assert threading.active_count() < 10
+    # None waits for the replica that failed; the host engine's own threads may stay.
+    assert not [t for t in set(threading.enumerate()) - before if not t.name.startswith("multiopt")]
     assert not v.numpy().any()
 
 

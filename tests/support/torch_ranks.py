@@ -4,6 +4,7 @@ Each check is a function of the mesh; it raises where something is wrong. Gradie
 every rank, and one process alone, know them whole.
 """
 
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -253,3 +254,6 @@ if __name__ == "__main__":
     # PyTorch's distributed packages warn of each other; ours are not to.
     warnings.filterwarnings("error", module=r"multiopt\.")
     main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]))
+    # All is checked. While the interpreter ends, threads of PyTorch's gloo now and then abort the process.
+    sys.stdout.flush()
+    os._exit(0)
