@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from . import backends
 from .backends.generic import Array
 from .binding import Binding, Reduce, run
+from .memory import backend_of
 from .update import REPLACE, FusedUpdate
 
 __all__ = ["clip"]
@@ -56,8 +56,8 @@ def clip(
     """
     made = list(arrays)
     if not in_place:
-        for i, array in enumerate(arrays):
-            backend = backends.of(array)
+        for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
+            backend = backend_of(name, array)
             made[i] = backend.full_like(array, 0.0, backend.dtype(array))
     binding = Binding(REPLACE, made, names)
     update = FusedUpdate(REPLACE, clipped=value is not None, normed=norm is not None or global_norm is not None)

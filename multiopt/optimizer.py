@@ -11,7 +11,7 @@ from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, Plan, run
 from .memory import Memory
-from .options import OPTIONS, Attribute, Group
+from .options import OPTIONS, Attribute, Group, options_of
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -126,6 +126,10 @@ class Optimizer:
             for name, option in OPTIONS.items()
             if option.scope != "group"
         }
+        known = options_of(rule)
+        for name in options.keys() - known.keys():
+            others = (other for other, option in OPTIONS.items() if option.scope != "group")
+            raise TypeError(f"{name}: unknown option; expected one of {', '.join([*known, *others])}")
         self.defaults = options
         self.steps = self.micro_steps = self.skipped = 0
         self.grad_norm: Any = None
@@ -246,6 +250,8 @@ class Optimizer:
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
         updates = [self._update(group) for group in self.groups]
+        for held in self.averages:
+            held.check(AVERAGE)  # before anything is written; they move last
         if self.accumulators:
             for binding, (update, _) in zip(self.bindings, updates, strict=True):
                 binding.check(update)

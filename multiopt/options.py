@@ -192,8 +192,8 @@ class Group(MutableMapping[str, Any]):
 
     def __init__(self, rule: Rule, where: str, structure: Structure, options: Mapping[str, Any]) -> None:
         self.where, self.structure, self.rule = where, structure, rule
-        #: What holds the parameters as they are now, in the structure's order.
-        self.holder: Holder = self
+        #: What holds the parameters once they are bound.
+        self.holder: Holder | None = None
         #: Incremented whenever an option is set.
         self.version = 0
         #: What an optimizer has composed from the options, after the version that it was composed from.
@@ -204,11 +204,11 @@ class Group(MutableMapping[str, Any]):
 
     @property
     def params(self) -> list[Any]:
-        """The parameters that the group was made with."""
-        return self.structure.leaves
+        """The parameters as they are now, in the structure's order."""
+        return self.structure.leaves if self.holder is None else self.holder.params
 
     def __getitem__(self, name: str) -> Any:
-        return self.structure.unflatten(self.holder.params) if name == "params" else self._options[name]
+        return self.structure.unflatten(self.params) if name == "params" else self._options[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
         where = f"{self.where}{name}"

@@ -186,3 +186,23 @@ def test_a_gradient_of_another_dtype_may_be_a_view_of_a_parameter(engine):
         opt.step([np.ones(8, np.float32), g.copy() if copied else g])
         results.append(x.tobytes() + y.tobytes())
     assert results[0] == results[1]
+
+
+def test_an_average_that_was_swapped_is_rejected_before_anything_is_written():
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    weights = torch.ones(3)
+    opt = Adadelta([weights], ema=0.5)
+    opt.step([torch.ones(3)])
+    before = weights.clone()
+    opt.ema_params[0].data = torch.ones(2)
+    with pytest.raises(ValueError, match=r"params\[0\]: expected .* as when the optimizer was made"):
+        opt.step([torch.ones(3)])
+    assert torch.equal(weights, before)
+    assert opt.steps == 1
+
+
+def test_a_group_has_the_parameters_as_they_are_now(plain):
+    opt = Adadelta([plain.param(np.ones(3, np.float32))], engine=plain.engine)
+    opt.step([plain.grad(np.ones(3, np.float32))])
+    assert opt.groups[0].params[0] is opt.params[0] is opt.groups[0]["params"][0]
+    assert (plain.back(opt.groups[0].params[0]) < 1).all()
