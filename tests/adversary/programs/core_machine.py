@@ -266,7 +266,7 @@ class CoreMachine(Machine):
         if kind == "meta":
             return torch.empty_like(p, device="meta")
         if kind == "freed" and p.numel():
-            g = torch_tensor(values)
+            g = torch_tensor(values).clone()
             g.untyped_storage().resize_(0)
             return g
         if kind == "nested" and p.ndim == 1 and p.numel():
