@@ -61,7 +61,11 @@ def native(dtype):
 def host(array):
     """A NumPy copy of an array of either library."""
     if isinstance(array, torch.Tensor):
-        return np.zeros(tuple(array.shape), array.numpy(force=True).dtype) if array._is_zerotensor() else torch_array(array)
+        return (
+            np.zeros(tuple(array.shape), array.numpy(force=True).dtype)
+            if array._is_zerotensor()
+            else torch_array(array)
+        )
     return np.array(array, order="C")
 
 
@@ -500,5 +504,5 @@ class CoreMachine(Machine):
             raise AssertionError(("not refused", how, i))
 
 
-def main(log, cases, number):
-    run_machine(CoreMachine, log, cases, number)
+def main(seed, cases, folder):
+    run_machine(CoreMachine, seed, cases, folder)

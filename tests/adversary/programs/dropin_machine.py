@@ -278,7 +278,9 @@ class DropInMachine(Machine):
         k = data.draw(st.integers(0, len(self.saved) - 1))
         self.note("load", k, damage)
         state, twin = copy.deepcopy(self.saved[k])
-        lengths = [[len(group["params"]) for group in groups] for groups in (state["param_groups"], self.opt.param_groups)]
+        lengths = [
+            [len(group["params"]) for group in groups] for groups in (state["param_groups"], self.opt.param_groups)
+        ]
         if damage == "groups":
             state["param_groups"] = state["param_groups"] * 2
         elif damage == "params":
@@ -393,5 +395,5 @@ def _bits(t):
     return t.dtype, t.shape, canonical(torch_array(t))
 
 
-def main(log, cases, number):
-    run_machine(DropInMachine, log, cases, number)
+def main(seed, cases, folder):
+    run_machine(DropInMachine, seed, cases, folder)

@@ -94,7 +94,9 @@ def one_bucket(rng, library, dtypes, options, sizes, layouts, sides):
 
         names = [f"p{i}" for i in range(len(rows))]
         grads = [None if skip else g for g, skip in zip(column("g"), skipped, strict=True)]
-        state = [dict(zip(ADADELTA.slots, pair, strict=True)) for pair in zip(*map(column, ADADELTA.slots), strict=True)]
+        state = [
+            dict(zip(ADADELTA.slots, pair, strict=True)) for pair in zip(*map(column, ADADELTA.slots), strict=True)
+        ]
         main, found = bound(ADADELTA, "x", state), []
         for _ in range(2):
             plan = main.plan(update, grads, NUMBERS, clip_norm=0.7 if update.normed else None)
@@ -153,8 +155,8 @@ def large(rng, dtypes, options, cases):
     return count
 
 
-def main(seed, cases):
+def main(seed, cases, folder):
     rng = np.random.default_rng(seed)
     # Each dtype and each option compiles kernels of its own, which is most of a short run's time.
     dtypes, options = (DTYPES, list(OPTIONS)) if cases >= 100 else (DTYPES[:6], ["all"])
-    print(small(rng, dtypes, options) + large(rng, dtypes, options, cases))
+    print(small(rng, dtypes, options) + large(rng, dtypes, options, cases), "arrays")

@@ -30,7 +30,9 @@ class Machine(RuleBasedStateMachine):
     operations = 0
 
     def note(self, *what):
-        Machine.operations += 1
+        Machine.operations += not what[0].startswith(" ")
+        if what[0] == "make":
+            os.ftruncate(Machine.log_file, 0)
         os.write(Machine.log_file, f"{' '.join(map(str, what))}\n".encode())
 
     def everything(self):
@@ -50,10 +52,10 @@ class Machine(RuleBasedStateMachine):
         raise AssertionError(("not refused", *why))
 
 
-def run_machine(kind, log, cases, number):
+def run_machine(kind, number, cases, folder):
     """Run `cases` examples of a machine; `number` is the seed. Prints what was done."""
-    Machine.folder = Path(log).parent
-    Machine.log_file = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
+    Machine.folder = Path(folder)
+    Machine.log_file = os.open(Machine.folder / "log", os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
     start = time.time()
     how = settings(
         max_examples=cases,
