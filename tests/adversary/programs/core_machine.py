@@ -61,11 +61,7 @@ def native(dtype):
 def host(array):
     """A NumPy copy of an array of either library."""
     if isinstance(array, torch.Tensor):
-        return (
-            np.zeros(tuple(array.shape), array.numpy(force=True).dtype)
-            if array._is_zerotensor()
-            else torch_array(array)
-        )
+        return torch_array(array)
     return np.array(array, order="C")
 
 
@@ -207,7 +203,7 @@ class CoreMachine(Machine):
             if tensors and p.is_contiguous() and dtype != "bfloat16":
                 return torch.from_numpy(p.detach().numpy())
             if not tensors and p.flags.c_contiguous and p.size:
-                return np.frombuffer(memoryview(p.view("V%d" % p.itemsize)).cast("B"), p.dtype).reshape(shape)
+                return np.frombuffer(memoryview(p.view(f"V{p.itemsize}")).cast("B"), p.dtype).reshape(shape)
         if kind == "turned" and len(shape) == 2 and shape[0] == shape[1]:
             return p.T
         if kind == "expanded" and shape:

@@ -86,30 +86,31 @@ def main(seed, cases, folder):
             opt.load(path)
         except ValueError as error:
             assert str(error).startswith(f"{path}: "), error  # noqa: PT017
-            assert snapshot(opt) == before, f"{how}: a refused file changed something"  # noqa: PT017
+            assert snapshot(opt) == before, f"{how}: a refused file changed something"
         else:
             assert snapshot(opt) == good[kind], f"{how}: other values than were saved"
             counts["harmless"] += 1
         counts["damaged"] += 1
 
+        def make(kind=kind):
+            return made(kind)
+
         what, content = forge(contents[kind], rng)
         path.write_bytes(content)
         counts["forged"] += 1
-        counts["accepted"] += told(what, lambda kind=kind: tried(lambda: made(kind), path))
+        counts["accepted"] += told(what, tried, make, path)
         what, state = forge_snapshot(trained(kind).state_dict(), rng)
         counts["forged snapshots"] += 1
-        counts["accepted snapshots"] += told(
-            what, lambda kind=kind, state=state: tried_snapshot(lambda: made(kind), state)
-        )
+        counts["accepted snapshots"] += told(what, tried_snapshot, make, state)
         assert time.process_time() - start < 3 * LONGEST, what
     assert counts["harmless"] < cases / 10
     assert 0 < counts["accepted"] < counts["forged"] / 2
     print(", ".join(f"{name}: {count}" for name, count in counts.items()))
 
 
-def told(what, act):
+def told(what, act, *arguments):
     try:
-        return act()
+        return act(*arguments)
     except BaseException as error:
         error.add_note(f"forged: {what}")
         raise

@@ -1,4 +1,4 @@
-"""Forks in the middle of training, while threads step: the child goes on, and so does the parent, with the same bits."""
+"""Forks in the middle of training, while threads step: child and parent go on, with the same bits."""
 
 import multiprocessing
 import os

@@ -12,10 +12,10 @@ from guarded import Guarded, strides_of
 from libraries import torch_tensor
 from multiopt.backends.engines.host.engine import COPIED, PIECE, SERIAL
 from multiopt.backends.engines.host.kernels import BLOCK
-from multiopt.binding import Binding, run
-from multiopt.update import AVERAGE, REPLACE, SUM, FusedUpdate
 
 from multiopt import ADADELTA
+from multiopt.binding import Binding, run
+from multiopt.update import AVERAGE, REPLACE, SUM, FusedUpdate
 
 #: Dtypes of the parameter, the gradient and the state.
 DTYPES = [

@@ -41,15 +41,14 @@ class Machine(RuleBasedStateMachine):
 
     def refuses(self, kinds, act, *why):
         """Expect an error, after which everything is as before."""
-        before = self.everything()
+        before, caught = self.everything(), None
         try:
             act()
         except kinds as error:
-            assert str(error), f"no message: {error!r}"
-            after = self.everything()
-            assert after == before, ("a refused operation changed something", why, repr(error))
-            return error
-        raise AssertionError(("not refused", *why))
+            caught = error
+        assert caught is not None, ("not refused", *why)
+        assert str(caught), f"no message: {caught!r}"
+        assert self.everything() == before, ("a refused operation changed something", why, repr(caught))
 
 
 def run_machine(kind, number, cases, folder):
