@@ -111,7 +111,9 @@ class CoreMachine(Machine):
         if layout == "gaps":
             return gaps(values) if self.library == "torch" else strided(values)
         values = np.array(values, order="F" if layout == "F" else "C")
-        return torch_tensor(values) if self.library == "torch" else values
+        if self.library == "torch":  # in memory of NumPy's, or of PyTorch's, which can be resized
+            return torch_tensor(values) if layout == "F" else torch_tensor(values).clone()
+        return values
 
     def rng(self, data):
         return np.random.default_rng(data.draw(st.integers(0, 2**16), "values"))
@@ -129,6 +131,10 @@ class CoreMachine(Machine):
     def owned(self, opt):
         """Parameters, state and averages, in one order for both."""
         return self.params(opt) + self.leaves(opt.state) + (self.leaves(opt.ema_params) if opt.ema is not None else [])
+
+    def is_whole_step(self):
+        """Whether the next call of `step` updates the parameters."""
+        return self.opt.micro_steps + 1 == self.opt.accumulate
 
     def nested(self, flat):
         """A flat list of gradients in the structure of the parameters."""
@@ -286,7 +292,7 @@ class CoreMachine(Machine):
             return answer
 
         group["lr"] = schedule
-        if self.opt.accumulate == 1 or self.opt.micro_steps + 1 == self.opt.accumulate:
+        if self.is_whole_step():
             self.refuses((*REFUSALS, Strange), lambda: self.opt.step(self.nested(given)), answer)
         group["lr"] = old
 
@@ -439,7 +445,9 @@ class CoreMachine(Machine):
         if how in ("clone", "turned"):
             t.data = kept.clone() if how == "clone" else kept.T.contiguous().T if kept.ndim == 2 else kept
             return
-        if not t.numel() or t.untyped_storage().nbytes() != t.nbytes:
+        if not t.numel() or t.untyped_storage().nbytes() != t.nbytes or not self.is_whole_step():
+            return
+        if how in ("resized", "freed") and not t.untyped_storage().resizable():
             return
         if how == "half":
             t.data = t.data.double() if t.dtype in (torch.float16, torch.bfloat16) else t.data.half()
@@ -470,7 +478,7 @@ class CoreMachine(Machine):
         a = self.owned(self.opt)[i]
         given, kept, shape = self.all_grads(data), a.copy(), a.shape
         self.note("change_array", i, how)
-        if not a.size or not (a.flags.owndata and a.flags.c_contiguous):
+        if not a.size or not (a.flags.owndata and a.flags.c_contiguous) or not self.is_whole_step():
             return
         if how == "readonly":
             a.setflags(write=False)
