@@ -254,7 +254,8 @@ class CoreMachine(Machine):
         if kind == "shape":
             return make(np.zeros((*p.shape, 2), values.dtype))
         if kind == "dtype":
-            return make(values.astype(np.float64 if values.dtype == np.float32 else np.float32))
+            other = {"float32": np.float64, "complex64": np.complex128}.get(values.dtype.name, np.float32)
+            return make(values.astype(other))
         if kind == "integer":
             return make(np.zeros(p.shape, np.int32))
         if kind == "library":
