@@ -17,6 +17,10 @@ from stateful import Machine, canonical, run_machine
 from multiopt.torch import Adadelta
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64
+OTHER = {
+    torch.float32: torch.float64, torch.complex64: torch.complex128, torch.float64: torch.float32,
+    torch.float16: torch.float32, torch.bfloat16: torch.float32,
+}  # fmt: skip
 SHAPES = (), (0,), (3,), (3,), (5, 3), (3, 3), (2, 0, 3)
 LAYOUTS = "C", "C", "F", "gaps"
 SLOTS = "square_avg", "acc_delta"
@@ -353,9 +357,10 @@ class DropInMachine(Machine):
         own = self.opt.state[p]
         old, kept = own[name], own[name].detach().clone()
         swapped = data.draw(st.booleans())  # in place, or another tensor under the same name
-        if kind == "freed" and old.numel() and old.untyped_storage().nbytes() == old.nbytes:
+        alone = old.numel() and old.untyped_storage().nbytes() == old.nbytes and old.untyped_storage().resizable()
+        if kind == "freed" and alone:
             old.untyped_storage().resize_(0)
-        elif kind == "resized" and old.untyped_storage().nbytes() == old.nbytes:
+        elif kind == "resized" and alone:
             old.resize_(old.numel() + 4)
         elif kind == "missing":
             del own[name]
@@ -364,7 +369,7 @@ class DropInMachine(Machine):
                 return
             new = {
                 "real": torch.zeros(p.shape), "shape": torch.zeros((*p.shape, 2), dtype=old.dtype),
-                "half": kept.double() if kept.dtype != torch.float64 else kept.float(),
+"half": kept.to(OTHER[kept.dtype]),
                 "integer step": torch.tensor(3), "expanded step": torch.zeros(1).expand(2), "no step": None,
             }[kind]  # fmt: skip
             if swapped and new is not None and name != "step" and new.is_complex() == old.is_complex():
@@ -376,8 +381,8 @@ class DropInMachine(Machine):
         try:
             before = self.bare()
             self.opt.step()
-        except (*REFUSALS, KeyError):
-            assert self.bare() == before, "a refused step changed something"
+        except (*REFUSALS, KeyError) as error:
+            assert self.bare() == before, f"a refused step changed something: {error!r}"  # noqa: PT017
         else:
             raise AssertionError(("not refused", kind, name))
         old.data = kept
