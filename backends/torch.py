@@ -24,6 +24,8 @@ class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
 
     def rejects(self, array: Array) -> str | None:
+        if array.is_nested:
+            return "expected a tensor with one shape, got a nested one"
         if array.layout != torch.strided:
             return f"expected a strided tensor, got layout {array.layout}"
         if array.device.type == "meta":
@@ -56,10 +58,12 @@ class TorchBackend(Backend):
         return found, [a.is_conj() for a in arrays] if any(a.is_complex() for a in arrays[:1]) else None
 
     def freed(self, array: Array) -> bool:
-        # As ``untyped_storage().resize_(0)`` leaves it, which FSDP does. Zero tensors never had memory.
-        _, end = self.extent(array)
+        # As ``untyped_storage().resize_(0)`` leaves it, which FSDP does.
+        begin, end = self.extent(array)
+        if begin == end:
+            return False
         storage = array.untyped_storage()
-        return end > storage.data_ptr() + storage.nbytes() and not array._is_zerotensor()
+        return end > storage.data_ptr() + storage.nbytes()
 
     def increment(self, counters: list[Array]) -> None:
         """Add 1 to tensors of one element, which take no part in autograd."""
@@ -68,7 +72,7 @@ class TorchBackend(Backend):
             torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
-        if array.numel() == 0:
+        if array.numel() == 0 or array._is_zerotensor():  # which never had memory
             return (0, 0)
         last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
         start = array.data_ptr()

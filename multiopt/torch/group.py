@@ -62,6 +62,9 @@ class GroupCache:
             raise AssertionError("_foreach ops don't support autograd")
         if _any_sparse(grads):
             raise RuntimeError("Adadelta does not support sparse gradients")
+        for i, tensors in enumerate(zip(group["params"], grads, strict=True)):
+            if any(tensor is not None and tensor.is_nested for tensor in tensors):
+                raise RuntimeError(f"{where}params[{i}]: expected tensors with one shape, got a nested one")
         self.group_params, self.options = list(group["params"]), _options(group, by_operations)
         self.indices = [i for i, p in enumerate(self.group_params) if grads[i] is not None or states.get(p)]
         self.idle = sorted(set(range(len(grads))) - set(self.indices))

@@ -110,7 +110,7 @@ def test_arrays_in_other_orders_and_with_gaps_are_one_launch(stand_in, change):
 def test_a_gradient_in_another_order_is_all_that_is_copied(stand_in, own, other):
     ours, _, placed, _ = bindings(stand_in, change=lambda a, j: a.copy(order=other if j == 1 else own))
     (bucket,) = ours.buckets
-    _, _, copies = bucket.engine._tables(bucket).locate(placed, own=True)
+    _, _, copies = bucket.engine._tables(bucket).locate(located(bucket, FULL.program, placed), own=True)
     assert copies == []
 
 
