@@ -278,7 +278,7 @@ def _prepare(bucket: Bucket, update: FusedUpdate) -> None:
     bucket.prepared.add(update)
 
 
-def _look(bucket: Bucket) -> list[Sequence[Array]]:
+def _look(bucket: Bucket) -> Sequence[Sequence[Array]]:
     """The bucket's arrays, found to be what they were when it was made, wherever they lie now."""
     backend = bucket.backend
     if not (backend.mutable and backend.swappable) and None not in bucket.good:
@@ -292,7 +292,8 @@ def _look(bucket: Bucket) -> list[Sequence[Array]]:
 
 
 def _check_columns(bucket: Bucket, columns: Sequence[Sequence[Array]]) -> None:
-    backend, called = bucket.backend, [bucket.names, *([f"{slot} of {n}" for n in bucket.names] for slot in bucket.state)]
+    backend = bucket.backend
+    called = [bucket.names, *([f"{slot} of {name}" for name in bucket.names] for slot in bucket.state)]
     for names, column, signatures in zip(called, columns, bucket.signatures, strict=True):
         for name, array, old, new in zip(names, column, signatures, backend.signature(column), strict=True):
             if old != new:
