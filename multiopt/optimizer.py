@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
+from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, Plan, run
@@ -336,8 +336,8 @@ class Optimizer:
         return trees if self.grouped else trees[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of the state and the options: copies, of the same library. See `multiopt.checkpoint`."""
-        return checkpoint.state_dict(self)
+        """A snapshot of the state and the options: copies, of the same library. See `multiopt.snapshot`."""
+        return snapshot.state_dict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state and the options of `state_dict`, of the same or another library.
@@ -348,7 +348,7 @@ class Optimizer:
             If it belongs to another rule or other parameters: names, shapes or dtypes differ. Nothing has been
             changed then.
         """
-        checkpoint.load_state_dict(self, state)
+        restore.load_state_dict(self, state)
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and options to one safetensors file, whole or not at all."""

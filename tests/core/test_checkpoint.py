@@ -17,7 +17,8 @@ from libraries import PLAIN, library_of, refused, snapshot
 from processes import run_python
 from rules import ADAM
 
-from multiopt import Adadelta, Optimizer, checkpoint, schedules
+from multiopt import Adadelta, Optimizer, schedules
+from multiopt import snapshot as snapshots
 
 pytest.importorskip("safetensors", reason="safetensors is not installed")
 
@@ -274,7 +275,7 @@ def test_a_damaged_snapshot_changes_nothing(data):
     else:
         # Some junk is a good value.
         assert path[0] == "about", (path, old)
-        assert path[-1] in (*opt.groups[0].options(), *checkpoint.SETTINGS, *checkpoint.COUNTERS, 0, 1), path
+        assert path[-1] in (*opt.groups[0].options(), *snapshots.SETTINGS, *snapshots.COUNTERS, 0, 1), path
 
 
 def saved(tmp_path):
