@@ -6,7 +6,8 @@ The one chain from arrays to engines. Optimizers and faces stand on this module;
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
 from typing import Any, Literal
@@ -15,21 +16,22 @@ import numpy as np
 
 from . import backends
 from .backends.engines import norms
+from .backends.engines.locate import Ranges
 from .backends.engines.program import TraceError
-from .backends.generic import Array, Backend
+from .backends.generic import FLOATING, Array, Backend
 from .backends.protocol import Bucket, Job
-from .memory import Memory, check_gradient, check_params
+from .memory import Memory, check_gradient, check_params, check_state
 from .rule import Rule
 from .update import FusedUpdate
 
-__all__ = ["Binding", "Plan", "Reduce", "run", "state_dtype_of"]
+__all__ = ["Binding", "Plan", "Reduce", "restored", "run", "state_dtype_of"]
 
 #: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
 #: each row which plan it belongs to, and which of that plan's arrays.
 Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PlannedJob(Job):
     """What one step does to one bucket; `places` are the bucket's in the caller's list."""
 
@@ -42,6 +44,12 @@ class Plan:
     """A step of one binding that has been checked, for `run`."""
 
     jobs: list[PlannedJob]
+
+    def take(self, grads: Sequence[Array | None]) -> None:
+        """Take other gradients, where arrays are immutable: those that another plan of this step has made anew."""
+        for job in self.jobs:
+            if not job.bucket.backend.mutable:
+                job.grads = [grads[i] for i in job.places]
 
     def nonfinite(self) -> list[str]:
         """Names of the parameters whose gradient has an element that is infinite or NaN."""
@@ -120,6 +128,11 @@ class Binding:
             if state and state[i]:
                 held = self.backend.dtype(next(iter(state[i].values())))
             grad = dtype if grad_dtypes is None else held if grad_dtypes == "state" else grad_dtypes[i]
+            if grad not in FLOATING or grad.startswith("complex") != dtype.startswith("complex"):
+                kinds = "complex" if dtype.startswith("complex") else "real"
+                raise TypeError(f"gradient of {names[i]}: expected a floating-point dtype, {kinds}, got {grad}")
+            for slot, own in state[i].items() if state else ():
+                check_state(f"{slot} of {names[i]}", self.backend, own, array, held)
             by_kind.setdefault((self.backend.device(array), dtype, grad, held), []).append(i)
         for (device, dtype, grad, held), places in by_kind.items():
             chosen, _ = backends.engine_for(self.backend, device, (dtype, grad, held), engine)
@@ -130,8 +143,11 @@ class Binding:
                 else chosen.filled_like(self.backend, own, value, held)
                 for slot, value in rule.slots.items()
             }
-            self.buckets.append(Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine))
+            bucket = Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine)
+            self.buckets.append(bucket)
             self.places.append(places)
+            if not state:  # what was made here, and parameters that were checked above, are good
+                bucket.good = [self.backend.memory_fingerprint(column) or True for column in bucket.arrays()]
 
     # --- its arrays ---
 
@@ -165,6 +181,7 @@ class Binding:
             column, own = bucket.arrays()[k], [arrays[i] for i in places]
             if not all(map(is_, column, own)):
                 column[:] = own
+                bucket.good[k] = None
                 bucket.cache.clear()  # it may hold addresses
         if k == 0 and self.backend.mutable:
             self._params[:] = arrays
@@ -190,17 +207,13 @@ class Binding:
         TraceError
             If the engine was asked for by name, and cannot compile the rule.
         ValueError
-            If a parameter has got another shape, dtype or device.
+            If a parameter or its state has got another shape, dtype or device, its memory was freed, or it may not be
+            written to any more.
         """
         for bucket in self.buckets:
             if update not in bucket.prepared:
                 _prepare(bucket, update)
-            watch = self.backend.swappable and not bucket.watched
-            if watch and self.backend.fingerprint(bucket.params) != bucket.fingerprint:
-                now = self.backend.signature(bucket.params)
-                for name, old, new in zip(bucket.names, bucket.signatures, now, strict=True):
-                    if old != new:
-                        raise ValueError(f"{name}: expected {old}, as when the optimizer was made, got {new}")
+            _look(bucket)
 
     def plan(
         self,
@@ -231,12 +244,16 @@ class Binding:
         TypeError, ValueError
             If a gradient's library, shape, dtype or device is not its parameter's; see also `check`.
         """
-        self.check(update)
         jobs = []
         for bucket, places in zip(self.buckets, self.places, strict=True):
+            if update not in bucket.prepared:
+                _prepare(bucket, update)
+            columns = _look(bucket)
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
-            jobs.append(PlannedJob(bucket, update.program, own, values, places, clip_norm))
+            job = PlannedJob(bucket, update.program, own, values, columns, places=places, clip_norm=clip_norm)
+            job.location = bucket.engine.locate(job)
+            jobs.append(job)
         return Plan(jobs)
 
 
@@ -261,6 +278,34 @@ def _prepare(bucket: Bucket, update: FusedUpdate) -> None:
     bucket.prepared.add(update)
 
 
+def _look(bucket: Bucket) -> list[Sequence[Array]]:
+    """The bucket's arrays, found to be what they were when it was made, wherever they lie now."""
+    backend = bucket.backend
+    if not (backend.mutable and backend.swappable) and None not in bucket.good:
+        return bucket.arrays()
+    columns, bucket.asked = bucket.asked or [backend.described(column) for column in bucket.arrays()], None
+    found = [backend.memory_fingerprint(column) for column in columns]
+    if None in found or found != bucket.good:
+        _check_columns(bucket, columns)
+        bucket.good = [True if one is None else one for one in found]
+    return columns
+
+
+def _check_columns(bucket: Bucket, columns: Sequence[Sequence[Array]]) -> None:
+    backend, called = bucket.backend, [bucket.names, *([f"{slot} of {n}" for n in bucket.names] for slot in bucket.state)]
+    for names, column, signatures in zip(called, columns, bucket.signatures, strict=True):
+        for name, array, old, new in zip(names, column, signatures, backend.signature(column), strict=True):
+            if old != new:
+                raise ValueError(f"{name}: expected {old}, as when the optimizer was made, got {new}")
+            if reason := backend.rejects(array):
+                raise TypeError(f"{name}: {reason}")
+            if backend.freed(array):
+                raise ValueError(f"{name}: expected memory, got an array whose memory was freed")
+            if backend.mutable and not backend.writable(array):
+                raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+    Memory().plus(backend, [a for column in columns for a in column], [name for names in called for name in names])
+
+
 def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Sequence[str] | None) -> None:
     backend, kinds = bucket.backend, set(map(type, grads))
     live: Sequence[Array] = grads
@@ -281,6 +326,19 @@ def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Seque
     bucket.kinds |= kinds
     if params is bucket.params:
         bucket.accepted = backend.fingerprint(grads)
+
+
+@contextmanager
+def restored(bindings: Sequence[Binding]) -> Iterator[None]:
+    """Put immutable arrays back if what is done with them fails."""
+    columns = [c for one in bindings if not one.backend.mutable for bucket in one.buckets for c in bucket.arrays()]
+    before = [list(column) for column in columns]
+    try:
+        yield
+    except BaseException:
+        for column, old in zip(columns, before, strict=True):
+            column[:] = old
+        raise
 
 
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
@@ -318,16 +376,19 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
 
 
 def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
-    """Copy gradients that lie in memory which an earlier job writes to. Within a job, its engine sees to that."""
-    written: dict[int, list[Array]] = {}
-    for job in jobs if len(jobs) > 1 and jobs[0].bucket.backend.mutable else []:
-        backend = job.bucket.backend
-        for i, g in enumerate(job.grads):
-            near = written.get(backend.owner(g), []) if g is not None and written else []
-            if any(g is p or backend.share_memory(g, p) for p in near):
-                job.grads = [*job.grads[:i], backend.copy(g), *job.grads[i + 1 :]]
-        for p in job.bucket.params:
-            written.setdefault(backend.owner(p), []).append(p)
+    """Copy gradients that lie in memory which the step writes to: they would change before they are read."""
+    located = [job for job in jobs if job.location is not None]
+    if not located:
+        return
+    written = Ranges([job.location.written for job in located])
+    for job in located:
+        aliases = written.aliases(job.location.read, job.location.upon)
+        if aliases:
+            grads = list(job.grads)
+            for i in aliases:
+                grads[i] = job.bucket.backend.copy(grads[i])
+            job.grads = grads
+            job.location = job.bucket.engine.locate(job)
 
 
 def _norm_scales(
