@@ -96,7 +96,10 @@ def _entry(dtype: str, shape: tuple[int, ...], begin: int) -> dict[str, Any]:
 
 def _content(place: Place) -> np.ndarray:
     """The bytes of an array as they are stored."""
-    host = place.checked(place.backend.to_host(place.get()))
+    try:
+        host = place.checked(place.backend.to_host(place.get()))
+    except ValueError as error:
+        raise ValueError(f"{place.key}: {error}") from None
     little = host.astype(host.dtype.newbyteorder("<"), copy=False)
     return little.reshape(-1).view(np.uint8)
 

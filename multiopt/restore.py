@@ -153,20 +153,20 @@ def take(
     unfinished = numbers.counters["micro_steps"] > 0
     targets = places(opt, params, unfinished)
     _check_keys(arrays, targets, where)
-    pairs = [(place, _source(place, stored, arrays[place.key], where)) for place in targets]
+    pairs: list[tuple[Place, Stored]] = [(place, _source(place, stored, arrays[place.key], where)) for place in targets]
     pairs += [(place, Zeros(place)) for i in range(len(opt.bindings)) for place in sums(opt, i) if not unfinished]
-    _check_own([place for place, _ in pairs], where)
-    keep = keep or not opt.bindings[0].backend.mutable
+    mutable = opt.bindings[0].backend.mutable
+    if mutable:
+        _check_own([place for place, _ in pairs], where)
+    keep = keep or not mutable
     new: list[Array] = []
     for place, source in pairs:
-        with _told(f"{where}: {place.key}"):
-            made = source.make(place)
-            place.check(made)
+        made = _made(place, source, where)
         new.append(made if keep else None)
     before, old = Numbers.of(opt), []
     try:
         for i, (place, source) in enumerate(pairs):
-            made, new[i] = new[i] if keep else source.make(place), None
+            made, new[i] = new[i] if keep else _made(place, source, where), None
             old.append(place.saved() if keep else None)
             place.put(made)
         numbers.put(opt)
@@ -234,17 +234,23 @@ def _source(place: Place, stored: Callable[[str, Any], Stored], entry: Any, wher
     return source
 
 
+def _made(place: Place, source: Stored, where: str) -> Array:
+    with _told(f"{where}: {place.key}"):
+        made = source.make(place)
+        place.check(made)
+    return made
+
+
 def _check_own(targets: list[Place], where: str) -> None:
-    """Check that the optimizer's own arrays are still what they were, where they are written to."""
-    backend = targets[0].backend
-    if not backend.mutable:
-        return
+    """Check that the optimizer's own arrays, which are written to, are still what they were."""
     for place in targets:
         with _told(f"{where}: the optimizer's own {place.key}"):
             place.check(place.get())
-            if not backend.writable(place.get()):
+            if not place.backend.writable(place.get()):
                 raise ValueError("expected an array that can be written to, got a read-only one")
-    Memory().plus(backend, [place.get() for place in targets], [f"{where}: {place.key}" for place in targets])
+    if targets:
+        arrays, names = [place.get() for place in targets], [f"{where}: {place.key}" for place in targets]
+        Memory().plus(targets[0].backend, arrays, names)
 
 
 # --- messages ---

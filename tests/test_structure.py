@@ -32,6 +32,7 @@ FACES = ("multiopt.torch", "multiopt.keras", "multiopt.optax")
 BACKENDS = ("multiopt.backends", "multiopt.backends.engines", "multiopt.backends.engines.program")
 BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
 BINDING = (*BASE, "multiopt.update", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping")
+CHECKPOINT = ("multiopt.files", "multiopt.snapshot", "multiopt.restore")
 
 #: Each layer, and the layers that it may import besides itself. A layer is a module, or a package with all that is in
 #: it, down to layers within it that have rows of their own. The package `multiopt` is its `__init__` alone.
@@ -48,8 +49,11 @@ LAYERS = {
     "multiopt.binding": (*BASE, *BACKENDS, "multiopt.update"),
     "multiopt.accumulation": (*BASE, *BACKENDS, "multiopt.update", "multiopt.binding"),
     "multiopt.clipping": (*BASE, *BACKENDS, "multiopt.update", "multiopt.binding"),
-    "multiopt.checkpoint": (*BINDING, *BACKENDS),
-    "multiopt.optimizer": (*BINDING, *BACKENDS, "multiopt.checkpoint"),
+    "multiopt.files": (),
+    "multiopt.snapshot": (*BINDING, *BACKENDS),
+    "multiopt.restore": (*BINDING, *BACKENDS, "multiopt.snapshot"),
+    "multiopt.checkpoint": (*BINDING, *BACKENDS, *CHECKPOINT),
+    "multiopt.optimizer": (*BINDING, *BACKENDS, *CHECKPOINT, "multiopt.checkpoint"),
     "multiopt.adadelta": ("multiopt.rule", "multiopt.options", "multiopt.optimizer"),
     "multiopt.functional": (*BINDING, *BACKENDS, "multiopt.adadelta"),
     "multiopt": (*BASE, "multiopt.optimizer", "multiopt.adadelta", "multiopt.functional"),
