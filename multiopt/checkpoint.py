@@ -16,8 +16,9 @@ import math
 import os
 import zlib
 from functools import partial
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,8 @@ ANY = 2**32 - 1
 def save(opt: Trained, path: str | os.PathLike[str]) -> None:
     """Write a checkpoint.
 
-    It is complete on disk before it gets its name; see `multiopt.files.writing` for what is kept of an older file.
+    It is complete on disk before it gets its name; `multiopt.files.writing` says what is kept of an older file, and
+    what becomes of what killed processes left. One array at a time is held in memory.
 
     Raises
     ------
@@ -94,14 +96,14 @@ def _entry(dtype: str, shape: tuple[int, ...], begin: int) -> dict[str, Any]:
     }
 
 
-def _content(place: Place) -> np.ndarray:
+def _content(place: Place) -> memoryview:
     """The bytes of an array as they are stored."""
     try:
         host = place.checked(place.backend.to_host(place.get()))
     except ValueError as error:
         raise ValueError(f"{place.key}: {error}") from None
     little = host.astype(host.dtype.newbyteorder("<"), copy=False)
-    return little.reshape(-1).view(np.uint8)
+    return little.reshape(-1).view(np.uint8).data
 
 
 def load(opt: Trained, path: str | os.PathLike[str]) -> None:
@@ -129,7 +131,7 @@ def load(opt: Trained, path: str | os.PathLike[str]) -> None:
         take(opt, loaded, arrays, stored, params=True, where=str(path), decode=decode, keep=False)
 
 
-def _read_header(file: BinaryIO, longest: int) -> tuple[dict[str, Any], dict[str, Any], int]:
+def _read_header(file: BufferedReader, longest: int) -> tuple[dict[str, Any], dict[str, Any], int]:
     """The metadata; of each array what the metadata and what the header say; and where the arrays begin."""
     size, length = os.fstat(file.fileno()).st_size, int.from_bytes(file.read(8), "little")
     if length > size - 8:
@@ -166,7 +168,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 class InFile:
     """An array in an open file, described by ``(metadata, header)``; it is read when it is wanted."""
 
-    def __init__(self, file: BinaryIO, start: int, key: str, described: tuple[Any, Any]) -> None:
+    def __init__(self, file: BufferedReader, start: int, key: str, described: tuple[Any, Any]) -> None:
         kept, entry = described
         check("metadata", kept, [object])
         if len(kept) != 3:
@@ -184,7 +186,7 @@ class InFile:
         """Make an array for a place."""
         content = np.empty(self.size, np.uint8)
         self.file.seek(self.begin)
-        if self.file.readinto(content) != self.size or zlib.crc32(content) != self.checksum:
+        if self.file.readinto(content.data) != self.size or zlib.crc32(content.data) != self.checksum:
             raise ValueError("damaged: its checksum differs")
         little = np.dtype("uint16" if self.dtype == "bfloat16" else self.dtype).newbyteorder("<")
         host = content.view(little).astype(little.newbyteorder("="), copy=False).reshape(self.shape)

@@ -347,45 +347,31 @@ class Optimizer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state and the options of `state_dict`, of the same or another library.
 
-        All arrays are copied first, and all of it is checked. If writing them fails, or is interrupted, the optimizer
-        gets back what it had.
-
         Raises
         ------
         ValueError
-            If something in it is not as `state_dict` makes it, an array of it cannot be read, it belongs to another
-            rule or other parameters, or an array of the optimizer cannot be written to. Nothing has been changed then.
+            If something in it cannot be taken over: see `multiopt.restore`. Nothing has been changed then, nor after
+            any other error or interrupt.
         """
         restore.load_state_dict(self, state)
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and options to one safetensors file, whole or not at all.
 
-        It is complete on disk before it gets its name; until then the old file stays. Of that, mode, owner and group
-        are kept as far as the system permits; where `path` is a symbolic link, the file that it points to is
-        replaced. What a killed process left of a file of this name is removed. One array at a time is held in memory.
-
-        Raises
-        ------
-        OSError
-            If there is something else than a regular file at `path`, or it cannot be written.
+        `OSError` if there is something else than a regular file, or it cannot be written: see `multiopt.checkpoint`.
         """
         checkpoint.save(self, path)
 
     def load(self, path: str | Path) -> Any:
         """Take over what `save` wrote, on the same or another library, and return the parameters.
 
-        Every array is read twice, to be checked and to be written, one at a time. If the second reading fails,
-        because somebody else changes the file in between, or is interrupted, some arrays of a library with mutable
-        arrays are the file's and the others as before; the error's notes say so. Options and counters are as before.
-
         Raises
         ------
         OSError
             If it is not a regular file, or cannot be read.
         ValueError
-            If the file is damaged, it belongs to another rule or other parameters, or an array of the optimizer
-            cannot be written to. The message begins with the path. Nothing has been changed then.
+            If the file is damaged, or belongs to another rule or other parameters. Nothing has been changed then,
+            unless somebody changes the file at this moment: see `multiopt.checkpoint`.
         """
         checkpoint.load(self, path)
         return self.params

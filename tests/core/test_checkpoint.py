@@ -297,6 +297,7 @@ def test_a_file_that_changes_while_it_is_read(name, tmp_path, monkeypatch):
     with library_of(LIBRARIES[name]) as lib:
         # So large that no array is in the buffer of the one before it.
         opt, other = (Adadelta([lib.param(draw(i, shapes={"x": 5000})["x"]) for _ in range(4)]) for i in range(2))
+        other.step([lib.grad(draw(2, shapes={"x": 5000})["x"])] * 4)
         other.rho, path, real, reads = 0.5, tmp_path / "x", checkpoint.InFile.make, iter(range(10**6))
         other.save(path)
         before, after = snapshot(opt), snapshot(other)

@@ -171,7 +171,8 @@ def _nested(depth):
 def special(content):
     """Forged files that chance would not find, by what is wrong with them."""
     header, metadata, data = take_apart(content)
-    key, text = next(iter(header)), content.decode("latin-1")
+    text = content.decode("latin-1")
+    key = next(key for key, entry in header.items() if len(set(data[slice(*entry["data_offsets"])])) > 3)
     begin, end = header[key]["data_offsets"]
 
     def described(entry=None, kept=None, **about):
