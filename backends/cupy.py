@@ -37,11 +37,6 @@ class CupyBackend(Backend):
     def extent(self, array: Array) -> tuple[int, int]:
         return cupy.byte_bounds(array) if array.size else (0, 0)
 
-    def owner(self, array: Array) -> int:
-        memory = array.data.mem
-        # Memory that another library lent comes as an object of its own for each view, so that nobody can tell.
-        return 0 if isinstance(memory, cupy.cuda.UnownedMemory) else memory.ptr
-
     def overlaps_itself(self, array: Array) -> bool:
         return strides_overlap(array.shape, array.strides, array.itemsize)
 

@@ -152,8 +152,7 @@ class Backend:
         return known.description.signature if isinstance(known, Described) else self.signature(arrays)
 
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
-        """Their fingerprint, identities, addresses and strides, and whether they may be written to: what differs if
-        one was swapped, has moved or was locked. None where nothing can be said quickly."""
+        """What differs if one was swapped, has moved, has another shape or was locked; None if that takes long."""
         known = self.described(arrays)
         if not isinstance(known, Described):
             return None
@@ -166,10 +165,6 @@ class Backend:
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None
-
-    def owner(self, array: Array) -> int:
-        """What owns the array's memory: arrays with different owners share none. Quick to find."""
-        return id(array)
 
     def share_memory(self, a: Array, b: Array) -> bool:
         """Whether two arrays whose extents overlap share an element; True where that cannot be known."""

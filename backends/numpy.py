@@ -40,13 +40,6 @@ class NumpyBackend(Backend):
 
         return byte_bounds(array) if array.size else (0, 0)
 
-    def owner(self, array: Array) -> int:
-        if array.base is None:
-            return id(array)
-        while isinstance(array.base, np.ndarray):
-            array = array.base
-        return id(array if array.base is None else array.base)
-
     def share_memory(self, a: Array, b: Array) -> bool:
         try:
             return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]

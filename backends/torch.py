@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,9 +77,6 @@ class TorchBackend(Backend):
         last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
         start = array.data_ptr()
         return start, start + (last + 1) * array.element_size()
-
-    def owner(self, array: Array) -> int:
-        return array.untyped_storage()._cdata
 
     def share_memory(self, a: Array, b: Array) -> bool:
         if a.device.type != "cpu":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .backends.generic import Array
-from .binding import Binding, Plan, state_dtype_of
+from .binding import Binding, state_dtype_of
+from .plan import Plan
 from .update import AVERAGE, SUM, FusedUpdate
 
 __all__ = ["Accumulator", "average"]

@@ -9,9 +9,10 @@ from typing import Any
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .binding import Binding, Plan, restored, run
+from .binding import Binding
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of
+from .plan import Plan, restored, run
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -266,7 +267,8 @@ class Optimizer:
                 raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
             return self.params
-        with restored([*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]):
+        held = [*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]
+        with restored([bucket for binding in held for bucket in binding.buckets]):
             run(adding)
             if not last:
                 self.micro_steps += 1

@@ -17,7 +17,7 @@ from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
 from ..backends.torch import is_sharded, is_whole, local
-from ..binding import Plan
+from ..plan import Plan
 from ..update import FusedUpdate
 from .operations import update_by_operations
 from .tensors import BACKEND, TensorBinding, is_readable

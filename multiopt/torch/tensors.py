@@ -12,7 +12,8 @@ from torch import Tensor
 from ..adadelta import ADADELTA
 from ..backends import get
 from ..backends.torch import TorchBackend, local, with_layout_of
-from ..binding import Binding, Plan
+from ..binding import Binding
+from ..plan import Plan
 
 __all__ = ["BACKEND", "PLAIN", "TensorBinding", "is_readable"]
 

@@ -15,7 +15,8 @@ from multiopt.backends.engines.cuda.engine import CudaEngine
 from multiopt.backends.protocol import Job
 
 from multiopt import ADADELTA, Hyper, Rule, backends
-from multiopt.binding import Binding, run
+from multiopt.binding import Binding
+from multiopt.plan import run
 from multiopt.update import FusedUpdate
 
 FULL = FusedUpdate(ADADELTA, scaled=True, clipped=True, coupled=True)

@@ -172,13 +172,13 @@ class Fields:
         probes = [np.zeros((3, 4), np.float32)[1:, ::2], np.zeros((2, 3), ">f8"), np.zeros(5).T, np.zeros((4, 2)).T]
         probes += [np.zeros((), np.float16), np.frombuffer(bytes(9), np.uint8)[1:].view(np.float64)]
         found = self.describe(probes)
-        words = [[np.dtype(a.dtype).num, a.dtype.isnative, a.ndim, *a.shape] for a in probes]
-        places = [[id(a), *_flagged(a)[:2], *a.strides] for a in probes]
+        words = [word for a in probes for word in (a.dtype.num, a.dtype.isnative, a.ndim, *a.shape)]
+        places = [word for a in probes for word in (id(a), *_flagged(a), *a.strides)]
         if (
             found is None
             or found.flags is None
-            or found.signature != np.array(sum(words, []), np.int64).tobytes()
-            or found.memory != np.array(sum(places, []), np.int64).tobytes()
+            or found.signature != np.array(words, np.int64).tobytes()
+            or found.memory != np.array(places, np.int64).tobytes()
         ):
             raise ImportError(f"NumPy {np.__version__} lays its arrays out in another way than is known")
 
