@@ -14,7 +14,8 @@ from multiopt.backends.engines.host.engine import COPIED, PIECE, SERIAL
 from multiopt.backends.engines.host.kernels import BLOCK
 
 from multiopt import ADADELTA
-from multiopt.binding import Binding, run
+from multiopt.binding import Binding
+from multiopt.plan import run
 from multiopt.update import AVERAGE, REPLACE, SUM, FusedUpdate
 
 #: Dtypes of the parameter, the gradient and the state.
