@@ -38,6 +38,7 @@ BAD = {
     "weight_decay": [-1.0, float("nan")], "decoupled": [1, None, np.True_], "clip_value": [0.0, -1.0, "1"],
     "clip_norm": [0.0, float("nan")], "learning_rate": [0.1], "params": [[]],
 }  # fmt: skip
+VANISHING = [("lr", 1e300), ("lr", 1e-46), ("eps", 1e-46), ("weight_decay", 1e-50), ("loss_scale", 5e-324)]
 BAD_STEP = {
     "clip_global_norm": [0.0, -1.0], "loss_scale": [0.0, None], "nonfinite": ["ignore", None], "ema": [1.0, "x"]
 }  # fmt: skip
@@ -324,6 +325,13 @@ class CoreMachine(Machine):
             group = data.draw(st.sampled_from(self.opt.groups))
             self.refuses(REFUSALS, lambda: group.__setitem__(name, value), name, value)
             self.refuses(REFUSALS, lambda: self.opt.__setitem__(name, value), name, value)
+
+    @rule(pair=st.sampled_from(VANISHING))
+    def set_vanishing_number(self, pair):
+        """A number that float32, in which all but float64 is computed, has not."""
+        self.note("set_vanishing_number", pair)
+        if any(self.opt.backend.dtype(p) != "float64" for p in self.params()):
+            self.refuses(REFUSALS, lambda: setattr(self.opt, *pair), *pair)
 
     @rule(data=st.data(), count=st.integers(1, 2))
     def add_group(self, data, count):
