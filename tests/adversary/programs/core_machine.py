@@ -46,6 +46,10 @@ BAD_STEP = {
 GRADS = [
     "C", "C", "C", "F", "gaps", "none", "own", "other", "neighbours", "owner", "turned", "expanded", "lazy", "readonly",
 ]  # fmt: skip
+NARROW = {
+    torch.float64: torch.float32, torch.float32: torch.float16, torch.float16: torch.bfloat16,
+    torch.bfloat16: torch.float16, torch.complex64: torch.complex32, torch.complex128: torch.complex64,
+}  # fmt: skip
 BAD_GRADS = [
     "shape", "dtype", "library", "list", "number", "many", "integer", "sparse", "meta", "freed", "nested", "subclass",
 ]  # fmt: skip
@@ -444,7 +448,7 @@ class CoreMachine(Machine):
         other[...] = values
 
     @precondition(lambda self: getattr(self, "library", None) == "torch")
-    @rule(data=st.data(), how=st.sampled_from(["clone", "turned", "half", "resized", "freed", "fewer", "shape"]))
+    @rule(data=st.data(), how=st.sampled_from(["clone", "turned", "dtype", "resized", "freed", "fewer", "shape"]))
     def swap_tensor(self, data, how):
         i = data.draw(st.integers(0, len(self.owned(self.opt)) - 1))
         self.note("swap_tensor", i, how)
@@ -458,8 +462,8 @@ class CoreMachine(Machine):
             return
         if how in ("resized", "freed") and not t.untyped_storage().resizable():
             return
-        if how == "half":
-            t.data = t.data.double() if t.dtype in (torch.float16, torch.bfloat16) else t.data.half()
+        if how == "dtype":
+            t.data = t.data.to(NARROW[t.dtype])
         elif how == "resized":
             t.resize_(t.numel() + 4)
         elif how == "shape":

@@ -32,7 +32,7 @@ GOOD = {
 BAD = {"lr": [None, "0.1", [1.0]], "rho": [None, "x"], "eps": [None, "x"], "weight_decay": [None, "x"]}
 GRADS = ["C", "C", "C", "F", "gaps", "none", "own", "other", "owner", "turned", "expanded", "lazy", "zero", "wide"]
 BAD_GRADS = ["sparse", "freed", "shape", "fewer", "integer", "complex"]
-BAD_STATES = ["real", "shape", "half", "freed", "resized", "missing", "integer step", "expanded step", "no step"]
+BAD_STATES = ["real", "shape", "half", "freed", "resized", "missing", "bool step", "expanded step", "no step"]
 
 
 class Strange(Exception):
@@ -344,7 +344,7 @@ class DropInMachine(Machine):
         elif how == "assigned" and state:
             for slot in SLOTS:
                 own[slot] = self.draw(rng, p.shape, p.dtype, positive=True)
-                state[slot] = torch_tensor(own[slot])
+                state[slot] = torch_tensor(own[slot].copy())
 
     @precondition(lambda self: hasattr(self, "twin") and any("step" in own for own in self.twin))
     @rule(data=st.data())
@@ -364,13 +364,13 @@ class DropInMachine(Machine):
             old.resize_(old.numel() + 4)
         elif kind == "missing":
             del own[name]
-        elif kind in ("real", "shape", "half", "integer step", "expanded step", "no step"):
+        elif kind in ("real", "shape", "half", "bool step", "expanded step", "no step"):
             if kind == "real" and not p.is_complex():
                 return
             new = {
                 "real": torch.zeros(p.shape), "shape": torch.zeros((*p.shape, 2), dtype=old.dtype),
 "half": kept.to(OTHER[kept.dtype]),
-                "integer step": torch.tensor(3), "expanded step": torch.zeros(1).expand(2), "no step": None,
+                "bool step": torch.tensor(True), "expanded step": torch.zeros(1).expand(2), "no step": None,
             }[kind]  # fmt: skip
             if swapped and new is not None and name != "step" and new.is_complex() == old.is_complex():
                 old.data = new
