@@ -286,7 +286,7 @@ class DropInMachine(Machine):
             [len(group["params"]) for group in groups] for groups in (state["param_groups"], self.opt.param_groups)
         ]
         if damage == "groups":
-            state["param_groups"] = state["param_groups"] * 2
+            state["param_groups"] = state["param_groups"] * 9
         elif damage == "params":
             state["param_groups"][0]["params"].append(10**6)
         if damage in ("groups", "params") or lengths[0] != lengths[1]:
