@@ -16,7 +16,7 @@ import numpy as np
 from . import backends
 from .backends.engines import norms
 from .backends.engines.program import TraceError
-from .backends.generic import Array, Backend
+from .backends.generic import Array, Backend, wider
 from .backends.protocol import Bucket, Job
 from .memory import Memory, check_gradient, check_params
 from .rule import Rule
@@ -139,6 +139,11 @@ class Binding:
     def params(self) -> list[Array]:
         """The parameters as they are now, in the caller's order."""
         return self._params if self.backend.mutable else self.column(0)
+
+    @property
+    def computing(self) -> str:
+        """The dtype in which an update is computed; of several, the narrowest."""
+        return min(wider(bucket.dtypes) for bucket in self.buckets)
 
     @property
     def state(self) -> dict[str, list[Array]]:

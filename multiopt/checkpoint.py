@@ -143,16 +143,16 @@ def _take(
 ) -> None:
     """Check everything, then take it over."""
     _check_about(opt, loaded)
-    settings = with_settings(opt.settings, {name: loaded[name] for name in SETTINGS}, "state: ")
+    settings = with_settings(opt.settings, opt.groups, {name: loaded[name] for name in SETTINGS}, "state: ")
     groups = []
     for group, saved in zip(opt.groups, loaded["groups"], strict=True):
         options = {name: decode(value, group[name]) for name, value in saved.items() if name != "names"}
-        groups.append(Group(group.rule, group.where, group.structure, options))
+        groups.append(group.checked(options))
     targets = _check_arrays(opt, arrays, loaded["micro_steps"])
     for place in targets:
         place.put(arrays[place.key])
     for group, new in zip(opt.groups, groups, strict=True):
-        group.update(new.options())
+        group.update(new)
     opt.settings = settings
     for name in COUNTERS:
         setattr(opt, name, loaded[name])
@@ -248,6 +248,8 @@ def decode(value: Any, current: Any) -> Any:
 def save(opt: Trained, path: str | Path) -> None:
     """Write a checkpoint to a temporary file beside `path`, and rename it when it is complete on disk."""
     safetensors, path = _safetensors(), Path(path)
+    for group in opt.groups:
+        group.structure.check_lasting()
     tensors, kept = {}, {}
     for place in places(opt, params=True):
         host = place.bucket.backend.to_host(place.get())

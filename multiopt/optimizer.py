@@ -11,7 +11,7 @@ from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, Plan, run
 from .memory import Memory
-from .options import OPTIONS, Attribute, Group, options_of
+from .options import OPTIONS, Attribute, Group, options_of, with_settings
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -85,7 +85,8 @@ class Optimizer:
         If something is not an array, has an integer or bool dtype, is of another library than the rest, or an option
         is unknown.
     ValueError
-        If an option is out of range, or arrays are read-only or overlap.
+        If an option is out of range, or vanishes or overflows in the dtype that computes; if arrays are read-only or
+        overlap, or two of them have one name.
 
     Notes
     -----
@@ -173,10 +174,12 @@ class Optimizer:
             memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
         )
+        made.bind(binding)
+        with_settings(self.settings, [made], {name: self.settings[name] for name in checkpoint.SETTINGS})
         binding.check(self._composed(made)[0])
         accumulators = [Accumulator(binding, self.state_dtype)] if self.accumulate > 1 else []
         averages = [average(binding, self.state_dtype)] if self.ema is not None else []
-        made.holder, self._memory = binding, binding.memory
+        self._memory = binding.memory
         self.groups.append(made)
         self.bindings.append(binding)
         self.accumulators += accumulators
@@ -202,11 +205,17 @@ class Optimizer:
             group.composed = key, compose(self.rule, group.options(), self.settings)
         return group.composed[1]
 
-    def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
-        """What a group's options ask for, with the numbers of this step."""
-        update, fixed = self._composed(group)
-        changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
-        return update, {**fixed, **changing, "step": self.steps}
+    def _updates(self) -> list[tuple[FusedUpdate, dict[str, Any]]]:
+        """What the groups' options ask for, with the numbers of this step.
+
+        All is read before a schedule is called: what that assigns holds from the next step on.
+        """
+        step, made = self.steps, []
+        composed = [(group, *self._composed(group)) for group in self.groups]
+        for group, update, fixed in composed:
+            changing = {name: group.number(name, step) for name, value in fixed.items() if callable(value)}
+            made.append((update, {**fixed, **changing, "step": step}))
+        return made
 
     # --- options ---
 
@@ -219,8 +228,9 @@ class Optimizer:
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Set an option of all groups, and of those that are added later."""
-        for group in self.groups:
-            group[name] = value
+        checked = [group.checked({name: value}) for group in self.groups]
+        for group, own in zip(self.groups, checked, strict=True):
+            group.update(own)
         self.defaults[name] = value
 
     # --- the step ---
@@ -249,7 +259,7 @@ class Optimizer:
         flat = self._flatten(grads, "grads")
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        updates = [self._update(group) for group in self.groups]
+        settings, updates = self.settings, self._updates()
         for held in self.averages:
             held.check(AVERAGE)  # before anything is written; they move last
         if self.accumulators:
@@ -258,8 +268,8 @@ class Optimizer:
             plans = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=True)]
         else:
             plans = self._plans(updates, flat)
-        if self.nonfinite != "propagate" and (bad := [name for plan in plans for name in plan.nonfinite()]):
-            if self.nonfinite == "raise":
+        if settings["nonfinite"] != "propagate" and (bad := [name for plan in plans for name in plan.nonfinite()]):
+            if settings["nonfinite"] == "raise":
                 some = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
                 raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
@@ -271,11 +281,11 @@ class Optimizer:
             if self.micro_steps:
                 return self.params
             plans = self._plans(updates, [accumulator.sums() for accumulator in self.accumulators])
-        norm = run(plans, self.clip_global_norm)
+        norm = run(plans, settings["clip_global_norm"])
         self.grad_norm = norm[0] if norm is not None else None
         if self.ema is not None:
             pairs = zip(self.averages, self.bindings, strict=True)
-            run([held.plan(AVERAGE, binding.params, {"momentum": self.ema}) for held, binding in pairs])
+            run([held.plan(AVERAGE, binding.params, {"momentum": settings["ema"]}) for held, binding in pairs])
         for accumulator in self.accumulators:
             accumulator.clear()
         self.steps += 1
@@ -285,8 +295,8 @@ class Optimizer:
         self, updates: Sequence[tuple[FusedUpdate, Mapping[str, Any]]], grads: Sequence[Sequence[Any]]
     ) -> list[Plan]:
         return [
-            binding.plan(update, own, numbers, clip_norm=group["clip_norm"])
-            for binding, group, (update, numbers), own in zip(self.bindings, self.groups, updates, grads, strict=True)
+            binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
+            for binding, (update, numbers), own in zip(self.bindings, updates, grads, strict=True)
         ]
 
     def _flatten(self, tree: Any, what: str) -> list[list[Any]]:
@@ -351,7 +361,13 @@ class Optimizer:
         checkpoint.load_state_dict(self, state)
 
     def save(self, path: str | Path) -> None:
-        """Write parameters, state and options to one safetensors file, whole or not at all."""
+        """Write parameters, state and options to one safetensors file, whole or not at all.
+
+        Raises
+        ------
+        ValueError
+            If a parameter's name holds an address, as Python's own repr of an object does.
+        """
         checkpoint.save(self, path)
 
     def load(self, path: str | Path) -> Any:

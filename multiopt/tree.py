@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = ["Structure"]
+
+#: How Python's own repr of an object ends, which says no more than where it lies in this process.
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
 
 
 def _is_container(value: Any) -> bool:
@@ -33,6 +37,8 @@ class Structure:
     ------
     ImportError
         If containers are nested and optree is not installed.
+    ValueError
+        If two arrays have the same name.
     """
 
     def __init__(self, tree: Any, what: str = "params") -> None:
@@ -51,6 +57,33 @@ class Structure:
             self.leaves = list(_values(tree))
             self.keys = list(tree) if self.kind is dict else list(range(len(tree)))
             self.names = [f"{what}[{key!r}]" for key in self.keys]
+        if len(set(self.names)) < len(self.names):
+            self._refuse_twins()
+
+    def _refuse_twins(self) -> None:
+        """Say which two keys have one name: checkpoints would hold the state of only one of them."""
+        paths = [(key,) for key in self.keys] if self.spec is None else self.spec.paths()
+        seen: dict[str, Any] = {}
+        for name, path in zip(self.names, paths, strict=True):
+            if name in seen:
+                one, two = (
+                    " / ".join(f"{key!r} ({type(key).__module__}.{type(key).__qualname__})" for key in keys)
+                    for keys in (seen[name], path)
+                )
+                raise ValueError(
+                    f"{self.what}: expected keys that their repr tells apart, as names and checkpoints do; "
+                    f"both {one} and {two} are called {name}"
+                )
+            seen[name] = path
+
+    def check_lasting(self) -> None:
+        """Raise ValueError if a name is another one in another process."""
+        for name in self.names:
+            if _ADDRESS.search(name):
+                raise ValueError(
+                    f"{name}: expected keys with the same repr in every process, by which a file is loaded, "
+                    "got one that holds an address"
+                )
 
     def flatten(self, tree: Any, what: str) -> list[Any]:
         """The leaves of another tree of this structure, None among them.
