@@ -19,6 +19,7 @@ from .backends.engines.program import TraceError
 from .backends.generic import Array, Backend, wider
 from .backends.protocol import Bucket, Job
 from .memory import Memory, check_gradient, check_params
+from .options import narrowest
 from .rule import Rule
 from .update import FusedUpdate
 
@@ -143,7 +144,7 @@ class Binding:
     @property
     def computing(self) -> str:
         """The dtype in which an update is computed; of several, the narrowest."""
-        return min(wider(bucket.dtypes) for bucket in self.buckets)
+        return narrowest(wider(bucket.dtypes) for bucket in self.buckets)
 
     @property
     def state(self) -> dict[str, list[Array]]:

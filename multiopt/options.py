@@ -17,6 +17,7 @@ __all__ = [
     "MOMENTUM",
     "OPTIONS",
     "THRESHOLD",
+    "THRESHOLDS",
     "WEIGHT_DECAY",
     "Attribute",
     "Group",
@@ -28,6 +29,7 @@ __all__ = [
     "check_threshold",
     "narrowest",
     "options_of",
+    "range_of",
     "table",
     "with_settings",
 ]
@@ -163,6 +165,11 @@ def options_of(rule: Rule) -> Mapping[str, Option]:
     return MappingProxyType(hypers | {name: option for name, option in OPTIONS.items() if option.scope == "group"})
 
 
+def range_of(rule: Rule, name: str) -> Hyper:
+    """The range of a number among the options of a group."""
+    return {**rule.hypers, "weight_decay": WEIGHT_DECAY}.get(name, THRESHOLD)
+
+
 def table(rule: Rule) -> str:
     """The options for a rule as a table in Markdown: the page ``docs/options.md``."""
     where = {"group": "each group", "step": "the step", "fixed": "the optimizer, fixed"}
@@ -206,7 +213,7 @@ def _check_loss_scale(name: str, value: float, accumulate: int, computing: str) 
 
 def narrowest(dtypes: Iterable[str]) -> str:
     """The one of float32 and float64 that holds fewer numbers."""
-    return min(dtypes, default="float64")
+    return "float32" if "float32" in list(dtypes) else "float64"
 
 
 class Holder(Protocol):
@@ -311,7 +318,7 @@ class Group(MutableMapping[str, Any]):
         value = self._options[name]
         if not callable(value):
             return value
-        hyper = WEIGHT_DECAY if name == "weight_decay" else self.rule.hypers[name]
+        hyper = range_of(self.rule, name)
         where = f"{self.where}{name} at step {step}"
         # A rate that decays to nothing is no mistake, and ends no training: it is 0 once it is that small.
         return check_fits(where, hyper.check(where, value(step)), self.computing, may_vanish=0.0 in hyper)
