@@ -24,6 +24,7 @@ __all__ = [
     "Option",
     "check_fits",
     "check_number",
+    "check_optional",
     "check_state_dtype",
     "check_switch",
     "check_threshold",
