@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,8 @@ def _check_loss_scale(name: str, value: float, accumulate: int, computing: str) 
     """Check what gradients are multiplied by, which is its inverse."""
     low, high = EXTREMES[computing]
     lowest, highest = 1.0 / high / accumulate, min(1.0 / low, sys.float_info.max) / accumulate
+    while 1.0 / (lowest * accumulate) > high:  # it was rounded
+        lowest = math.nextafter(lowest, math.inf)
     if not lowest <= value <= highest:
         raise ValueError(
             f"{name}: expected a number from {lowest!r} to {highest!r}, so that 1 / (loss_scale * accumulate) is "

@@ -1,6 +1,7 @@
 """The registry's array libraries with what tests need of them, variants, and what tests share."""
 
 import contextlib
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -168,7 +169,9 @@ def x64():
 def snapshot(opt):
     """All that a failed call must leave as it was: the bits of every array, and every number."""
     arrays = {p.key: p.bucket.backend.to_host(p.get()).tobytes() for p in checkpoint.places(opt, params=True)}
-    return arrays, [group.options() for group in opt.groups], opt.steps, opt.micro_steps, opt.skipped
+    groups = [(group.where, group.structure.names, group.options()) for group in opt.groups]
+    numbers = opt.steps, opt.micro_steps, opt.skipped, [a.seen.copy() for a in opt.accumulators]
+    return arrays, copy.deepcopy(groups), dict(opt.defaults), opt.settings, opt.grouped, numbers
 
 
 @contextlib.contextmanager
