@@ -52,7 +52,7 @@ class Structure:
         elif any(map(_is_container, _values(tree))) or type(tree) not in (list, tuple, dict):
             optree = _optree()
             self.leaves, self.spec = optree.tree_flatten(tree, none_is_leaf=True)
-            self.names = _paths(what, self.spec)
+            self.names = _names(what, self.spec)
         else:
             self.leaves = list(_values(tree))
             self.keys = list(tree) if self.kind is dict else list(range(len(tree)))
@@ -60,11 +60,16 @@ class Structure:
         if len(set(self.names)) < len(self.names):
             self._refuse_twins()
 
+    def _paths(self) -> list[tuple[Any, ...]]:
+        """The keys that lead to each leaf."""
+        if self.kind is None:
+            return [()]
+        return [(key,) for key in self.keys] if self.spec is None else self.spec.paths()
+
     def _refuse_twins(self) -> None:
         """Say which two keys have one name: checkpoints would hold the state of only one of them."""
-        paths = [(key,) for key in self.keys] if self.spec is None else self.spec.paths()
         seen: dict[str, Any] = {}
-        for name, path in zip(self.names, paths, strict=True):
+        for name, path in zip(self.names, self._paths(), strict=True):
             if name in seen:
                 one, two = (
                     " / ".join(f"{key!r} ({type(key).__module__}.{type(key).__qualname__})" for key in keys)
@@ -78,8 +83,8 @@ class Structure:
 
     def check_lasting(self) -> None:
         """Raise ValueError if a name is another one in another process."""
-        for name in self.names:
-            if _ADDRESS.search(name):
+        for name, path in zip(self.names, self._paths(), strict=True):
+            if any(not isinstance(key, str) and _ADDRESS.search(repr(key)) for key in path):
                 raise ValueError(
                     f"{name}: expected keys with the same repr in every process, by which a file is loaded, "
                     "got one that holds an address"
@@ -120,7 +125,7 @@ class Structure:
         leaves, spec = _optree().tree_flatten(tree, none_is_leaf=True)
         if spec != self.spec:
             names = {what + name.removeprefix(self.what) for name in self.names}
-            got = set(_paths(what, spec))
+            got = set(_names(what, spec))
             missing, unknown = sorted(names - got), sorted(got - names)
             raise ValueError(
                 f"{what}: expected the structure of {self.what}; missing {missing[:5]}, unexpected {unknown[:5]}"
@@ -142,7 +147,7 @@ def _values(tree: Any) -> Any:
     return tree.values() if isinstance(tree, dict) else tree
 
 
-def _paths(what: str, spec: Any) -> list[str]:
+def _names(what: str, spec: Any) -> list[str]:
     return [what + "".join(f"[{key!r}]" for key in path) for path in spec.paths()]
 
 

@@ -84,7 +84,7 @@ class GroupCache:
             _check_capturable(self.params, self.steps)
         self.plain_steps = not by_operations and all(type(step) is Tensor for step in self.steps)
         given = group.get("param_names")
-        names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
+        self.names = names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
         for row in zip(names, self.params, self.states, strict=True):
             _check_writable(*row)
         kinds: dict[Any, list[int]] = {}
@@ -92,8 +92,6 @@ class GroupCache:
             kinds.setdefault(None if by_operations else _kind(p, grads[i]), []).append(j)
         #: Places, in `params`, of those that no engine reads.
         self.by_operations = kinds.pop(None, [])
-        for j in self.by_operations:
-            _check_shapes(names[j], self.params[j], self.states[j])
         #: Bindings of the others, each with the places of its parameters.
         self.bindings: list[tuple[TensorBinding, list[int]]] = []
         for (sharded, _, grad_dtype), places in kinds.items():
@@ -127,7 +125,9 @@ class GroupCache:
         return found
 
     def plans(self, local_grads: Sequence[Grads], update: FusedUpdate, values: Values) -> list[Plan]:
-        """Check what the engines have to do."""
+        """Check what is to be done, and plan what the engines have to do."""
+        for j in self.by_operations:
+            _check_state(self.names[j], self.params[j], self.states[j])
         return [
             binding.plan(update, own, values(binding.tensors[0].device))
             for (binding, _), own in zip(self.bindings, local_grads, strict=True)
@@ -188,7 +188,7 @@ def _check_writable(name: str, p: Tensor, own: State) -> None:
         )
 
 
-def _check_shapes(name: str, p: Tensor, own: State) -> None:
+def _check_state(name: str, p: Tensor, own: State) -> None:
     if torch.jit.is_tracing():
         return  # shapes are not looked at: they become part of the graph
     for slot in ADADELTA.slots:
