@@ -159,8 +159,8 @@ class Adadelta(torch.optim.Optimizer):
             cache.keep_new_states(self.state)
         self._states = list(self.state.values())
         run(plans)
-        for cache, grads, update, values in planned:
-            cache.update_by_operations(grads, update, values)
+        for cache, grads, update, own in planned:
+            cache.update_by_operations(grads, update, own)
             cache.count(grads, amp.found_inf)
 
     def _cached(

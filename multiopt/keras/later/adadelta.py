@@ -77,7 +77,7 @@ class Adadelta(Optimizer):
         self.epsilon = epsilon
         self._steps: AdadeltaStep | None = None
 
-    def _hypers(self) -> dict[str, float]:
+    def _hypers(self) -> dict[str, Any]:
         """The rule's hyperparameters except the learning rate."""
         return {"rho": self.rho, "eps": self.epsilon}
 
