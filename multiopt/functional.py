@@ -1,7 +1,8 @@
 """Adadelta, or any rule, as pure functions over trees of arrays: for `jax.jit`, `torch.compile` and functional code.
 
 Nothing is written in place and no array's values are read, so that a tracing compiler sees plain array operations and
-fuses them itself: the bits are that library's, on NumPy everybody's. On NumPy arrays, eagerly, `multiopt.Adadelta` is many times as fast.
+fuses them itself: the bits are that library's, on NumPy everybody's. On NumPy arrays, eagerly, `multiopt.Adadelta` is
+many times as fast.
 """
 
 from __future__ import annotations
