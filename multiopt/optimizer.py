@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import checkpoint
+from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding
@@ -176,7 +176,7 @@ class Optimizer:
             backend=self.bindings[0].backend if self.bindings else None,
         )
         made.bind(binding)
-        with_settings(self.settings, [made], {name: self.settings[name] for name in checkpoint.SETTINGS})
+        with_settings(self.settings, [made], {name: self.settings[name] for name in snapshot.SETTINGS})
         binding.check(self._composed(made)[0])
         accumulators = [Accumulator(binding, self.state_dtype)] if self.accumulate > 1 else []
         averages = [average(binding, self.state_dtype)] if self.ema is not None else []
@@ -354,8 +354,8 @@ class Optimizer:
         return trees if self.grouped else trees[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of the state and the options: copies, of the same library. See `multiopt.checkpoint`."""
-        return checkpoint.state_dict(self)
+        """A snapshot of the state and the options: copies, of the same library. See `multiopt.snapshot`."""
+        return snapshot.state_dict(self)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state and the options of `state_dict`, of the same or another library.
@@ -363,15 +363,16 @@ class Optimizer:
         Raises
         ------
         ValueError
-            If it belongs to another rule or other parameters: names, shapes or dtypes differ. Nothing has been
-            changed then.
+            If something in it cannot be taken over: see `multiopt.restore`. Nothing has been changed then, nor after
+            any other error or interrupt.
         """
-        checkpoint.load_state_dict(self, state)
+        restore.load_state_dict(self, state)
 
     def save(self, path: str | Path) -> None:
         """Write parameters, state and options to one safetensors file, whole or not at all.
 
-        A name that holds an address, as Python's own repr of an object does, is a ValueError: nothing could load it.
+        `OSError` if there is something else than a regular file, or it cannot be written: see `multiopt.checkpoint`;
+        `ValueError` if a name holds an address, as Python's own repr of an object does: nothing could load it.
         """
         checkpoint.save(self, path)
 
@@ -380,8 +381,11 @@ class Optimizer:
 
         Raises
         ------
+        OSError
+            If it is not a regular file, or cannot be read.
         ValueError
-            If the file is damaged, or belongs to another rule or other parameters. Nothing has been changed then.
+            If the file is damaged, or belongs to another rule or other parameters. Nothing has been changed then,
+            unless somebody changes the file at this moment: see `multiopt.checkpoint`.
         """
         checkpoint.load(self, path)
         return self.params

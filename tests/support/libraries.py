@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multiopt import backends, checkpoint
+from multiopt import backends
+from multiopt import snapshot as snapshots
 
 
 def torch_tensor(array):
@@ -167,9 +168,8 @@ def x64():
 
 def snapshot(opt):
     """All that a failed call must leave as it was: the bits of every array, and every number."""
-    arrays = {p.key: p.bucket.backend.to_host(p.get()).tobytes() for p in checkpoint.places(opt, params=True)}
-    numbers = opt.steps, opt.micro_steps, opt.skipped, [list(a.seen) for a in opt.accumulators]
-    return arrays, [group.options() for group in opt.groups], opt.settings, numbers
+    arrays = {p.key: p.bucket.backend.to_host(p.get()).tobytes() for p in snapshots.places(opt, params=True)}
+    return arrays, [group.options() for group in opt.groups], opt.steps, opt.micro_steps, opt.skipped
 
 
 @contextlib.contextmanager
@@ -178,7 +178,8 @@ def refused(opt, kind, message):
 
     def whole():
         names = [(group.where, list(group.structure.names)) for group in opt.groups]
-        return snapshot(opt), names, dict(opt.defaults), opt.grouped
+        seen = [list(a.seen) for a in opt.accumulators]
+        return snapshot(opt), names, dict(opt.defaults), opt.settings, opt.grouped, seen
 
     before = whole()
     with pytest.raises(kind, match=message):
