@@ -176,7 +176,7 @@ class Optimizer:
             backend=self.bindings[0].backend if self.bindings else None,
         )
         made.bind(binding)
-        with_settings(self.settings, [made], {name: self.settings[name] for name in snapshot.SETTINGS})
+        with_settings(self.settings, [made])
         binding.check(self._composed(made)[0])
         accumulators = [Accumulator(binding, self.state_dtype)] if self.accumulate > 1 else []
         averages = [average(binding, self.state_dtype)] if self.ema is not None else []
@@ -211,12 +211,8 @@ class Optimizer:
 
         All is read before a schedule is called: what that assigns holds from the next step on.
         """
-        step, made = self.steps, []
-        composed = [(group, *self._composed(group)) for group in self.groups]
-        for group, update, fixed in composed:
-            changing = {name: group.number(name, step) for name, value in fixed.items() if callable(value)}
-            made.append((update, {**fixed, **changing, "step": step}))
-        return made
+        composed, step = [(group, *self._composed(group)) for group in self.groups], self.steps
+        return [(update, {**group.numbers(fixed, step), "step": step}) for group, update, fixed in composed]
 
     # --- options ---
 
@@ -371,8 +367,7 @@ class Optimizer:
     def save(self, path: str | Path) -> None:
         """Write parameters, state and options to one safetensors file, whole or not at all.
 
-        `OSError` if there is something else than a regular file, or it cannot be written: see `multiopt.checkpoint`;
-        `ValueError` if a name holds an address, as Python's own repr of an object does: nothing could load it.
+        `OSError` if there is something else than a regular file, or it cannot be written: see `multiopt.checkpoint`.
         """
         checkpoint.save(self, path)
 

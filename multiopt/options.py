@@ -183,22 +183,21 @@ def table(rule: Rule) -> str:
 
 
 def with_settings(
-    settings: Mapping[str, Any], groups: Iterable[Group], changes: Mapping[str, Any], where: str = ""
+    settings: Mapping[str, Any], groups: Iterable[Group], changes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The options of the whole step with some of them changed; `where` begins the message of an error.
-
-    They must do for all groups.
-    """
-    changed = {name: OPTIONS[name].check(f"{where}{name}", value) for name, value in changes.items()}
+    """The options of the whole step with some of them changed; without changes, they are checked for the groups."""
+    if changes is None:
+        changes = {name: settings[name] for name, option in OPTIONS.items() if option.scope == "step"}
+    changed = {name: OPTIONS[name].check(name, value) for name, value in changes.items()}
     if "ema" in changed and (changed["ema"] is None) != (settings["ema"] is None):
         expected = "None" if settings["ema"] is None else "a momentum"
-        raise ValueError(f"{where}ema: expected {expected}, as when the optimizer was made, got {changed['ema']!r}")
+        raise ValueError(f"ema: expected {expected}, as when the optimizer was made, got {changed['ema']!r}")
     computing = narrowest(group.computing for group in groups)
     for name in changed:
         if name == "loss_scale":
-            _check_loss_scale(f"{where}{name}", changed[name], settings["accumulate"], computing)
+            _check_loss_scale(name, changed[name], settings["accumulate"], computing)
         else:
-            check_fits(f"{where}{name}", changed[name], computing, may_overflow=name in THRESHOLDS)
+            check_fits(name, changed[name], computing, may_overflow=name in THRESHOLDS)
     return {**settings, **changed}
 
 
@@ -316,6 +315,10 @@ class Group(MutableMapping[str, Any]):
     def options(self) -> dict[str, Any]:
         """The options, without the parameters."""
         return dict(self._options)
+
+    def numbers(self, fixed: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Numbers of this group with the values of its schedules at a step."""
+        return {name: self.number(name, step) if callable(value) else value for name, value in fixed.items()}
 
     def number(self, name: str, step: int) -> float:
         """The value of a number at a step: a schedule is called, and what it returns is checked."""
