@@ -10,6 +10,7 @@ from . import checkpoint
 from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, Plan, run
+from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of
 from .rule import Rule
@@ -99,7 +100,7 @@ class Optimizer:
     """
 
     __slots__ = (
-        "__weakref__", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
+        "__weakref__", "_step_lock", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
         "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
     )  # fmt: skip
 
@@ -119,6 +120,7 @@ class Optimizer:
     engine = Attribute[str]()
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
+        self._step_lock = Lock()
         if "lr" not in rule.hypers:
             raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
         self.settings: dict[str, Any] = {"rule": rule} | {
@@ -145,6 +147,7 @@ class Optimizer:
 
     # --- groups ---
 
+    @locked
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add ``{"params": ..., **options}``. From then on `step` takes a list with the gradients of each group."""
         self._add(group, f"groups[{len(self.groups)}].")
@@ -217,6 +220,7 @@ class Optimizer:
             raise ValueError(f"{name} differs between groups ({values}); see groups[i][{name!r}]")
         return values[0]
 
+    @locked
     def __setitem__(self, name: str, value: Any) -> None:
         """Set an option of all groups, and of those that are added later."""
         for group in self.groups:
@@ -225,6 +229,7 @@ class Optimizer:
 
     # --- the step ---
 
+    @locked
     def step(self, grads: Any) -> Any:
         """Update the parameters.
 
@@ -335,10 +340,12 @@ class Optimizer:
         trees = [group.structure.unflatten(own) for group, own in zip(self.groups, leaves, strict=True)]
         return trees if self.grouped else trees[0]
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of the state and the options: copies, of the same library. See `multiopt.checkpoint`."""
         return checkpoint.state_dict(self)
 
+    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state and the options of `state_dict`, of the same or another library.
 
@@ -350,10 +357,12 @@ class Optimizer:
         """
         checkpoint.load_state_dict(self, state)
 
+    @locked
     def save(self, path: str | Path) -> None:
         """Write parameters, state and options to one safetensors file, whole or not at all."""
         checkpoint.save(self, path)
 
+    @locked
     def load(self, path: str | Path) -> Any:
         """Take over what `save` wrote, on the same or another library, and return the parameters.
 

@@ -30,7 +30,7 @@ PUBLIC = (
 )
 FACES = ("multiopt.torch", "multiopt.keras", "multiopt.optax")
 BACKENDS = ("multiopt.backends", "multiopt.backends.engines", "multiopt.backends.engines.program")
-BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
+BASE = ("multiopt.lock", "multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
 BINDING = (*BASE, "multiopt.update", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping")
 
 #: Each layer, and the layers that it may import besides itself. A layer is a module, or a package with all that is in
@@ -39,6 +39,7 @@ LAYERS = {
     "multiopt.backends.engines.program": (),
     "multiopt.backends.engines": BACKENDS,
     "multiopt.backends": BACKENDS,
+    "multiopt.lock": (),
     "multiopt.rule": (),
     "multiopt.tree": (),
     "multiopt.memory": BACKENDS,

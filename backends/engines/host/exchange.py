@@ -71,7 +71,7 @@ class Exchange:
         addresses, room = np.empty(len(arrays), np.int64), np.empty((2, self._words), np.int64)
         used, contiguous = self._describe(id(arrays), addresses, room)
         if used > room.shape[1]:
-            self._words = 2 * used
+            self._words = max(self._words, 2 * used)  # another thread may have asked for more
             return self.describe(arrays)
         if used < 0:
             return None

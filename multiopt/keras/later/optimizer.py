@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...backends.generic import Array
+from ...lock import locked
 from ...options import WEIGHT_DECAY, check_switch, check_threshold
 from ...update import AVERAGE
 from .. import schedules
@@ -209,6 +210,7 @@ class Optimizer(Stepper):
         given = pairs(grads_and_vars)
         self.apply([g for g, _ in given], [v for _, v in given])
 
+    @locked
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Do one step, given gradients and variables separately; see `apply_gradients`.
 
@@ -269,6 +271,7 @@ class Optimizer(Stepper):
         self._rate.used = rate
         super()._update(grads, rate, traced)
 
+    @locked
     def stateless_apply(
         self, optimizer_variables: Sequence[Array], grads: Sequence[Any], trainable_variables: Sequence[Array]
     ) -> tuple[list[Array], list[Array]]:
@@ -325,6 +328,7 @@ class Optimizer(Stepper):
 
     # --- averages ---
 
+    @locked
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Overwrite variables by their averages, if `use_ema` is on; to be called at the end of training.
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ...lock import locked
 from ..distribute.replicas import get_replica_context
 from ..gradients import Pairs, checked, clipped, pairs
 from ..variables.differentiate import GradientTape, flat, gradients
@@ -191,6 +192,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
             context.merge_call(lambda: self._update(found))
         return Operation(own, int(self.iterations))
 
+    @locked
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """The pairs that have a gradient, each of which agrees with its variable."""
         given, missing = checked(pairs(grads_and_vars), self._boxes)
@@ -223,6 +225,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
             found = transformer(list(found))
         return found
 
+    @locked
     def _update(self, pairs: Pairs) -> None:
         self._apply(pairs, self._prepare([v for _, v in pairs]))
         for _, variable in pairs:
