@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from .engines.control import with_default_control
 from .engines.norms import square_sums
 
 __all__ = ["FLOATING", "Array", "Backend", "CudaMemory", "HostMemory", "dense", "strides_overlap", "wider"]
@@ -221,12 +222,14 @@ class Backend:
         """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape."""
         # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
         with np.errstate(all="ignore"):
-            return tuple(function(self.xp, *arrays))
+            return tuple(with_default_control(function, self.xp, *arrays))
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""
         with np.errstate(all="ignore"):
-            return square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+            return with_default_control(
+                lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+            )
 
     def finite(self, array: Array) -> bool:
         """Whether every element is finite."""

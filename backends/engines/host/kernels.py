@@ -2,7 +2,7 @@
 
 A kernel walks over tables of addresses and sizes, so that a thousand small tensors cost one call. It releases the
 GIL and uses no fast-math: division and square root are correctly rounded, nothing is contracted to FMA, subnormals
-are kept.
+are kept, whatever the caller's control register says.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 from .. import norms
 from ..locate import ITEMSIZES
 from ..program import INFIX, Code, Program
+from .control import default_control, restored_control
 
 __all__ = ["finite_kernel", "gather", "square_kernel", "update_kernel"]
 
@@ -115,6 +116,8 @@ def gather(capsules: Any, need: Any, addresses: Any) -> int:
 
 SPACE = {
     "np": np,
+    "default_control": default_control,
+    "restored_control": restored_control,
     "carray": numba.carray,
     "double_bits": double_bits,
     "half_load": half_load,
@@ -138,6 +141,7 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     walk = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
     walk += ["count -= n", "start = 0", "i += 1"]
     lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
+    lines = ["control = default_control()", *lines, "restored_control(control)"]
     source = "\n".join([f"def {name}(table, {', '.join(parameters)}, first, start, count):", *indent(lines), ""])
     # So that a traceback shows its lines.
     filename = f"<multiopt {name} {abs(hash(source)):x}>"
