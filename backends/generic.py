@@ -78,8 +78,6 @@ class Backend:
     mutable: bool = True
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
     swappable: ClassVar[bool] = False
-    #: Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU.
-    blocked: ClassVar[bool] = False
 
     def __init__(self, name: str, namespace: Any) -> None:
         #: What `multiopt.backends.get` finds this backend by: the library's name.
@@ -218,8 +216,15 @@ class Backend:
 
     # --- computing ---
 
+    def blocked(self, device: Any) -> bool:
+        """Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU."""
+        return False
+
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape."""
+        """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape.
+
+        ``function.scalars`` are the numbers that it reads besides, of Python or, where a library traces, of that.
+        """
         # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
         with np.errstate(all="ignore"):
             return tuple(with_default_control(function, self.xp, *arrays))

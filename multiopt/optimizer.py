@@ -100,8 +100,20 @@ class Optimizer:
     """
 
     __slots__ = (
-        "__weakref__", "_step_lock", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
-        "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
+        "__weakref__",
+        "_memory",
+        "_step_lock",
+        "accumulators",
+        "averages",
+        "bindings",
+        "defaults",
+        "grad_norm",
+        "grouped",
+        "groups",
+        "micro_steps",
+        "settings",
+        "skipped",
+        "steps",
     )  # fmt: skip
 
     lr = Attribute[float | Schedule]()

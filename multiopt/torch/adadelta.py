@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..adadelta import ADADELTA
+from ..backends.torch import is_observed
 from ..binding import run
 from ..lock import Lock, locked
 from ..update import FusedUpdate
 from .group import GroupCache, counter_dtype, same
-from .operations import is_observed
 from .scaling import Scaling, number
 
 __all__ = ["Adadelta"]

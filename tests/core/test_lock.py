@@ -6,10 +6,10 @@ import threading
 
 import numpy as np
 import pytest
-from multiopt.lock import Lock
 from processes import run_python
 
 from multiopt import Adadelta, Hyper, Optimizer, Rule
+from multiopt.lock import Lock
 
 
 def together(count, work):

@@ -27,7 +27,9 @@ def test_four_threads_lose_no_step():  # 4 x 10,000 pass too, in a minute
         for k in range(1000):
             opt.step(closure if k % 100 == i else None)
             if k % 100 == i:
-                odd.extend(s for s in opt.state_dict()["state"].values() if set(s) != {"step", "square_avg", "acc_delta"})
+                odd.extend(
+                    s for s in opt.state_dict()["state"].values() if set(s) != {"step", "square_avg", "acc_delta"}
+                )
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for worker in workers:
