@@ -1,4 +1,4 @@
-"""One optimizer in several threads: every step is whole, none is lost; copies and forked children have locks of their own."""
+"""One optimizer in several threads: every step is whole, none is lost; copies and forked children have their own locks."""
 
 import copy
 import pickle
@@ -123,7 +123,8 @@ def fork(opt):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
 
-inside, done, opt, own = threading.Event(), threading.Event(), Adadelta(np.ones(3), lr=rate), Adadelta(np.ones(3), lr=rate)
+inside, done = threading.Event(), threading.Event()
+opt, own = (Adadelta(np.ones(3), lr=rate) for _ in range(2))
 thread = threading.Thread(target=lambda: opt.step(np.ones(3)))
 thread.start()
 inside.wait()
