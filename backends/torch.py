@@ -9,24 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from .generic import Array, Backend, dense, strides_overlap
+from .generic import Array, Backend, Described, dense, strides_overlap
 from .registry import get
 
 __all__ = [
-    "PLAIN",
-    "TorchBackend",
-    "is_observed",
-    "is_sharded",
-    "is_whole",
-    "local",
-    "sum_over_shards",
-    "with_layout_of",
-]
+    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of",
+]  # fmt: skip
 
 
 #: Tensors that are no more than their memory: a subclass may mean something else by it.
@@ -48,18 +41,12 @@ def is_observed() -> bool:
     )
 
 
-class Described(list[Any]):
-    """Tensors with what was found out about all of them in one call; it holds for the step in which it was asked."""
-
-    description: Any
-
-
 class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
 
-    swappable: ClassVar[bool] = True  # by ``tensor.data = ...``, as in ``module.half()``
-
     def rejects(self, array: Array) -> str | None:
+        if array.is_nested:
+            return "expected a tensor with one shape, got a nested one"
         if array.layout != torch.strided:
             return f"expected a strided tensor, got layout {array.layout}"
         if array.device.type == "meta":
@@ -80,23 +67,24 @@ class TorchBackend(Backend):
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape, a.device, a.layout) for a in arrays]
 
-    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
-        if isinstance(arrays, Described) or (exchange := _exchange()) is None:
-            return arrays
-        made = Described(arrays)
-        made.description = exchange.describe(made)
-        return arrays if made.description is None else made
-
-    def fingerprint(self, arrays: Sequence[Array]) -> Any:
-        known = self.described(arrays)
-        return known.description.signature if isinstance(known, Described) else self.signature(arrays)
+    def describe(self, arrays: list[Array]) -> Any:
+        exchange = _exchange()
+        return None if exchange is None else exchange.describe(arrays)
 
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
-        """Their fingerprint, identities, addresses and strides: what differs if one was swapped or has moved."""
-        known = self.described(arrays)
-        if isinstance(known, Described):
-            return known.description.signature, known.description.memory
-        return [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+        found = super().memory_fingerprint(arrays)
+        if found is None:
+            found = [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+        # What ``.data = x.conj()`` changes, and nothing else.
+        return found, [a.is_conj() for a in arrays] if any(a.is_complex() for a in arrays[:1]) else None
+
+    def freed(self, array: Array) -> bool:
+        # As ``untyped_storage().resize_(0)`` leaves it, which FSDP does.
+        begin, end = self.extent(array)
+        if begin == end:
+            return False
+        storage = array.untyped_storage()
+        return end > storage.data_ptr() + storage.nbytes()
 
     def increment(self, counters: list[Array]) -> None:
         """Add 1 to tensors of one element, which take no part in autograd."""
@@ -105,14 +93,11 @@ class TorchBackend(Backend):
             torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
-        if array.numel() == 0:
+        if array.numel() == 0 or array._is_zerotensor():  # which never had memory
             return (0, 0)
         last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
         start = array.data_ptr()
         return start, start + (last + 1) * array.element_size()
-
-    def owner(self, array: Array) -> int:
-        return array.untyped_storage()._cdata
 
     def share_memory(self, a: Array, b: Array) -> bool:
         if a.device.type != "cpu":
@@ -248,6 +233,8 @@ def _bytes(tensor: Array) -> np.ndarray:
 
 def _view(tensor: Array) -> np.ndarray:
     """A NumPy view of a plain tensor on the CPU; of a lazily negated one, and of bfloat16, a copy, in float32."""
+    if tensor._is_zerotensor():
+        return np.zeros(tensor.shape, get("numpy").native(str(tensor.dtype).removeprefix("torch.")))
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends.torch import is_observed
-from ..binding import run
 from ..lock import Lock, locked
+from ..plan import run
 from ..update import FusedUpdate
 from .group import GroupCache, counter_dtype, same
 from .scaling import Scaling, number
@@ -113,7 +113,11 @@ class Adadelta(torch.optim.Optimizer):
     add_param_group = torch._disable_dynamo(locked(torch.optim.Optimizer.add_param_group))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Update the parameters that have a gradient.
+        """Update the parameters that have a gradient; steps of several threads come one after another.
+
+        One that is interrupted (Ctrl-C, a signal handler that raises) leaves tensors partly updated, and those whose
+        `step` was not yet raised uncounted; no thread of its own still writes when the exception goes on. The closure
+        is called before, and not one at a time.
 
         Parameters
         ----------

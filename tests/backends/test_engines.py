@@ -6,7 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 from libraries import LIBRARIES, OPTIONS, gradients, library_of
-from multiopt.backends.engines.locate import Ranges, blocks
+from multiopt.backends.engines.locate import blocks
+from multiopt.backends.protocol import Ranges
 from rules import DESCENT
 
 from multiopt import Adadelta, Optimizer
@@ -77,12 +78,12 @@ def test_blocks_tile_every_shape():
 
 def test_gradients_in_the_memory_of_parameters_are_found():
     params, length = np.array([1000, 2000, 3000]), 100
-    ranges = Ranges(params, params + length)
+    ranges = Ranges.union([Ranges(params[:1], params[:1] + length), Ranges(params[1:], params[1:] + length)])
 
     def found(*grads, lengths=length):
         begins = np.array(grads)
         ends = begins + lengths
-        return ranges.aliases(begins, ends, (begins == params) & (ends == params + length))
+        return ranges.aliases((begins, ends), (begins == params) & (ends == params + length))
 
     assert found(5000, 6000, 7000) == []
     assert found(1000, 2000, 3000) == []  # each its own parameter: read before it is written
@@ -92,7 +93,7 @@ def test_gradients_in_the_memory_of_parameters_are_found():
     assert found(1000, 0, 0, lengths=np.array([200, 0, 0])) == [0]
     # One parameter in the gaps of another.
     wide = Ranges(np.array([0, 50]), np.array([200, 60]))
-    assert wide.aliases(np.array([300, 55]), np.array([400, 56]), np.array([False, False])) == [1]
+    assert wide.aliases((np.array([300, 55]), np.array([400, 56])), np.array([False, False])) == [1]
 
 
 def test_dask_chunks_change_nothing():

@@ -1,4 +1,4 @@
-"""One optimizer in several threads: every step is whole, none is lost; copies and forked children have their own locks."""
+"""One optimizer in several threads: each step is whole, none lost; copies and forked children have their own locks."""
 
 import copy
 import pickle

@@ -214,6 +214,10 @@ class Optimizer(Stepper):
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Do one step, given gradients and variables separately; see `apply_gradients`.
 
+        Steps of several threads come one after another. One that is interrupted (Ctrl-C, a signal handler that raises)
+        leaves variables partly updated, and is not counted; no thread of its own still writes when the exception goes
+        on.
+
         Parameters
         ----------
         grads : sequence of gradients

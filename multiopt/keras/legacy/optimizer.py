@@ -79,8 +79,9 @@ class Optimizer(Hyperparameters, Weights, ABC):
     -----
     Where TensorFlow deviates from its documentation, this class does not: setting the hyperparameter ``decay`` has an
     effect; a function keeps its name in the configuration, so that `from_config` finds it in `custom_objects`; a
-    schedule sees the exact number of the iteration in float16, too. As in TensorFlow, an optimizer may be used by one
-    thread at a time.
+    schedule sees the exact number of the iteration in float16, too. An optimizer may be used by several threads: their
+    updates come one after another. One that is interrupted (Ctrl-C, a signal handler that raises) leaves variables
+    partly updated, and is not counted; no thread of its own still writes when the exception goes on.
     """
 
     def __init__(

@@ -1,0 +1,145 @@
+"""What one step does: plans that have been checked, and how they are run, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backends.engines import norms
+from .backends.engines.control import with_default_control
+from .backends.generic import Array
+from .backends.protocol import Bucket, Job, Ranges
+
+__all__ = ["Plan", "PlannedJob", "Reduce", "restored", "run"]
+
+#: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
+#: each row which plan it belongs to, and which of that plan's arrays.
+Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
+
+
+@dataclass(kw_only=True)
+class PlannedJob(Job):
+    """What one step does to one bucket; `places` are the bucket's in the caller's list."""
+
+    places: list[int]
+    clip_norm: float | None
+
+
+@dataclass
+class Plan:
+    """A step of one binding that has been checked, for `run`."""
+
+    jobs: list[PlannedJob]
+
+    def take(self, grads: Sequence[Array | None]) -> None:
+        """Take other gradients, where arrays are immutable: those that another plan of this step has made anew."""
+        for job in self.jobs:
+            if not job.bucket.backend.mutable:
+                job.grads = [grads[i] for i in job.places]
+
+    def nonfinite(self) -> list[str]:
+        """Names of the parameters whose gradient has an element that is infinite or NaN."""
+        return [
+            name
+            for job in self.jobs
+            for name, good in zip(job.bucket.names, job.bucket.engine.finite(job), strict=True)
+            if not good
+        ]
+
+
+@contextmanager
+def restored(buckets: Sequence[Bucket]) -> Iterator[None]:
+    """Put immutable arrays back if what is done with them fails."""
+    columns = [column for bucket in buckets if not bucket.backend.mutable for column in bucket.arrays()]
+    before = [list(column) for column in columns]
+    try:
+        yield
+    except BaseException:
+        for column, old in zip(columns, before, strict=True):
+            column[:] = old
+        raise
+
+
+def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
+    """Run plans that have been checked, one after another.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        Updates that are `normed` get the factors that clipping asks for.
+    clip_global_norm : float or None
+        The threshold for the norm of all gradients together.
+    reduce : callable or None
+        See `Reduce`.
+
+    Returns
+    -------
+    array of float64, shape (1,), or None
+        The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
+    """
+    jobs = [job for plan in plans for job in plan.jobs]
+    _copy_aliased_grads(jobs)
+    scales: list[Any] = [None] * len(jobs)
+    norm = None
+    if any(job.program.per_tensor for job in jobs):
+        rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
+        scales, norm = _norm_scales(jobs, clip_global_norm, reduce, rows)
+    for job, scale in zip(jobs, scales, strict=True):
+        job.bucket.engine.update(job, scale)
+    if jobs and not jobs[0].bucket.backend.mutable:
+        columns = [column for job in jobs for column in job.bucket.arrays()]
+        settled = iter(jobs[0].bucket.backend.settle([array for column in columns for array in column]))
+        for column in columns:
+            column[:] = [next(settled) for _ in column]
+    return norm
+
+
+def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
+    """Copy gradients that lie in memory which the step writes to: they would change before they are read."""
+    located = [job for job in jobs if job.location is not None]
+    if not located:
+        return
+    written = Ranges.union([job.location.written for job in located])
+    for job in located:
+        aliases = written.aliases(job.location.read, job.location.upon)
+        if aliases:
+            grads = list(job.grads)
+            for i in aliases:
+                grads[i] = job.bucket.backend.copy(grads[i])
+            job.grads = grads
+            job.location = job.bucket.engine.locate(job)
+
+
+def _norm_scales(
+    jobs: Sequence[PlannedJob], clip_global_norm: float | None, reduce: Reduce | None, rows: list[tuple[int, int]]
+) -> tuple[list[Any], Any]:
+    thresholds = [job.clip_norm for job in jobs if job.clip_norm is not None]
+    lowest = norms.lowest_exponent(min([*thresholds, *([clip_global_norm] if clip_global_norm else [])]))
+    tables = [job.bucket.engine.norm_table(job, lowest) for job in jobs]
+    xp, table = tables[0].xp, tables[0].table
+    if len(tables) > 1:
+        if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
+            # Several devices: their norms meet in this machine's memory.
+            xp = np
+            parts = [job.bucket.backend.table_to_host(t.table) for job, t in zip(jobs, tables, strict=True)]
+        else:
+            parts = [t.table for t in tables]
+        table = xp.concat(parts, axis=0)
+    if reduce is not None:
+        table = reduce(xp, table, rows)
+    own = None
+    if thresholds:
+        limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
+        own = xp.asarray(limits, dtype=xp.float64, device=table.device)
+    with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
+        factors, norm = with_default_control(norms.clip_factors, xp, table, lowest, own, clip_global_norm)
+    scales, start = [], 0
+    for job, held in zip(jobs, tables, strict=True):
+        part = factors[start : start + len(job.grads)]
+        scales.append(part if held.xp is xp else held.xp.asarray(part, device=held.table.device))
+        start += len(job.grads)
+    return scales, norm
