@@ -226,26 +226,28 @@ def _exchange() -> Any:
 def _bytes(tensor: Array) -> np.ndarray:
     """A NumPy view of a CPU tensor's memory, whatever its dtype: for questions of overlap only."""
     size = tensor.element_size()
-    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+    storage = np.from_dlpack(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()))
     strides = [stride * size for stride in tensor.stride()]
     return np.ndarray(tensor.shape, f"V{size}", storage, tensor.storage_offset() * size, strides)
 
 
 def _view(tensor: Array) -> np.ndarray:
-    """A NumPy view of a plain tensor on the CPU; of a lazily negated one, and of bfloat16, a copy, in float32."""
+    """A NumPy view of a plain tensor on the CPU; of a lazily negated one, and of bfloat16, a copy, in float32.
+
+    By DLPack, because after ``tensor.numpy()`` a storage cannot be resized any more.
+    """
     if tensor._is_zerotensor():
-        return np.zeros(tensor.shape, get("numpy").native(str(tensor.dtype).removeprefix("torch.")))
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.dtype != torch.bfloat16:
-        return tensor.numpy()
-    bits = tensor.view(torch.int16).numpy().view(np.uint16)
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+        return np.from_dlpack(tensor)
+    return (np.from_dlpack(tensor.view(torch.int16)).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
 
 
 def _viewed(array: np.ndarray, dtype: torch.dtype) -> Array:
     """A tensor of an array's memory, or of it rounded to bfloat16, as the host engine does."""
     if dtype != torch.bfloat16:
-        return torch.from_numpy(array)
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
     bits = array.view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     # A NaN stays a NaN, whatever its payload.

@@ -202,3 +202,12 @@ def test_the_eager_engine_has_numpys_bits(torch, numba, dtype):
         for g in grads:
             opt.step([g.conj().resolve_conj().numpy() if kind.is_complex else g.numpy()])
         assert [a.tobytes() for a in (x, opt.ema_params[0], *opt.state[0].values())] == found[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_eager_engine_serves_every_shape_and_leaves_storage_resizable(torch, dtype):
+    params = [torch.ones(shape, dtype=getattr(torch, dtype), requires_grad=True) for shape in [(), (0,), (2, 0), (3,)]]
+    opt = Adadelta(params, engine="eager")
+    opt.step([torch.ones_like(p).detach() for p in params])
+    assert [float(p.detach().sum()) != p.numel() for p in params] == [True, False, False, True]
+    params[3].data.untyped_storage().resize_(0)  # which `tensor.numpy()` would have forbidden

@@ -93,8 +93,7 @@ class Driver:
     """The CUDA driver, and the kernels loaded into its devices."""
 
     def __init__(self) -> None:
-        #: The code of a source for a compute capability, compiled once while it is among those that are kept.
-        self.compiled: Callable[[str, int], bytes] = lru_cache(KEPT)(self._compiled)
+        self.code: Callable[[str, int], bytes] = lru_cache(KEPT)(lambda *given: self.nvrtc.compile(*given))
         #: Kernels that are loaded. They stay: a CUDA graph may hold any of them, and nobody can ask.
         self.functions: dict[tuple[str, str, int], Any] = {}
         self.contexts: dict[int, Any] = {}
@@ -153,8 +152,9 @@ class Driver:
         for ordinal in range(call(self.cuda.cuDeviceGetCount)):
             self.compiled(source, self.capability(ordinal))
 
-    def _compiled(self, source: str, capability: int) -> bytes:
-        return self.nvrtc.compile(source, capability)
+    def compiled(self, source: str, capability: int) -> bytes:
+        """The code of a source, compiled once while it is among those that are kept."""
+        return self.code(source, capability)
 
     def kernel(self, source: str, name: str, ordinal: int) -> Any:
         """A kernel of a source, loaded into a device once."""
