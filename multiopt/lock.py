@@ -6,14 +6,12 @@ import os
 import threading
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 from weakref import WeakSet
 
 __all__ = ["Lock", "locked"]
 
-Self = TypeVar("Self")
-Given = ParamSpec("Given")
-Returned = TypeVar("Returned")
+Method = TypeVar("Method", bound=Callable[..., Any])
 _locks: WeakSet[Lock] = WeakSet()
 
 
@@ -32,15 +30,15 @@ class Lock(type(threading.RLock())):  # type: ignore[misc]
         return Lock, ()
 
 
-def locked(method: Callable[Concatenate[Self, Given], Returned]) -> Callable[Concatenate[Self, Given], Returned]:
+def locked(method: Method) -> Method:
     """A method of an object that has a `Lock` as its ``_step_lock``, which is held while the method runs."""
 
     @wraps(method)
-    def one_at_a_time(self: Self, /, *args: Given.args, **kwargs: Given.kwargs) -> Returned:
-        with self._step_lock:  # type: ignore[attr-defined]
+    def one_at_a_time(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        with self._step_lock:
             return method(self, *args, **kwargs)
 
-    return one_at_a_time
+    return cast(Method, one_at_a_time)
 
 
 def _free() -> None:

@@ -48,7 +48,7 @@ OPERATIONS = {
 
 def disabled() -> str | None:
     """Say why nothing can be compiled, or return None."""
-    return "Numba's compiler is off: NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None
+    return "Numba's compiler is off: NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None  # type: ignore[attr-defined]
 
 
 def _cast(source: Any, target: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
