@@ -6,6 +6,7 @@ elementwise, so the blocking does not change a bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,8 @@ class EagerEngine(Engine):
 
 def _boxes(backend: Backend, array: Array) -> Iterable[Any]:
     """Indices of the blocks that an array is walked in; None where it is taken whole."""
-    return blocks(tuple(array.shape), BLOCK) if array.ndim and backend.blocked(backend.device(array)) else [None]
+    whole = math.prod(array.shape) <= BLOCK or not backend.blocked(backend.device(array))
+    return [None] if whole else blocks(tuple(array.shape), BLOCK)
 
 
 def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
