@@ -234,8 +234,7 @@ class Optimizer:
     def step(self, grads: Any) -> Any:
         """Update the parameters; steps of several threads come one after another.
 
-        One that is interrupted (Ctrl-C, a signal handler that raises) leaves arrays that are updated in place partly
-        updated, and is not counted; no thread of its own still writes when the exception goes on.
+        Interrupted (Ctrl-C), it leaves what is updated in place partly updated and is not counted; no thread goes on.
 
         Parameters
         ----------
@@ -335,13 +334,7 @@ class Optimizer:
 
     @property
     def ema_params(self) -> Any:
-        """The live averages of the parameters, in the structure of `params`.
-
-        Raises
-        ------
-        AttributeError
-            If `ema` is off.
-        """
+        """The live averages of the parameters, in the structure of `params`; `AttributeError` if `ema` is off."""
         if self.ema is None:
             raise AttributeError("ema_params: expected an optimizer made with ema=..., got ema=None")
         return self._tree([binding.params for binding in self.averages])
