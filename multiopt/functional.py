@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from .adadelta import ADADELTA
-from .backends.engines.eager import elementwise
+from .backends.engines.eager import Elementwise
 from .backends.generic import wider
 from .binding import state_dtype_of
 from .memory import backend_of, check_floating, check_gradient
@@ -151,7 +151,7 @@ def _apply(name: str, fused: FusedUpdate, scalars: dict[str, Any], x: Any, g: An
     dtype = check_floating(name, backend, x)
     check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=True)
     dtypes = [dtype, *(backend.dtype(a) for a in old)]
-    function = elementwise(fused.program, scalars, wider(dtypes))
+    function = Elementwise(fused.program, scalars, wider(dtypes))
     parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)
     pieces = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
     return [backend.join(list(piece), d) for piece, d in zip(pieces, dtypes, strict=True)]

@@ -10,6 +10,7 @@ from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding
+from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of, with_settings
 from .plan import Plan, restored, run
@@ -101,7 +102,7 @@ class Optimizer:
     """
 
     __slots__ = (
-        "__weakref__", "_memory", "accumulators", "averages", "bindings", "defaults", "grad_norm",
+        "__weakref__", "_memory", "_step_lock", "accumulators", "averages", "bindings", "defaults", "grad_norm",
         "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
     )  # fmt: skip
 
@@ -121,6 +122,7 @@ class Optimizer:
     engine = Attribute[str]()
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
+        self._step_lock = Lock()
         if "lr" not in rule.hypers:
             raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
         self.settings: dict[str, Any] = {"rule": rule} | {
@@ -147,6 +149,7 @@ class Optimizer:
 
     # --- groups ---
 
+    @locked
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Add ``{"params": ..., **options}``. From then on `step` takes a list with the gradients of each group."""
         self._add(group, f"groups[{len(self.groups)}].")
@@ -223,6 +226,7 @@ class Optimizer:
             raise ValueError(f"{name} differs between groups ({values}); see groups[i][{name!r}]")
         return values[0]
 
+    @locked
     def __setitem__(self, name: str, value: Any) -> None:
         """Set an option of all groups, and of those that are added later."""
         checked = [group.checked({name: value}) for group in self.groups]
@@ -232,8 +236,11 @@ class Optimizer:
 
     # --- the step ---
 
+    @locked
     def step(self, grads: Any) -> Any:
-        """Update the parameters.
+        """Update the parameters; steps of several threads come one after another.
+
+        Interrupted (Ctrl-C), it leaves what is updated in place partly updated and is not counted; no thread goes on.
 
         Parameters
         ----------
@@ -334,13 +341,7 @@ class Optimizer:
 
     @property
     def ema_params(self) -> Any:
-        """The live averages of the parameters, in the structure of `params`.
-
-        Raises
-        ------
-        AttributeError
-            If `ema` is off.
-        """
+        """The live averages of the parameters, in the structure of `params`; `AttributeError` if `ema` is off."""
         if self.ema is None:
             raise AttributeError("ema_params: expected an optimizer made with ema=..., got ema=None")
         return self._tree([binding.params for binding in self.averages])
@@ -349,10 +350,12 @@ class Optimizer:
         trees = [group.structure.unflatten(own) for group, own in zip(self.groups, leaves, strict=True)]
         return trees if self.grouped else trees[0]
 
+    @locked
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of the state and the options: copies, of the same library. See `multiopt.snapshot`."""
         return snapshot.state_dict(self)
 
+    @locked
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over the state and the options of `state_dict`, of the same or another library.
 
@@ -364,6 +367,7 @@ class Optimizer:
         """
         restore.load_state_dict(self, state)
 
+    @locked
     def save(self, path: str | Path) -> None:
         """Write parameters, state and options to one safetensors file, whole or not at all.
 
@@ -371,6 +375,7 @@ class Optimizer:
         """
         checkpoint.save(self, path)
 
+    @locked
     def load(self, path: str | Path) -> Any:
         """Take over what `save` wrote, on the same or another library, and return the parameters.
 

@@ -372,4 +372,5 @@ class Attribute(Generic[Value]):
         if self.scope == "group":
             opt[self.name] = value
         else:
-            opt.settings = with_settings(opt.settings, opt.groups, {self.name: value})
+            with opt._step_lock:  # not within a step
+                opt.settings = with_settings(opt.settings, opt.groups, {self.name: value})

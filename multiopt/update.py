@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from .backends.engines.program import Program
+from .backends.engines.program import KEPT, Program
 from .rule import Hyper, Rule
 
 __all__ = ["AVERAGE", "REPLACE", "SUM", "FusedUpdate", "compose"]
@@ -95,7 +95,8 @@ def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any])
     return update, numbers
 
 
-@lru_cache(maxsize=1024)
+# More than an engine keeps compiled: a program that is forgotten is another one when it is made again.
+@lru_cache(maxsize=4 * KEPT)
 def _program(update: FusedUpdate) -> Program:
     return Program(
         name=update.rule.name,

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ..adadelta import ADADELTA
+from ..backends.torch import is_observed
+from ..lock import Lock, locked
 from ..plan import run
 from ..update import FusedUpdate
 from .group import GroupCache, counter_dtype, same
-from .operations import is_observed
 from .scaling import Scaling, checked, number
 
 __all__ = ["Adadelta"]
@@ -64,6 +65,7 @@ class Adadelta(torch.optim.Optimizer):
 
     #: `GradScaler` hands over the scale and what it found, instead of asking for it and waiting for the device.
     _step_supports_amp_scaling = True
+    _step_lock: Lock
     _groups: dict[int, GroupCache]
     _states: list[dict[str, Tensor]]
 
@@ -88,11 +90,12 @@ class Adadelta(torch.optim.Optimizer):
             if not 0.0 <= value <= (1.0 if name == "rho" else float("inf")):
                 raise ValueError(f"Invalid {title}: {value}")
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
-        self._groups, self._states = {}, []
+        self._step_lock, self._groups, self._states = Lock(), {}, []
         super().__init__(params, {**options, "differentiable": differentiable})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of an older PyTorch too."""
+        self.__dict__.setdefault("_step_lock", Lock())
         super().__setstate__(state)
         self._groups, self._states = {}, []
         for group in self.param_groups:
@@ -104,8 +107,17 @@ class Adadelta(torch.optim.Optimizer):
                     device = p.device if group["capturable"] else None
                     own["step"] = torch.tensor(float(own["step"]), dtype=counter_dtype(), device=device)
 
+    # Neither sees half a step of another thread.
+    state_dict = torch._disable_dynamo(locked(torch.optim.Optimizer.state_dict))
+    load_state_dict = torch._disable_dynamo(locked(torch.optim.Optimizer.load_state_dict))
+    add_param_group = torch._disable_dynamo(locked(torch.optim.Optimizer.add_param_group))
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Update the parameters that have a gradient.
+        """Update the parameters that have a gradient; steps of several threads come one after another.
+
+        One that is interrupted (Ctrl-C, a signal handler that raises) leaves tensors partly updated, and those whose
+        `step` was not yet raised uncounted; no thread of its own still writes when the exception goes on. The closure
+        is called before, and not one at a time.
 
         Parameters
         ----------
@@ -138,6 +150,7 @@ class Adadelta(torch.optim.Optimizer):
     # The step is compiled already, and a graph that held it would gain nothing: `torch.compile` breaks here.
     # (`torch.compiler.disable` would import the compiler along with this module.)
     @torch._disable_dynamo
+    @locked
     def _step(self) -> None:
         _health_check(self)
         amp = Scaling.of(self)

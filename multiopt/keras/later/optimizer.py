@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ...backends.generic import Array
+from ...lock import locked
 from .. import schedules
 from ..distribute import mesh as meshes
 from ..gradients import checked, pairs
@@ -205,8 +206,13 @@ class Optimizer(Stepper):
         given = pairs(grads_and_vars)
         self.apply([g for g, _ in given], [v for _, v in given])
 
+    @locked
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Do one step, given gradients and variables separately; see `apply_gradients`.
+
+        Steps of several threads come one after another. One that is interrupted (Ctrl-C, a signal handler that raises)
+        leaves variables partly updated, and is not counted; no thread of its own still writes when the exception goes
+        on.
 
         Parameters
         ----------
@@ -270,6 +276,7 @@ class Optimizer(Stepper):
         self._rate.used = rate
         super()._update(grads, rate, traced)
 
+    @locked
     def stateless_apply(
         self, optimizer_variables: Sequence[Array], grads: Sequence[Any], trainable_variables: Sequence[Array]
     ) -> tuple[list[Array], list[Array]]:
@@ -326,6 +333,7 @@ class Optimizer(Stepper):
 
     # --- averages ---
 
+    @locked
     def finalize_variable_values(self, var_list: Iterable[Any]) -> None:
         """Overwrite variables by their averages, if `use_ema` is on; to be called at the end of training.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ...lock import Lock, locked
 from ..distribute import mesh as meshes
 from ..variables import initializers
 from ..variables.variable import Boxes, Variable, check_values, unboxed
@@ -36,6 +37,7 @@ class OptimizerVariables:
     built: bool
 
     def __init__(self) -> None:
+        self._step_lock = Lock()
         self.built = False
         self._boxes = Boxes()
         self._variables: list[Variable] = []
@@ -172,11 +174,13 @@ class OptimizerVariables:
         for variable, weight in zip(self._variables, weights, strict=True):
             meshes.assign(variable, weight)
 
+    @locked
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Put NumPy copies of `variables` into a mapping, under ``"0"``, ``"1"``, … ; sharded ones are gathered."""
         for i, variable in enumerate(self._variables):
             store[str(i)] = meshes.numpy(variable)
 
+    @locked
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Assign what `save_own_variables` has stored.
 

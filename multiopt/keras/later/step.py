@@ -17,6 +17,7 @@ from typing import Any
 
 from ... import backends
 from ...backends.generic import Array, Backend
+from ...lock import locked
 from ...rule import Hyper, Rule
 from ...update import AVERAGE, SUM, FusedUpdate
 from ..binding import VariableBinding, stateless
@@ -82,6 +83,7 @@ class Stepper(OptimizerVariables, ABC):
             ]
             self._seen = [False] * len(boxes)
 
+    @locked
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Assign arrays to `variables`; see `OptimizerVariables.set_weights`."""
         super().set_weights(weights)
