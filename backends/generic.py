@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
+from .engines.control import with_default_control
 from .engines.norms import square_sums
 
 __all__ = [
@@ -86,8 +87,6 @@ class Backend:
     mutable: bool = True
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
     swappable: ClassVar[bool] = True
-    #: Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU.
-    blocked: ClassVar[bool] = False
 
     def __init__(self, name: str, namespace: Any) -> None:
         #: What `multiopt.backends.get` finds this backend by: the library's name.
@@ -242,16 +241,25 @@ class Backend:
 
     # --- computing ---
 
+    def blocked(self, device: Any) -> bool:
+        """Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU."""
+        return False
+
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape."""
+        """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape.
+
+        ``function.scalars`` are the numbers that it reads besides, of Python or, where a library traces, of that.
+        """
         # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
         with np.errstate(all="ignore"):
-            return tuple(function(self.xp, *arrays))
+            return tuple(with_default_control(function, self.xp, *arrays))
 
     def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""
         with np.errstate(all="ignore"):
-            return square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+            return with_default_control(
+                lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+            )
 
     def finite(self, array: Array) -> bool:
         """Whether every element is finite."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -15,8 +15,6 @@ __all__ = ["NumpyBackend"]
 
 class NumpyBackend(Backend):
     """Arrays of exact type `numpy.ndarray` or `numpy.memmap`, of any strides and byte order."""
-
-    blocked: ClassVar[bool] = True
 
     def rejects(self, array: Array) -> str | None:
         if isinstance(array, np.generic):
@@ -81,6 +79,9 @@ class NumpyBackend(Backend):
 
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         return array.view(self.native(dtype))
+
+    def blocked(self, device: Any) -> bool:
+        return True
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         # NumPy turns 0-d results into scalars, which are not arrays.

@@ -124,7 +124,8 @@ def get(name: str) -> Backend:
         library = _libraries.get(name, Library(name, name, name))
         module, _, kind = library.backend.partition(":")
         xp = import_module(library.namespace)
-        backend = _backends[name] = getattr(import_module(module), kind)(name, xp)
+        # The same for all threads: backends are compared by identity.
+        backend = _backends.setdefault(name, getattr(import_module(module), kind)(name, xp))
         copyreg.pickle(type(backend), lambda backend: (get, (backend.name,)))
     return _backends[name]
 
@@ -138,15 +139,16 @@ def of(array: Any) -> Backend:
         If `array` is not an array of a known library or of an array API namespace.
     """
     kind = type(array)
-    if kind not in _by_type:
+    backend = _by_type.get(kind)
+    if backend is None:
         found = _library_of(kind)
         if found is None and hasattr(kind, "__array_namespace__"):
             _register_installed()
             found = _library_of(kind) or array.__array_namespace__().__name__
         if found is None:
             raise TypeError(f"expected an array, got {kind.__module__}.{kind.__qualname__}")
-        _by_type[kind] = get(found)
-    return _by_type[kind]
+        backend = _by_type[kind] = get(found)
+    return backend
 
 
 def _library_of(kind: type) -> str | None:
@@ -172,7 +174,7 @@ def engine(name: str) -> Engine:
         raise ValueError(f"engine: expected one of {', '.join(ENGINES)}, got {name!r}")
     if name not in _engines:
         module, kind = ENGINES[name]
-        _engines[name] = getattr(import_module(module), kind)()
+        _engines.setdefault(name, getattr(import_module(module), kind)())
     return _engines[name]
 
 

@@ -17,7 +17,28 @@ import torch
 from .generic import Array, Backend, Described, dense, strides_overlap
 from .registry import get
 
-__all__ = ["TorchBackend", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of"]
+__all__ = [
+    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of",
+]  # fmt: skip
+
+
+#: Tensors that are no more than their memory: a subclass may mean something else by it.
+PLAIN = {torch.Tensor, torch.nn.Parameter}
+
+
+def is_observed() -> bool:
+    """Whether somebody follows each operation: a tracer or compiler, a dispatch mode (fake tensors), a transform of
+    `torch.func`, forward differentiation.
+
+    Who reads or writes memory would go unseen.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
 
 
 class TorchBackend(Backend):
@@ -128,9 +149,17 @@ class TorchBackend(Backend):
         tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if half else torch.from_numpy(array)
         return tensor if like is None else tensor.to(like.device)
 
+    def blocked(self, device: str) -> bool:
+        return device == "cpu"
+
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        with torch.no_grad():
-            return tuple(function(self.xp, *arrays))
+        """Through NumPy's views of plain tensors on the CPU: PyTorch's roots there are not correctly rounded."""
+        plain = not is_observed() and all(type(a) in PLAIN and a.device.type == "cpu" for a in arrays)
+        if not plain or any(isinstance(number, torch.Tensor) for number in function.scalars.values()):
+            with torch.no_grad():
+                return tuple(function(self.xp, *arrays))
+        new = get("numpy").elementwise(function, list(map(_view, arrays)))
+        return tuple(_viewed(a, old.dtype) for a, old in zip(new, (arrays[0], *arrays[2:]), strict=True))
 
     # --- raw memory ---
 
@@ -197,9 +226,33 @@ def _exchange() -> Any:
 def _bytes(tensor: Array) -> np.ndarray:
     """A NumPy view of a CPU tensor's memory, whatever its dtype: for questions of overlap only."""
     size = tensor.element_size()
-    storage = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+    storage = np.from_dlpack(torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()))
     strides = [stride * size for stride in tensor.stride()]
     return np.ndarray(tensor.shape, f"V{size}", storage, tensor.storage_offset() * size, strides)
+
+
+def _view(tensor: Array) -> np.ndarray:
+    """A NumPy view of a plain tensor on the CPU; of a lazily negated one, and of bfloat16, a copy, in float32.
+
+    By DLPack, because after ``tensor.numpy()`` a storage cannot be resized any more.
+    """
+    if tensor._is_zerotensor():
+        tensor = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.dtype != torch.bfloat16:
+        return np.from_dlpack(tensor)
+    return (np.from_dlpack(tensor.view(torch.int16)).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+def _viewed(array: np.ndarray, dtype: torch.dtype) -> Array:
+    """A tensor of an array's memory, or of it rounded to bfloat16, as the host engine does."""
+    if dtype != torch.bfloat16:
+        return torch.from_numpy(array if array.flags.writeable else array.copy())
+    bits = array.view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    # A NaN stays a NaN, whatever its payload.
+    bits = np.where(np.isnan(array), (bits >> 16) | 0x40, rounded)
+    return torch.from_numpy(bits.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
 
 
 # --- DTensors ---

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .backends.engines import norms
+from .backends.engines.control import with_default_control
 from .backends.generic import Array
 from .backends.protocol import Bucket, Job, Ranges
 
@@ -135,7 +136,7 @@ def _norm_scales(
         limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
     with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
-        factors, norm = norms.clip_factors(xp, table, lowest, own, clip_global_norm)
+        factors, norm = with_default_control(norms.clip_factors, xp, table, lowest, own, clip_global_norm)
     scales, start = [], 0
     for job, held in zip(jobs, tables, strict=True):
         part = factors[start : start + len(job.grads)]

@@ -30,7 +30,7 @@ PUBLIC = (
 )
 FACES = ("multiopt.torch", "multiopt.keras", "multiopt.optax")
 BACKENDS = ("multiopt.backends", "multiopt.backends.engines", "multiopt.backends.engines.program")
-BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
+BASE = ("multiopt.lock", "multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
 BINDING = (
     *BASE, "multiopt.update", "multiopt.plan", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping",
 )  # fmt: skip
@@ -42,6 +42,7 @@ LAYERS = {
     "multiopt.backends.engines.program": (),
     "multiopt.backends.engines": BACKENDS,
     "multiopt.backends": BACKENDS,
+    "multiopt.lock": (),
     "multiopt.rule": (),
     "multiopt.tree": (),
     "multiopt.memory": BACKENDS,

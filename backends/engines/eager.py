@@ -6,7 +6,9 @@ elementwise, so the blocking does not change a bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from . import norms
 from .locate import blocks, check_memory, extents
 from .program import Program
 
-__all__ = ["EagerEngine", "elementwise"]
+__all__ = ["EagerEngine", "Elementwise"]
 
 #: Elements of a block. Measured on two machines: 32 Ki elements of float32 keep all arrays of a step in the L2 cache.
 BLOCK = 32 * 1024
@@ -52,7 +54,7 @@ class EagerEngine(Engine):
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 own["norm_scale"] = float(norm_scales[i])
-            _update_one(bucket, i, g, elementwise(program, own, wider(bucket.dtypes)))
+            _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes)))
 
     def norm_table(self, job: Job, lowest: int) -> NormTable:
         backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
@@ -76,7 +78,8 @@ class EagerEngine(Engine):
 
 def _boxes(backend: Backend, array: Array) -> Iterable[Any]:
     """Indices of the blocks that an array is walked in; None where it is taken whole."""
-    return blocks(tuple(array.shape), BLOCK) if backend.blocked and array.ndim else [None]
+    whole = math.prod(array.shape) <= BLOCK or not backend.blocked(backend.device(array))
+    return [None] if whole else blocks(tuple(array.shape), BLOCK)
 
 
 def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
@@ -94,15 +97,18 @@ def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
                 arrays[i] = array
 
 
-def elementwise(program: Program, scalars: Mapping[str, Any], computing: str) -> Any:
+@dataclass(frozen=True)
+class Elementwise:
     """The program on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype."""
 
-    def function(xp: Any, *arrays: Array) -> tuple[Array, ...]:
-        wide = [xp.astype(a, getattr(xp, computing), copy=False) for a in arrays]
+    program: Program
+    scalars: Mapping[str, Any]
+    computing: str
+
+    def __call__(self, xp: Any, *arrays: Array) -> tuple[Array, ...]:
+        wide = [xp.astype(a, getattr(xp, self.computing), copy=False) for a in arrays]
         old = (arrays[0], *arrays[2:])
         return tuple(
             xp.astype(new, a.dtype, copy=False)
-            for new, a in zip(program.function(xp, *wide, **scalars), old, strict=True)
+            for new, a in zip(self.program.function(xp, *wide, **self.scalars), old, strict=True)
         )
-
-    return function

@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from math import copysign
 from typing import Any, NoReturn
 
-__all__ = ["INFIX", "LOGIC", "Code", "Node", "Program", "TraceError"]
+__all__ = ["INFIX", "KEPT", "LOGIC", "Code", "Node", "Program", "TraceError"]
 
 SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "add": operator.add,
@@ -27,6 +27,10 @@ SCALAR_OPERATORS: dict[str, Callable[..., float]] = {
     "abs": abs,
 }
 LARGEST_POWER = 16
+#: Compiled programs that an engine keeps of each kind, those asked for last. One is a program on arrays of some dtypes;
+#: no number is compiled in, so a process has a few, of all optimizers together. Only where programs are made again and
+#: again do older ones go; one that a step runs is held by the step.
+KEPT = 256
 #: Operations whose outcome is a truth value; the last three also take truth values.
 LOGIC = ("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "not")
 #: Templates of the operations that most languages write alike.

@@ -12,19 +12,7 @@ from ..backends.generic import wider
 from ..update import FusedUpdate
 from .tensors import BACKEND
 
-__all__ = ["is_observed", "update_by_operations"]
-
-
-def is_observed() -> bool:
-    """Whether somebody follows each operation: a tracer, a dispatch mode (fake tensors), a transform of `torch.func`.
-
-    An engine, which writes to memory, would go unseen.
-    """
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._get_tracing_state() is not None
-    )
+__all__ = ["update_by_operations"]
 
 
 def update_by_operations(

@@ -11,16 +11,13 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends import get
-from ..backends.torch import TorchBackend, local, with_layout_of
+from ..backends.torch import PLAIN, TorchBackend, local, with_layout_of
 from ..binding import Binding
 from ..plan import Plan
 
-__all__ = ["BACKEND", "PLAIN", "TensorBinding", "is_readable"]
+__all__ = ["BACKEND", "TensorBinding", "is_readable"]
 
 BACKEND = cast(TorchBackend, get("torch"))
-
-#: Tensors whose memory an engine may read: a subclass may mean something else by it.
-PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def is_readable(tensor: Tensor) -> bool:

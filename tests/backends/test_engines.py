@@ -8,9 +8,10 @@ import pytest
 from libraries import LIBRARIES, OPTIONS, gradients, library_of
 from multiopt.backends.engines.locate import blocks
 from multiopt.backends.protocol import Ranges
+from processes import run_python
 from rules import DESCENT
 
-from multiopt import Adadelta, Optimizer
+from multiopt import Adadelta, Hyper, Optimizer, Rule
 
 
 def split_run(whole, grads, cuts, options, engine="host"):
@@ -151,3 +152,51 @@ def test_more_than_two_to_the_31_elements(engine):
     g[n - 1], opt.nonfinite = np.nan, "raise"
     with pytest.raises(FloatingPointError):
         opt.step(g)
+
+
+# --- compiled programs ---
+
+
+def test_compiled_programs_are_bounded_and_one_in_use_stays(numba, monkeypatch):
+    import gc
+    import linecache
+    from functools import lru_cache
+
+    from multiopt.backends.engines.host import kernels
+
+    monkeypatch.setattr(kernels, "update_kernel", lru_cache(2)(kernels.update_kernel.__wrapped__))
+    before = {name for name in linecache.cache if name.startswith("<multiopt")}
+
+    def made(factor):
+        rule = Rule(
+            "scaled", lambda xp, x, g, *, lr: (x - lr * (factor * g),), slots={}, hypers={"lr": Hyper(1.0, low=0.0)}
+        )
+        return Optimizer(rule, np.zeros(3))
+
+    opts = [made(float(factor)) for factor in range(1, 5)]
+    for _ in range(3):  # of four that take turns, two are kept
+        for opt in opts:
+            opt.step(np.ones(3))
+    assert [opt.params[0] for opt in opts] == [-3.0, -6.0, -9.0, -12.0]
+    assert kernels.update_kernel.cache_info().currsize == 2
+    gc.collect()
+    assert len({name for name in linecache.cache if name.startswith("<multiopt")} - before) <= 2
+
+
+def test_without_numbas_compiler_the_eager_engine_runs(numba):
+    code = """
+import numpy as np
+from multiopt import Adadelta
+from multiopt.backends.engines.host import kernels  # can be imported
+opt = Adadelta(np.ones(3, np.float32), clip_global_norm=1.0)
+opt.step(np.ones(3, np.float32))
+print(repr(opt).count("engine=eager"), opt.params.tobytes().hex())
+try:
+    Adadelta(np.ones(3), engine="host")
+except ValueError as error:
+    print(error)
+"""
+    eager, message = run_python(code, NUMBA_DISABLE_JIT="1").splitlines()
+    usual = run_python(code.replace("engine=eager", "engine=host")).splitlines()[0]
+    assert eager == usual
+    assert message.endswith("here: Numba's compiler is off: NUMBA_DISABLE_JIT is set")

@@ -1,7 +1,9 @@
 """Threads and forks: many optimizers at once, one pool, children that go on; none hangs, none differs."""
 
 import os
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -55,16 +57,84 @@ def test_every_piece_is_done_once(monkeypatch):
             assert sorted(done) == list(range(pieces))
 
 
-def test_an_error_in_a_thread_comes_through(monkeypatch):
+@pytest.mark.parametrize("where", ["caller", "helper"])
+def test_an_error_comes_through_and_no_piece_is_begun_after_it(where, monkeypatch):
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", "3")
+    here, both, done = threading.current_thread(), threading.Barrier(3), []
 
     def kernel(piece):
-        if piece == 5:
-            raise RuntimeError("piece 5")
+        if piece < 3:
+            both.wait(60)  # each thread has one
+            if (threading.current_thread() is here) == (where == "caller") and not failed:
+                failed.append(piece)
+                raise RuntimeError("in a piece")
+            while not failed:
+                time.sleep(0.001)
+            time.sleep(0.05)
+        done.append(piece)
 
-    with pytest.raises(RuntimeError, match="piece 5"):
-        threads.run(kernel, range(20))
-    threads.run(lambda piece: None, range(20))
+    failed = []
+    with pytest.raises(RuntimeError, match="in a piece"):
+        threads.run(kernel, range(1000))
+    ended = list(done)
+    assert set(range(3)) - set(failed) <= set(ended)  # those that had begun were waited for
+    assert len(ended) < 100
+    time.sleep(0.05)
+    assert done == ended
+    done.clear()
+    threads.run(done.append, range(20))
+    assert sorted(done) == list(range(20))
+
+
+INTERRUPTS = """
+import random, signal, time, zlib
+import numpy as np
+from multiopt import Adadelta
+from multiopt.backends.engines.host import engine
+engine.PIECE, engine.SERIAL = 1 << 13, 0
+
+class Interrupt(BaseException):
+    pass
+
+def interrupt(*_):
+    if armed:
+        raise Interrupt
+
+def bits():
+    return [zlib.crc32(array) for array in arrays]
+
+signal.signal(signal.SIGALRM, interrupt)
+rng, choice, armed = np.random.default_rng(0), random.Random(0), False
+params, grads = list(rng.random((2, 200_000))), list(rng.random((2, 200_000)))
+opt = Adadelta(params)
+opt.step(grads)
+arrays = [*params, *(s[slot] for s in opt.state for slot in s)]
+start = time.perf_counter()
+opt.step(grads)
+took, interrupted, moved = time.perf_counter() - start, 0, 0
+while interrupted < 300:
+    try:
+        armed = True
+        # The first comes anywhere in a step; the next ones soon, while helpers are waited for.
+        signal.setitimer(signal.ITIMER_REAL, choice.uniform(1e-6, took), choice.choice([2e-5, 1e-4, 1e-3]))
+        opt.step(grads)
+        armed = False
+    except Interrupt:
+        armed = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        before = bits()
+        time.sleep(0.002)
+        interrupted, moved = interrupted + 1, moved + (bits() != before)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+before, counted = bits(), opt.steps
+opt.step(grads)
+print(moved, opt.steps - counted, all(map(int.__ne__, before, bits())), np.isfinite(arrays).all())
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="there is no timer that interrupts")
+def test_an_interrupted_step_leaves_no_thread_writing():
+    assert run_python(INTERRUPTS, MULTIOPT_NUM_THREADS="3") == "0 1 True True"
 
 
 def test_the_caller_does_it_all_where_no_thread_is_free(monkeypatch):

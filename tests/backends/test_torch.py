@@ -170,3 +170,44 @@ def test_storage_that_was_freed_is_refused(torch, numba):
     opt.params[0].untyped_storage().resize_(0)
     with pytest.raises(ValueError, match=r"params\[0\]: expected memory"):
         opt.step([torch.ones(3)])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16", "complex64"])
+def test_the_eager_engine_has_numpys_bits(torch, numba, dtype):
+    # PyTorch's own square root on the CPU is not correctly rounded.
+    kind, rng = getattr(torch, dtype), np.random.default_rng(7)
+    draw = lambda: torch.from_numpy(rng.standard_normal((40_000, 2))).to(kind if not kind.is_complex else torch.float32)  # noqa: E731
+    make = (lambda: torch.view_as_complex(draw())) if kind.is_complex else draw
+    start, grads = make(), [make() for _ in range(100)]
+    grads[50][:4] = (
+        torch.tensor([float("nan"), float("inf"), -float("inf"), -float("nan")])
+        .to(kind)
+        .reshape(-1, *[1] * (start.ndim - 1))
+    )
+    found = []
+    for engine in ("host", "eager", "eager, strided"):
+        x = start.clone()
+        x = torch.stack([x, x], -1)[..., 0] if "strided" in engine else x
+        opt = Adadelta([x.requires_grad_()], engine=engine[:5].rstrip(","), weight_decay=0.01, ema=0.9)
+        assert f"engine={engine[:4]}" in repr(opt)
+        for g in grads:
+            opt.step([g.conj() if kind.is_complex else g])
+        state = [x, opt.ema_params[0], *opt.state[0].values()]
+        found.append([a.detach().contiguous().view(torch.uint8).numpy().tobytes() for a in state])
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    if dtype != "bfloat16":
+        x = start.numpy().copy()
+        opt = Adadelta([x], weight_decay=0.01, ema=0.9)
+        for g in grads:
+            opt.step([g.conj().resolve_conj().numpy() if kind.is_complex else g.numpy()])
+        assert [a.tobytes() for a in (x, opt.ema_params[0], *opt.state[0].values())] == found[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_eager_engine_serves_every_shape_and_leaves_storage_resizable(torch, dtype):
+    params = [torch.ones(shape, dtype=getattr(torch, dtype), requires_grad=True) for shape in [(), (0,), (2, 0), (3,)]]
+    opt = Adadelta(params, engine="eager")
+    opt.step([torch.ones_like(p).detach() for p in params])
+    assert [float(p.detach().sum()) != p.numel() for p in params] == [True, False, False, True]
+    params[3].data.untyped_storage().resize_(0)  # which `tensor.numpy()` would have forbidden

@@ -265,3 +265,13 @@ raise SystemExit(main(["info"]))
     assert 'numpy on cpu, no host engine: the host engine needs Numba: pip install "multiopt[numba]"' in flat
     assert "numba is not installed" in flat
     assert "expected a positive integer, got 'many'" in flat
+
+
+def test_info_says_that_numbas_compiler_is_off(numba):
+    code = """
+from multiopt.cli import info, main
+info.libraries = lambda keep=info.libraries: keep()[:1]
+raise SystemExit(main(["info"]))
+"""
+    flat = " ".join(run_python(code, NUMBA_DISABLE_JIT="1").split())
+    assert "numpy on cpu, no host engine: Numba's compiler is off: NUMBA_DISABLE_JIT is set" in flat

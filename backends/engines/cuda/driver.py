@@ -14,14 +14,15 @@ nothing and never waits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ctypes import c_uint64
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 
+from ..program import KEPT
 from .plan import BLOCK
 
 __all__ = ["OPTIONS", "Driver", "Nvrtc"]
@@ -92,7 +93,8 @@ class Driver:
     """The CUDA driver, and the kernels loaded into its devices."""
 
     def __init__(self) -> None:
-        self.code: dict[tuple[str, int], bytes] = {}
+        self.code: Callable[[str, int], bytes] = lru_cache(KEPT)(lambda *given: self.nvrtc.compile(*given))
+        #: Kernels that are loaded. They stay: a CUDA graph may hold any of them, and nobody can ask.
         self.functions: dict[tuple[str, str, int], Any] = {}
         self.contexts: dict[int, Any] = {}
 
@@ -151,20 +153,18 @@ class Driver:
             self.compiled(source, self.capability(ordinal))
 
     def compiled(self, source: str, capability: int) -> bytes:
-        """The code of a source, compiled once."""
-        key = source, capability
-        if key not in self.code:
-            self.code[key] = self.nvrtc.compile(source, capability)
-        return self.code[key]
+        """The code of a source, compiled once while it is among those that are kept."""
+        return self.code(source, capability)
 
     def kernel(self, source: str, name: str, ordinal: int) -> Any:
         """A kernel of a source, loaded into a device once."""
         key = source, name, ordinal
-        if key not in self.functions:
+        found = self.functions.get(key)
+        if found is None:
             with self.context(ordinal):
                 module = call(self.cuda.cuModuleLoadData, self.compiled(source, self.capability(ordinal)))
-                self.functions[key] = call(self.cuda.cuModuleGetFunction, module, name.encode())
-        return self.functions[key]
+                found = self.functions[key] = call(self.cuda.cuModuleGetFunction, module, name.encode())
+        return found
 
     def launch(self, kernel: Any, ordinal: int, stream: int, grid: int, arguments: Sequence[Any]) -> None:
         """Launch a kernel on a stream. Its arguments: integers of up to 8 bytes, addresses too; arrays by value."""

@@ -110,11 +110,12 @@ class _Namespace:
         if not isinstance(values, list):
             return make(values, dtype=dtype, device=device)
         key = tuple(values), str(dtype), str(device)
-        if key not in self._constants:
+        constant = self._constants.get(key)
+        if constant is None:
             if len(self._constants) >= 32:  # thresholds that change with every step must not pile up
                 self._constants.clear()
-            self._constants[key] = make(values, dtype=dtype, device=device)
-        return self._constants[key]
+            constant = self._constants[key] = make(values, dtype=dtype, device=device)
+        return constant
 
 
 @cache

@@ -11,11 +11,11 @@ A block of threads takes one chunk of one tensor at a time. Each thread moves `P
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 from .. import norms
 from ..locate import ITEMSIZES
-from ..program import INFIX, LOGIC, Code, Program, TraceError
+from ..program import INFIX, KEPT, LOGIC, Code, Program, TraceError
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
 
@@ -59,7 +59,6 @@ WALK_PARAMETERS = "const int* owners, const i64* rows, const i64* addresses, i64
 NUMBER_PARAMETERS = "BY_VALUE Numbers numbers, const double* live, u64 mask"
 
 
-@cache
 def code_of(program: Program) -> Code:
     """The program's straight-line code; a `TraceError` if it has more than `MOST_NUMBERS` numbers."""
     code = program.code
@@ -98,7 +97,7 @@ def indent(lines: Sequence[str], depth: int) -> str:
     return "\n".join("  " * depth + line for line in lines)
 
 
-@cache
+@lru_cache(KEPT)
 def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     """Source of the kernel ``update`` for arrays of these real dtypes, those of x, g and the state.
 
@@ -149,7 +148,7 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     )
 
 
-@cache
+@lru_cache(KEPT)
 def square_source(program: Program, dtype: str) -> str:
     """Source of the kernel ``squares``: see `norms.square_sums`.
 

@@ -42,7 +42,7 @@ class HostEngine(Engine):
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         if backend.host_memory(device) is None:
             return f"it serves arrays in this machine's memory, not {backend.name} on {device}"
-        return mixes(dtypes)
+        return kernels.disabled() or mixes(dtypes)
 
     def filled_like(self, backend: Backend, arrays: Sequence[Array], value: float, dtype: str) -> list[Array]:
         made = [backend.empty_like(array, dtype) for array in arrays]

@@ -16,9 +16,12 @@ import numba
 import numpy as np
 from numba import types
 
-from .kernels import STORAGE, long_pointer
+from .kernels import STORAGE, disabled, long_pointer
 
 __all__ = ["ALIGNED", "C_ORDER", "F_ORDER", "NATIVE", "WRITABLE", "Description", "Exchange", "Fields"]
+
+if reason := disabled():
+    raise ImportError(reason)
 
 #: Where the function stands in the table, after the version, a pointer to an older table and three other functions.
 FUNCTION = 40

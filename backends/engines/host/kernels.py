@@ -2,15 +2,16 @@
 
 A kernel walks over tables of addresses and sizes, so that a thousand small tensors cost one call. It releases the
 GIL and uses no fast-math: division and square root are correctly rounded, nothing is contracted to FMA, subnormals
-are kept.
+are kept, whatever the caller's control register says.
 """
 
 from __future__ import annotations
 
 import linecache
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
+from weakref import finalize
 
 import numba
 import numpy as np
@@ -20,9 +21,10 @@ from numba.extending import intrinsic
 
 from .. import norms
 from ..locate import ITEMSIZES
-from ..program import INFIX, Code, Program
+from ..program import INFIX, KEPT, Code, Program
+from .control import default_control, restored_control
 
-__all__ = ["finite_kernel", "square_kernel", "update_kernel"]
+__all__ = ["disabled", "finite_kernel", "square_kernel", "update_kernel"]
 
 #: Elements per inner loop where a loop's output is kept in a local buffer: 8 KiB of float64, well within the L1 cache.
 BLOCK = 1024
@@ -42,6 +44,11 @@ OPERATIONS = {
     "or": "{0} or {1}",
     "not": "not {0}",
 }
+
+
+def disabled() -> str | None:
+    """Say why nothing can be compiled, or return None."""
+    return "Numba's compiler is off: NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None  # type: ignore[attr-defined]
 
 
 def _cast(source: Any, target: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
@@ -91,6 +98,8 @@ STORAGE = {
 
 SPACE = {
     "np": np,
+    "default_control": default_control,
+    "restored_control": restored_control,
     "carray": numba.carray,
     "double_bits": double_bits,
     "half_load": half_load,
@@ -114,6 +123,7 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     walk = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
     walk += ["count -= n", "start = 0", "i += 1"]
     lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
+    lines = ["control = default_control()", *lines, "restored_control(control)"]
     source = "\n".join([f"def {name}(table, {', '.join(parameters)}, first, start, count):", *indent(lines), ""])
     # So that a traceback shows its lines.
     filename = f"<multiopt {name} {abs(hash(source)):x}>"
@@ -121,7 +131,9 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     space: dict[str, Any] = {**SPACE, **names}
     exec(compile(source, filename, "exec"), space)
     signature = types.void(TABLE, *parameters.values(), types.int64, types.int64, types.int64)
-    return numba.njit(signature, nogil=True, error_model="numpy")(space[name])
+    kernel = numba.njit(signature, nogil=True, error_model="numpy")(space[name])
+    finalize(kernel, linecache.cache.pop, filename, None).atexit = False
+    return kernel
 
 
 def indent(lines: list[str]) -> list[str]:
@@ -142,7 +154,7 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
     return f"carray({dtype}_at(table[i, {column}] + {first} * {ITEMSIZES[dtype]}), {length})"
 
 
-@cache
+@lru_cache(KEPT)
 def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
     """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
 
@@ -160,7 +172,7 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
 
 
-@cache
+@lru_cache(KEPT)
 def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
     """Compile ``squares(table, numbers, units, out, first, start, count)``: see `build` and `norms.square_sums`.
 

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 
 from ...adadelta import ADADELTA
+from ...lock import Lock, locked
 from .. import schedules
 from ..binding import EPSILON, AdadeltaStep
 from ..variables.variable import Variable
@@ -39,6 +40,7 @@ class Adadelta(keras.optimizers.Optimizer):
         self.rho = ADADELTA.hypers["rho"].check("rho", rho)
         self.epsilon = EPSILON.check("epsilon", epsilon)
         self._tensors: _Tensors | None = None
+        self._step_lock = Lock()
 
     def build(self, variables: Sequence[Any]) -> None:
         """Create the accumulators, in the order of Keras' own Adadelta."""
@@ -63,6 +65,11 @@ class Adadelta(keras.optimizers.Optimizer):
         new = ADADELTA.function(OPS, x, g, v, u, lr=rate, rho=self.rho, eps=self.epsilon)
         for target, value in zip(targets, new, strict=True):
             self.assign(target, keras.ops.cast(value, dtype))
+
+    @locked
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
+        """Do one step; that of another thread comes before it or after it."""
+        return super().apply(grads, trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """The options, as Keras writes them."""

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
 
+from ...lock import Lock, locked
 from ..distribute import mesh as meshes
 from ..variables import initializers
 from ..variables.variable import Boxes, Variable, check_values, unboxed
 
-__all__ = ["OptimizerVariables"]
+__all__ = ["OptimizerVariables", "unchanged_by_errors"]
+
+
+@contextmanager
+def unchanged_by_errors(owner: Any) -> Iterator[None]:
+    """If the block raises, the attributes of `owner`, its lists and dicts among them, are what they were before."""
+    before = {name: copy(value) if type(value) in (list, dict) else value for name, value in vars(owner).items()}
+    try:
+        yield
+    except BaseException:
+        vars(owner).clear()
+        vars(owner).update(before)
+        raise
 
 
 class OptimizerVariables:
@@ -22,6 +37,7 @@ class OptimizerVariables:
     built: bool
 
     def __init__(self) -> None:
+        self._step_lock = Lock()
         self.built = False
         self._boxes = Boxes()
         self._variables: list[Variable] = []
@@ -158,11 +174,13 @@ class OptimizerVariables:
         for variable, weight in zip(self._variables, weights, strict=True):
             meshes.assign(variable, weight)
 
+    @locked
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Put NumPy copies of `variables` into a mapping, under ``"0"``, ``"1"``, … ; sharded ones are gathered."""
         for i, variable in enumerate(self._variables):
             store[str(i)] = meshes.numpy(variable)
 
+    @locked
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Assign what `save_own_variables` has stored.
 

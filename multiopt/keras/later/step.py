@@ -17,6 +17,7 @@ from typing import Any
 
 from ... import backends
 from ...backends.generic import Array, Backend
+from ...lock import locked
 from ...rule import Hyper, Rule
 from ...update import AVERAGE, SUM, FusedUpdate
 from ..binding import VariableBinding, stateless
@@ -82,6 +83,7 @@ class Stepper(OptimizerVariables, ABC):
             ]
             self._seen = [False] * len(boxes)
 
+    @locked
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Assign arrays to `variables`; see `OptimizerVariables.set_weights`."""
         super().set_weights(weights)
@@ -136,6 +138,8 @@ class Stepper(OptimizerVariables, ABC):
         `traced` says whether JAX traces anything of it.
         """
         every = self.gradient_accumulation_steps or 1
+        if self.use_ema and not traced:  # before anything is written; averages move last
+            self._binding(AVERAGE, self._model_variables_moving_average).bound().check(AVERAGE)
         if every == 1:
             self._update(grads, rate, traced)
         else:

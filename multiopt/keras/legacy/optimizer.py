@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ...lock import locked
 from ..distribute.replicas import get_replica_context
 from ..gradients import Pairs, checked, clipped, pairs
 from ..variables.differentiate import GradientTape, flat, gradients
@@ -78,8 +79,9 @@ class Optimizer(Hyperparameters, Weights, ABC):
     -----
     Where TensorFlow deviates from its documentation, this class does not: setting the hyperparameter ``decay`` has an
     effect; a function keeps its name in the configuration, so that `from_config` finds it in `custom_objects`; a
-    schedule sees the exact number of the iteration in float16, too. As in TensorFlow, an optimizer may be used by one
-    thread at a time.
+    schedule sees the exact number of the iteration in float16, too. An optimizer may be used by several threads: their
+    updates come one after another. One that is interrupted (Ctrl-C, a signal handler that raises) leaves variables
+    partly updated, and is not counted; no thread of its own still writes when the exception goes on.
     """
 
     def __init__(
@@ -191,6 +193,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
             context.merge_call(lambda: self._update(found))
         return Operation(own, int(self.iterations))
 
+    @locked
     def _checked(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> Pairs:
         """The pairs that have a gradient, each of which agrees with its variable."""
         given, missing = checked(pairs(grads_and_vars), self._boxes)
@@ -223,6 +226,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
             found = transformer(list(found))
         return found
 
+    @locked
     def _update(self, pairs: Pairs) -> None:
         self._apply(pairs, self._prepare([v for _, v in pairs]))
         for _, variable in pairs:

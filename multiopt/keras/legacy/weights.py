@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ...lock import Lock, locked
 from ..distribute.aggregation import Aggregated, VariableAggregation, VariableSynchronization
 from ..variables import initializers
 from ..variables.variable import Boxes, Variable, check_values
@@ -19,6 +20,7 @@ class Weights:
     """A part of `Optimizer`: the variables of the optimizer's own."""
 
     def __init__(self) -> None:
+        self._step_lock = Lock()
         self._boxes = Boxes()
         self._weights: list[Variable] = []
         self._slots: dict[Variable, dict[str, Variable]] = {}
@@ -53,10 +55,12 @@ class Weights:
         """The same as `weights`."""
         return self.weights
 
+    @locked
     def get_weights(self) -> list[np.ndarray]:
         """The values of `weights`, as NumPy arrays."""
         return [weight.numpy() for weight in self._weights]
 
+    @locked
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the values of `weights`; see `get_weights`.
 
@@ -142,6 +146,7 @@ class Weights:
         array = initializers.fresh(shape, dtype, initializer, next(iter(self._slots), None))
         return Aggregated(array, trainable is not False, name, VariableAggregation.of(aggregation))
 
+    @locked
     def _create_all_weights(self, var_list: Sequence[Variable]) -> None:
         self.iterations  # noqa: B018  # created first, so that it comes first among the weights
         self._create_slots(var_list)
