@@ -26,8 +26,10 @@ from numba.extending import intrinsic
 from .. import norms
 from ..locate import ITEMSIZES
 from ..program import Program
-from .kernels import LOADS, NUMBERS, OPERATIONS, STORAGE, TABLE
-from .kernels import build, computing_dtype, double_bits, float_bits, identity, indent, long_pointer, rounded, view
+from .kernels import (
+    LOADS, NUMBERS, OPERATIONS, STORAGE, TABLE, bits_double, bits_float, build, computing_dtype, double_bits, float_bits,
+    identity, indent, long_pointer, rounded, view,
+)  # fmt: skip
 
 __all__ = ["ROOM", "square_kernel"]
 
@@ -75,6 +77,18 @@ def rounded_square_plus(typingctx: Any, x: Any, y: Any) -> Any:
     return x(x, x), lambda c, builder, s, args: builder.fadd(builder.fmul(args[0], args[0]), args[1])
 
 
+@numba.njit(inline="always")
+def narrow_anchor(exponent: Any) -> Any:
+    """``1.5 * 2**exponent`` in float32."""
+    return bits_float(np.uint32(((exponent + 127) << 23) | (1 << 22)))
+
+
+@numba.njit(inline="always")
+def wide_anchor(exponent: Any) -> Any:
+    """``1.5 * 2**exponent`` in float64."""
+    return bits_double(np.int64(((exponent + 1023) << 52) | (1 << 51)))
+
+
 MASK = np.int64(norms.MASK)
 FIRST, SECOND, THIRD = (1.5 * 2.0 ** (52 - WIDE * level) for level in (1, 2, 3))
 INTEGER, ROW = types.int64, types.int64[::1]
@@ -107,16 +121,22 @@ def put(a: Any, b: Any, c: Any, above: Any, bits: Any, row: Any) -> None:
 @numba.njit(types.void(NUMBERS, INTEGER, INTEGER, ROW), nogil=True, error_model="numpy")
 def put_slowly(magnitudes: Any, m: Any, start: Any, row: Any) -> None:
     """Add the squares of any `m` magnitudes to a row, whose lowest digit has the unit ``2**start``."""
-    ceiling, odd = np.inf, len(row) - 2
+    infinite, nan = np.int64(0), np.int64(0)
     for k in range(m):
-        if not magnitudes[k] < ceiling:
-            row[odd if magnitudes[k] == ceiling else odd + 1] += 1
+        infinite += np.int64(magnitudes[k] == np.inf)
+        nan += np.int64(magnitudes[k] != magnitudes[k])
+    row[len(row) - 2] += infinite
+    row[len(row) - 1] += nan
+    ceiling = np.inf
     while True:
-        largest = 0.0
+        # By bits, which are ordered as the magnitudes are.
+        most, below = np.int64(0), double_bits(ceiling)
         for k in range(m):
-            largest = magnitudes[k] if largest < magnitudes[k] < ceiling else largest
-        if largest == 0.0:
+            u = double_bits(magnitudes[k])
+            most = max(most, u if u < below else np.int64(0))
+        if most == 0:
             return
+        largest = bits_double(most)
         exponent = math.frexp(largest)[1]
         floor, half = math.ldexp(PART, exponent), -exponent // 2
         # Two factors, as the scale itself may be beyond float64's range.
@@ -160,7 +180,7 @@ def adder(dtype: str) -> Any:
     wide: Any = np.float32 if narrow else np.float64
     kind: Any = np.uint32 if narrow else np.int64
     signed: Any = np.int32 if narrow else np.int64
-    bits = float_bits if narrow else double_bits
+    bits, anchor = (float_bits, narrow_anchor) if narrow else (double_bits, wide_anchor)
     least_unit, most, places, level = (-149, 126, 23, NARROW) if narrow else (-1074, 1022, 52, WIDE)
     below = min(2 * fraction, 52)
     computing = "float64" if dtype == "float64" else "float32"
@@ -188,7 +208,7 @@ def adder(dtype: str) -> Any:
         # Exponents: above all squares, of the last place of the smallest, and of the lowest level's unit.
         top = 2 * (max(np.int64(largest >> unsigned(fraction)), 1) - bias + 1)
         bottom = 2 * (max(np.int64(unsigned(least + one) >> unsigned(fraction)), 1) - bias) - below
-        levels = 3 if narrow and top - bottom > 2 * level else 2
+        levels = 2 if top - bottom <= 2 * level else 3
         unit = top - levels * level
         if largest >= infinite or unit > bottom or unit < least_unit or top + 2 > most:
             magnitudes = numba.carray(doubles_at(room_at), m)
@@ -196,9 +216,9 @@ def adder(dtype: str) -> Any:
                 magnitudes[k] = abs(np.float64(load(g[k])))
             put_slowly(magnitudes, m, start, row)
             return
-        first = wide(math.ldexp(1.5, top - level + places))
-        second = wide(math.ldexp(1.5, top - 2 * level + places))
-        third = wide(math.ldexp(1.5, unit + places))
+        first = anchor(np.int64(top - level + places))
+        second = anchor(np.int64(top - 2 * level + places))
+        third = anchor(np.int64(unit + places))
         a_count, b_count, c_count = np.int64(0), np.int64(0), np.int64(0)
         for begin in range(0, m, RUN):
             if ahead:
@@ -216,7 +236,7 @@ def adder(dtype: str) -> Any:
                     a = kind(a + kind(bits(total)))
                     # What the first level left, plus the second anchor: rounded once.
                     b = kind(b + kind(bits(square_plus(x, both - total))))
-            elif narrow:
+            else:
                 both = second + third
                 for k in range(len(part)):
                     x = wide(load(part[k]))
@@ -265,7 +285,8 @@ def _measuring_kernel(program: Program, dtype: str) -> Callable[..., None]:
         f"g_ = {view(dtype, 2, '(start + begin)', 'm')}",
         "for k in range(m):",
         *indent([*element, f"measured[k] = {code.measured}"]),
-        "add(measured_at, m, 0, room.ctypes.data, out[i - first].ctypes.data)",
+        f"ahead = table[i, 2] + (start + begin + m) * {ITEMSIZES[dtype]} if m == BLOCK else 0",
+        "add(measured_at, m, ahead, room.ctypes.data, out[i - first].ctypes.data)",
     ]
     opening = ["measured_at = room.ctypes.data + 8 * BLOCK", f"measured = carray({computing}_at(measured_at), BLOCK)"]
     return _built([*opening, *rounded(code)], block, computing)
