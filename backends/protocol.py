@@ -97,7 +97,7 @@ class Job:
 class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
-    `table` is int64 of shape (tensors, COLUMNS), a NumPy array or one on the bucket's device, and `xp` its namespace.
+    `table` is int64 of shape (tensors, columns of the dtype), a NumPy array or one on the bucket's device, and `xp` its namespace.
     """
 
     xp: Any
@@ -125,7 +125,7 @@ class Engine(Protocol):
         `norm_scales` holds one factor a tensor, in the namespace of `norm_table`, if the program has any `per_tensor`.
         """
 
-    def norm_table(self, job: Job, lowest: int) -> NormTable:
+    def norm_table(self, job: Job) -> NormTable:
         """Sum the squares of the gradients, scaled and clipped by value; rows of skipped ones are zero."""
 
     def finite(self, job: Job) -> list[bool]:

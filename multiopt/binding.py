@@ -333,9 +333,7 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
 def _norm_scales(
     jobs: Sequence[PlannedJob], clip_global_norm: float | None, reduce: Reduce | None, rows: list[tuple[int, int]]
 ) -> tuple[list[Any], Any]:
-    thresholds = [job.clip_norm for job in jobs if job.clip_norm is not None]
-    lowest = norms.lowest_exponent(min([*thresholds, *([clip_global_norm] if clip_global_norm else [])]))
-    tables = [job.bucket.engine.norm_table(job, lowest) for job in jobs]
+    tables = [job.bucket.engine.norm_table(job) for job in jobs]
     xp, table = tables[0].xp, tables[0].table
     if len(tables) > 1:
         if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
@@ -344,15 +342,17 @@ def _norm_scales(
             parts = [job.bucket.backend.table_to_host(t.table) for job, t in zip(jobs, tables, strict=True)]
         else:
             parts = [t.table for t in tables]
+        if len({part.shape[1] for part in parts}) > 1:
+            parts = [norms.widened(xp, part) for part in parts]
         table = xp.concat(parts, axis=0)
     if reduce is not None:
         table = reduce(xp, table, rows)
     own = None
-    if thresholds:
+    if any(job.clip_norm is not None for job in jobs):
         limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
     with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
-        factors, norm = norms.clip_factors(xp, table, lowest, own, clip_global_norm)
+        factors, norm = norms.clip_factors(xp, table, own, clip_global_norm)
     scales, start = [], 0
     for job, held in zip(jobs, tables, strict=True):
         part = factors[start : start + len(job.grads)]
