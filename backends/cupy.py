@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, ClassVar
 
 import cupy
 import numpy as np
@@ -17,6 +17,8 @@ __all__ = ["CupyBackend"]
 
 class CupyBackend(Backend):
     """Arrays of exact type `cupy.ndarray`, each on the device it was made on."""
+
+    swappable: ClassVar[bool] = False  # CuPy has no way to give an array other memory
 
     def rejects(self, array: Array) -> str | None:
         if type(array) is not cupy.ndarray:
@@ -34,11 +36,6 @@ class CupyBackend(Backend):
 
     def extent(self, array: Array) -> tuple[int, int]:
         return cupy.byte_bounds(array) if array.size else (0, 0)
-
-    def owner(self, array: Array) -> int:
-        memory = array.data.mem
-        # Memory that another library lent comes as an object of its own for each view, so that nobody can tell.
-        return 0 if isinstance(memory, cupy.cuda.UnownedMemory) else memory.ptr
 
     def overlaps_itself(self, array: Array) -> bool:
         return strides_overlap(array.shape, array.strides, array.itemsize)

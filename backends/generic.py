@@ -16,7 +16,9 @@ import numpy as np
 
 from .engines.norms import square_sums
 
-__all__ = ["FLOATING", "Array", "Backend", "CudaMemory", "HostMemory", "dense", "strides_overlap", "wider"]
+__all__ = [
+    "FLOATING", "Array", "Backend", "CudaMemory", "Described", "HostMemory", "dense", "strides_overlap", "wider",
+]  # fmt: skip
 
 Array = Any
 #: The dtypes a parameter may have, and the real dtype of each one's parts.
@@ -33,6 +35,13 @@ FLOATING = {
 def wider(dtypes: Sequence[str]) -> str:
     """The real dtype in which a pass over arrays of these dtypes is computed: at least float32."""
     return "float64" if any(FLOATING[dtype] == "float64" for dtype in dtypes) else "float32"
+
+
+class Described(list[Array]):
+    """Arrays with what was found out about all of them in one call; it holds for the step in which it was asked."""
+
+    #: See `backends.engines.host.exchange`.
+    description: Any
 
 
 class HostMemory(Protocol):
@@ -76,7 +85,7 @@ class Backend:
     #: Whether arrays can be written in place.
     mutable: bool = True
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
-    swappable: ClassVar[bool] = False
+    swappable: ClassVar[bool] = True
     #: Whether eager work is done in cache-sized blocks: it pays where each operation runs at once, on a CPU.
     blocked: ClassVar[bool] = False
 
@@ -125,21 +134,37 @@ class Backend:
         """What must agree between a parameter and its gradient, one value an array, quick to make and to compare."""
         return [(a.dtype, a.shape, a.device) for a in arrays]
 
-    def fingerprint(self, arrays: Sequence[Array]) -> Any:
-        """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
-        return self.signature(arrays)
+    def describe(self, arrays: list[Array]) -> Any:
+        """What can be found out about many arrays in one call (`Described.description`), or None."""
+        return None
 
     def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
-        """The arrays of one step, with what the library can say of all of them at once, so that it is asked once."""
-        return arrays
+        """The arrays of one step, with what can be said of all of them at once, so that it is asked once."""
+        if isinstance(arrays, Described):
+            return arrays
+        made = Described(arrays)
+        made.description = self.describe(made)
+        return arrays if made.description is None else made
+
+    def fingerprint(self, arrays: Sequence[Array]) -> Any:
+        """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
+        known = self.described(arrays)
+        return known.description.signature if isinstance(known, Described) else self.signature(arrays)
+
+    def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
+        """What differs if one was swapped, has moved, has another shape or was locked; None if that takes long."""
+        known = self.described(arrays)
+        if not isinstance(known, Described):
+            return None
+        return known.description.signature, known.description.memory
+
+    def freed(self, array: Array) -> bool:
+        """Whether the array's memory is gone, although the array is still there."""
+        return False
 
     def extent(self, array: Array) -> tuple[int, int] | None:
         """First and one-past-last byte that the array can reach, or None where that cannot be known."""
         return None
-
-    def owner(self, array: Array) -> int:
-        """What owns the array's memory: arrays with different owners share none. Quick to find."""
-        return id(array)
 
     def share_memory(self, a: Array, b: Array) -> bool:
         """Whether two arrays whose extents overlap share an element; True where that cannot be known."""

@@ -28,6 +28,9 @@ class JaxBackend(Backend):
             return "got a traced array; under jax.jit use multiopt.functional"
         return None
 
+    def freed(self, array: Array) -> bool:
+        return array.is_deleted()  # donated, say
+
     def device(self, array: Array) -> str:
         return ", ".join(sorted(map(str, array.devices())))
 

@@ -15,10 +15,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from .engines.program import Program
 from .generic import Array, Backend
 
-__all__ = ["Bucket", "Engine", "Job", "NormTable"]
+__all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable"]
+
+#: The first and the one-past-last byte of some arrays, int64; 0 and 0 where there is none.
+Extents = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass
@@ -46,26 +51,26 @@ class Bucket:
     prepared: set[Any] = field(default_factory=set, repr=False)
     #: Types of gradients that have been found good.
     kinds: set[type] = field(default_factory=set, repr=False)
-    #: The parameters' `Backend.signature` when the bucket was made; immutable arrays change, but not in this.
-    signatures: list[Any] = field(init=False, repr=False)
-    #: The same as one value: `Backend.fingerprint`.
-    fingerprint: Any = field(init=False, repr=False)
+    #: For each list of `arrays`, the `Backend.signature` of its arrays when the bucket was made; immutable arrays are
+    #: replaced, but not in this.
+    signatures: list[list[Any]] = field(init=False, repr=False)
+    #: For each list of `arrays`, its `Backend.memory_fingerprint` when all was found good; before that, None.
+    good: list[Any] = field(init=False, repr=False)
+    #: The lists of `arrays`, described, if somebody has asked already what they are in the coming step.
+    asked: list[Sequence[Array]] | None = field(default=None, repr=False)
     #: The `Backend.fingerprint` of gradients that have been found good, if there is one for each parameter.
     accepted: Any = field(init=False, repr=False)
-    #: Whether whoever made the bucket sees to it that its arrays stay where they are in memory, and makes another one
-    #: if they do not.
-    watched: bool = False
 
     def __post_init__(self) -> None:
-        self.signatures = self.backend.signature(self.params)
-        self.fingerprint = self.backend.fingerprint(self.params)
-        self.accepted = self.fingerprint if self.grad_dtype == self.dtype else None
+        self.signatures = [self.backend.signature(column) for column in self.arrays()]
+        self.good = [None] * len(self.signatures)
+        self.accepted = self.backend.fingerprint(self.params) if self.grad_dtype == self.dtype else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again; the engine too, because another machine may have another one."""
-        fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set()}
+        fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set(), "asked": None}
         # A library's own objects, such as devices, need not pickle.
-        return {**self.__dict__, **fresh, "signatures": [], "fingerprint": None, "accepted": None}
+        return {**self.__dict__, **fresh, "signatures": [], "good": [], "accepted": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -91,6 +96,24 @@ class Job:
     grads: Sequence[Array | None]
     #: Every scalar that the program reads.
     values: Mapping[str, Any]
+    #: The bucket's `arrays`, as they were found in this very step.
+    columns: Sequence[Sequence[Array]]
+    #: Where they lie; see `Engine.locate`.
+    location: Any = None
+
+
+@dataclass
+class Location:
+    """Where a job's arrays lie, found in this very step."""
+
+    #: Of what it writes to, in any order.
+    written: Extents
+    #: Of the gradients.
+    read: Extents
+    #: Whether a gradient lies upon its own parameter, element upon element: each is read before it is written.
+    upon: np.ndarray
+    #: Tensors that cannot be walked as one run of memory.
+    odd: Sequence[int] = ()
 
 
 @dataclass
@@ -118,6 +141,13 @@ class Engine(Protocol):
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
         """Compile what `update` needs: a `TraceError` comes before anything is written."""
+
+    def locate(self, job: Job) -> Location | None:
+        """Find where a job's arrays lie, and refuse what cannot be read or written; nothing is written.
+
+        The job keeps the answer for the methods below, which hold for this step and refuse nothing. None where arrays
+        are immutable.
+        """
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """Do one step on the bucket's parameters and state.

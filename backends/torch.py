@@ -9,29 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
-from .generic import Array, Backend, dense, strides_overlap
+from .generic import Array, Backend, Described, dense, strides_overlap
 from .registry import get
 
 __all__ = ["TorchBackend", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of"]
 
 
-class Described(list[Any]):
-    """Tensors with what was found out about all of them in one call; it holds for the step in which it was asked."""
-
-    description: Any
-
-
 class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
 
-    swappable: ClassVar[bool] = True  # by ``tensor.data = ...``, as in ``module.half()``
-
     def rejects(self, array: Array) -> str | None:
+        if array.is_nested:
+            return "expected a tensor with one shape, got a nested one"
         if array.layout != torch.strided:
             return f"expected a strided tensor, got layout {array.layout}"
         if array.device.type == "meta":
@@ -52,23 +46,24 @@ class TorchBackend(Backend):
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape, a.device, a.layout) for a in arrays]
 
-    def described(self, arrays: Sequence[Array]) -> Sequence[Array]:
-        if isinstance(arrays, Described) or (exchange := _exchange()) is None:
-            return arrays
-        made = Described(arrays)
-        made.description = exchange.describe(made)
-        return arrays if made.description is None else made
-
-    def fingerprint(self, arrays: Sequence[Array]) -> Any:
-        known = self.described(arrays)
-        return known.description.signature if isinstance(known, Described) else self.signature(arrays)
+    def describe(self, arrays: list[Array]) -> Any:
+        exchange = _exchange()
+        return None if exchange is None else exchange.describe(arrays)
 
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
-        """Their fingerprint, identities, addresses and strides: what differs if one was swapped or has moved."""
-        known = self.described(arrays)
-        if isinstance(known, Described):
-            return known.description.signature, known.description.memory
-        return [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+        found = super().memory_fingerprint(arrays)
+        if found is None:
+            found = [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
+        # What ``.data = x.conj()`` changes, and nothing else.
+        return found, [a.is_conj() for a in arrays] if any(a.is_complex() for a in arrays[:1]) else None
+
+    def freed(self, array: Array) -> bool:
+        # As ``untyped_storage().resize_(0)`` leaves it, which FSDP does.
+        begin, end = self.extent(array)
+        if begin == end:
+            return False
+        storage = array.untyped_storage()
+        return end > storage.data_ptr() + storage.nbytes()
 
     def increment(self, counters: list[Array]) -> None:
         """Add 1 to tensors of one element, which take no part in autograd."""
@@ -77,14 +72,11 @@ class TorchBackend(Backend):
             torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
-        if array.numel() == 0:
+        if array.numel() == 0 or array._is_zerotensor():  # which never had memory
             return (0, 0)
         last = sum((n - 1) * stride for n, stride in zip(array.shape, array.stride(), strict=True))
         start = array.data_ptr()
         return start, start + (last + 1) * array.element_size()
-
-    def owner(self, array: Array) -> int:
-        return array.untyped_storage()._cdata
 
     def share_memory(self, a: Array, b: Array) -> bool:
         if a.device.type != "cpu":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .backends.generic import Array
-from .binding import Binding, Plan, run, state_dtype_of
+from .binding import Binding, state_dtype_of
+from .plan import Plan
 from .update import AVERAGE, SUM, FusedUpdate
 
 __all__ = ["Accumulator", "average"]
@@ -29,14 +30,13 @@ class Accumulator:
         """Check a micro-batch."""
         return self.binding.plan(SUM, grads, {})
 
-    def add(self, plan: Plan, grads: Sequence[Array | None]) -> None:
-        """Add a micro-batch that has been checked."""
-        run([plan])
-        self.seen = [seen or g is not None for seen, g in zip(self.seen, grads, strict=True)]
+    def seen_with(self, grads: Sequence[Array | None]) -> list[bool]:
+        """Which parameters will have had a gradient once these have been added."""
+        return [seen or g is not None for seen, g in zip(self.seen, grads, strict=True)]
 
-    def sums(self) -> list[Array | None]:
-        """What was added since the last `clear`."""
-        return [array if seen else None for array, seen in zip(self.binding.params, self.seen, strict=True)]
+    def sums(self, seen: Sequence[bool]) -> list[Array | None]:
+        """The sums of the parameters that have had a gradient."""
+        return [array if had else None for array, had in zip(self.binding.params, seen, strict=True)]
 
     def clear(self) -> None:
         """Start again from zero."""

@@ -1,4 +1,4 @@
-"""A rule bound to arrays and their state: validate them, sort them into buckets, check a step, run it.
+"""A rule bound to arrays and their state: validate them, sort them into buckets, check a step.
 
 The one chain from arrays to engines. Optimizers and faces stand on this module; it stands on the backends.
 """
@@ -6,51 +6,20 @@ The one chain from arrays to engines. Optimizers and faces stand on this module;
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from operator import is_
 from typing import Any, Literal
 
-import numpy as np
-
 from . import backends
-from .backends.engines import norms
 from .backends.engines.program import TraceError
-from .backends.generic import Array, Backend
-from .backends.protocol import Bucket, Job
-from .memory import Memory, check_gradient, check_params
+from .backends.generic import FLOATING, Array, Backend
+from .backends.protocol import Bucket
+from .memory import Memory, check_gradient, check_params, check_state
+from .plan import Plan, PlannedJob
 from .rule import Rule
 from .update import FusedUpdate
 
-__all__ = ["Binding", "Plan", "Reduce", "run", "state_dtype_of"]
-
-#: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
-#: each row which plan it belongs to, and which of that plan's arrays.
-Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
-
-
-@dataclass
-class PlannedJob(Job):
-    """What one step does to one bucket; `places` are the bucket's in the caller's list."""
-
-    places: list[int]
-    clip_norm: float | None
-
-
-@dataclass
-class Plan:
-    """A step of one binding that has been checked, for `run`."""
-
-    jobs: list[PlannedJob]
-
-    def nonfinite(self) -> list[str]:
-        """Names of the parameters whose gradient has an element that is infinite or NaN."""
-        return [
-            name
-            for job in self.jobs
-            for name, good in zip(job.bucket.names, job.bucket.engine.finite(job), strict=True)
-            if not good
-        ]
+__all__ = ["Binding", "state_dtype_of"]
 
 
 class Binding:
@@ -120,6 +89,11 @@ class Binding:
             if state and state[i]:
                 held = self.backend.dtype(next(iter(state[i].values())))
             grad = dtype if grad_dtypes is None else held if grad_dtypes == "state" else grad_dtypes[i]
+            if grad not in FLOATING or grad.startswith("complex") != dtype.startswith("complex"):
+                kinds = "complex" if dtype.startswith("complex") else "real"
+                raise TypeError(f"gradient of {names[i]}: expected a floating-point dtype, {kinds}, got {grad}")
+            for slot, own in state[i].items() if state else ():
+                check_state(f"{slot} of {names[i]}", self.backend, own, array, held)
             by_kind.setdefault((self.backend.device(array), dtype, grad, held), []).append(i)
         for (device, dtype, grad, held), places in by_kind.items():
             chosen, _ = backends.engine_for(self.backend, device, (dtype, grad, held), engine)
@@ -130,8 +104,11 @@ class Binding:
                 else chosen.filled_like(self.backend, own, value, held)
                 for slot, value in rule.slots.items()
             }
-            self.buckets.append(Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine))
+            bucket = Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine)
+            self.buckets.append(bucket)
             self.places.append(places)
+            if not state:  # what was made here, and parameters that were checked above, are good
+                bucket.good = [self.backend.memory_fingerprint(column) or True for column in bucket.arrays()]
 
     # --- its arrays ---
 
@@ -165,6 +142,7 @@ class Binding:
             column, own = bucket.arrays()[k], [arrays[i] for i in places]
             if not all(map(is_, column, own)):
                 column[:] = own
+                bucket.good[k] = None
                 bucket.cache.clear()  # it may hold addresses
         if k == 0 and self.backend.mutable:
             self._params[:] = arrays
@@ -190,17 +168,13 @@ class Binding:
         TraceError
             If the engine was asked for by name, and cannot compile the rule.
         ValueError
-            If a parameter has got another shape, dtype or device.
+            If a parameter or its state has got another shape, dtype or device, its memory was freed, or it may not be
+            written to any more.
         """
         for bucket in self.buckets:
             if update not in bucket.prepared:
                 _prepare(bucket, update)
-            watch = self.backend.swappable and not bucket.watched
-            if watch and self.backend.fingerprint(bucket.params) != bucket.fingerprint:
-                now = self.backend.signature(bucket.params)
-                for name, old, new in zip(bucket.names, bucket.signatures, now, strict=True):
-                    if old != new:
-                        raise ValueError(f"{name}: expected {old}, as when the optimizer was made, got {new}")
+            _look(bucket)
 
     def plan(
         self,
@@ -231,12 +205,16 @@ class Binding:
         TypeError, ValueError
             If a gradient's library, shape, dtype or device is not its parameter's; see also `check`.
         """
-        self.check(update)
         jobs = []
         for bucket, places in zip(self.buckets, self.places, strict=True):
+            if update not in bucket.prepared:
+                _prepare(bucket, update)
+            columns = _look(bucket)
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
-            jobs.append(PlannedJob(bucket, update.program, own, values, places, clip_norm))
+            job = PlannedJob(bucket, update.program, own, values, columns, places=places, clip_norm=clip_norm)
+            job.location = bucket.engine.locate(job)
+            jobs.append(job)
         return Plan(jobs)
 
 
@@ -261,6 +239,35 @@ def _prepare(bucket: Bucket, update: FusedUpdate) -> None:
     bucket.prepared.add(update)
 
 
+def _look(bucket: Bucket) -> Sequence[Sequence[Array]]:
+    """The bucket's arrays, found to be what they were when it was made, wherever they lie now."""
+    backend = bucket.backend
+    if not (backend.mutable and backend.swappable) and None not in bucket.good:
+        return bucket.arrays()
+    columns, bucket.asked = bucket.asked or [backend.described(column) for column in bucket.arrays()], None
+    found = [backend.memory_fingerprint(column) for column in columns]
+    if None in found or found != bucket.good:
+        _check_columns(bucket, columns)
+        bucket.good = [True if one is None else one for one in found]
+    return columns
+
+
+def _check_columns(bucket: Bucket, columns: Sequence[Sequence[Array]]) -> None:
+    backend = bucket.backend
+    called = [bucket.names, *([f"{slot} of {name}" for name in bucket.names] for slot in bucket.state)]
+    for names, column, signatures in zip(called, columns, bucket.signatures, strict=True):
+        for name, array, old, new in zip(names, column, signatures, backend.signature(column), strict=True):
+            if old != new:
+                raise ValueError(f"{name}: expected {old}, as when the optimizer was made, got {new}")
+            if reason := backend.rejects(array):
+                raise TypeError(f"{name}: {reason}")
+            if backend.freed(array):
+                raise ValueError(f"{name}: expected memory, got an array whose memory was freed")
+            if backend.mutable and not backend.writable(array):
+                raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+    Memory().plus(backend, [a for column in columns for a in column], [name for names in called for name in names])
+
+
 def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Sequence[str] | None) -> None:
     backend, kinds = bucket.backend, set(map(type, grads))
     live: Sequence[Array] = grads
@@ -281,81 +288,3 @@ def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Seque
     bucket.kinds |= kinds
     if params is bucket.params:
         bucket.accepted = backend.fingerprint(grads)
-
-
-def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
-    """Run plans that have been checked, one after another.
-
-    Parameters
-    ----------
-    plans : sequence of Plan
-        Updates that are `normed` get the factors that clipping asks for.
-    clip_global_norm : float or None
-        The threshold for the norm of all gradients together.
-    reduce : callable or None
-        See `Reduce`.
-
-    Returns
-    -------
-    array of float64, shape (1,), or None
-        The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
-    """
-    jobs = [job for plan in plans for job in plan.jobs]
-    _copy_aliased_grads(jobs)
-    scales: list[Any] = [None] * len(jobs)
-    norm = None
-    if any(job.program.per_tensor for job in jobs):
-        rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
-        scales, norm = _norm_scales(jobs, clip_global_norm, reduce, rows)
-    for job, scale in zip(jobs, scales, strict=True):
-        job.bucket.engine.update(job, scale)
-    if jobs and not jobs[0].bucket.backend.mutable:
-        columns = [column for job in jobs for column in job.bucket.arrays()]
-        settled = iter(jobs[0].bucket.backend.settle([array for column in columns for array in column]))
-        for column in columns:
-            column[:] = [next(settled) for _ in column]
-    return norm
-
-
-def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
-    """Copy gradients that lie in memory which an earlier job writes to. Within a job, its engine sees to that."""
-    written: dict[int, list[Array]] = {}
-    for job in jobs if len(jobs) > 1 and jobs[0].bucket.backend.mutable else []:
-        backend = job.bucket.backend
-        for i, g in enumerate(job.grads):
-            near = written.get(backend.owner(g), []) if g is not None and written else []
-            if any(g is p or backend.share_memory(g, p) for p in near):
-                job.grads = [*job.grads[:i], backend.copy(g), *job.grads[i + 1 :]]
-        for p in job.bucket.params:
-            written.setdefault(backend.owner(p), []).append(p)
-
-
-def _norm_scales(
-    jobs: Sequence[PlannedJob], clip_global_norm: float | None, reduce: Reduce | None, rows: list[tuple[int, int]]
-) -> tuple[list[Any], Any]:
-    tables = [job.bucket.engine.norm_table(job) for job in jobs]
-    xp, table = tables[0].xp, tables[0].table
-    if len(tables) > 1:
-        if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
-            # Several devices: their norms meet in this machine's memory.
-            xp = np
-            parts = [job.bucket.backend.table_to_host(t.table) for job, t in zip(jobs, tables, strict=True)]
-        else:
-            parts = [t.table for t in tables]
-        if len({part.shape[1] for part in parts}) > 1:
-            parts = [norms.widened(xp, part) for part in parts]
-        table = xp.concat(parts, axis=0)
-    if reduce is not None:
-        table = reduce(xp, table, rows)
-    own = None
-    if any(job.clip_norm is not None for job in jobs):
-        limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
-        own = xp.asarray(limits, dtype=xp.float64, device=table.device)
-    with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
-        factors, norm = norms.clip_factors(xp, table, own, clip_global_norm)
-    scales, start = [], 0
-    for job, held in zip(jobs, tables, strict=True):
-        part = factors[start : start + len(job.grads)]
-        scales.append(part if held.xp is xp else held.xp.asarray(part, device=held.table.device))
-        start += len(job.grads)
-    return scales, norm

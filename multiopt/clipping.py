@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from .backends.generic import Array
-from .binding import Binding, Reduce, run
+from .binding import Binding
 from .memory import backend_of
+from .plan import Reduce, run
 from .update import REPLACE, FusedUpdate
 
 __all__ = ["clip"]
@@ -38,7 +39,7 @@ def clip(
     value, norm, global_norm : float or None
         The bounds, above 0; None where that clipping is off.
     reduce : callable or None
-        Sums over the processes that hold shards; see `multiopt.binding.Reduce`.
+        Sums over the processes that hold shards; see `multiopt.plan.Reduce`.
     in_place : bool
         Whether to write into the arrays, where these are mutable, instead of making others.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from . import backends
 from .backends.generic import FLOATING, Array, Backend
 
-__all__ = ["Memory", "backend_of", "check_floating", "check_gradient", "check_params"]
+__all__ = ["Memory", "backend_of", "check_floating", "check_gradient", "check_params", "check_state"]
 
 
 def backend_of(name: str, array: Array) -> Backend:
@@ -41,6 +41,23 @@ def check_gradient(
         raise TypeError(f"{name}: expected dtype {dtype}, as its parameter's, got {backend.dtype(g)}")
     if not may_be_traced and backend.device(g) != backend.device(param):
         raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(g)}")
+
+
+def check_state(name: str, backend: Backend, array: Array, param: Array, dtype: str) -> None:
+    """Check an array of state, which is to have a `dtype`: an engine writes as much to it as to its parameter."""
+    if backend_of(name, array) is not backend:
+        raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got {type(array).__name__}")
+    if reason := backend.rejects(array):
+        raise TypeError(f"{name}: {reason}")
+    if tuple(array.shape) != tuple(param.shape):
+        raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(array.shape)}")
+    if check_floating(name, backend, array) != dtype:
+        raise TypeError(f"{name}: expected dtype {dtype}, got {backend.dtype(array)}")
+    own = backend.dtype(param)
+    if own.startswith("complex") != dtype.startswith("complex"):
+        raise TypeError(f"{name}: expected complex state for a complex parameter and no other, got {dtype} for {own}")
+    if backend.device(array) != backend.device(param):
+        raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(array)}")
 
 
 def check_params(params: Sequence[Array], names: Sequence[str], expected: Backend | None = None) -> Backend:

@@ -9,9 +9,10 @@ from typing import Any
 from . import checkpoint
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .binding import Binding, Plan, run
+from .binding import Binding
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of
+from .plan import Plan, restored, run
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -250,34 +251,40 @@ class Optimizer:
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
         updates = [self._update(group) for group in self.groups]
-        for held in self.averages:
-            held.check(AVERAGE)  # before anything is written; they move last
-        if self.accumulators:
-            for binding, (update, _) in zip(self.bindings, updates, strict=True):
-                binding.check(update)
-            plans = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=True)]
-        else:
-            plans = self._plans(updates, flat)
-        if self.nonfinite != "propagate" and (bad := [name for plan in plans for name in plan.nonfinite()]):
+        adding = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
+        seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
+        plans: list[Plan] = []
+        averages: list[Plan] = []
+        if last := self.micro_steps + 1 == self.accumulate:
+            sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
+            plans = self._plans(updates, sums or flat)
+            pairs = zip(self.averages, self.bindings, strict=False)
+            averages = [held.plan(AVERAGE, binding.params, {"momentum": self.ema}) for held, binding in pairs]
+        # All is checked, what is done last too; from here on things are written.
+        if self.nonfinite != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
             if self.nonfinite == "raise":
                 some = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
                 raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
             return self.params
-        if self.accumulators:
-            for accumulator, plan, own in zip(self.accumulators, plans, flat, strict=True):
-                accumulator.add(plan, own)
-            self.micro_steps = (self.micro_steps + 1) % self.accumulate
-            if self.micro_steps:
+        held = [*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]
+        with restored([bucket for binding in held for bucket in binding.buckets]):
+            run(adding)
+            if not last:
+                self.micro_steps += 1
+                for accumulator, had in zip(self.accumulators, seen, strict=True):
+                    accumulator.seen = had
                 return self.params
-            plans = self._plans(updates, [accumulator.sums() for accumulator in self.accumulators])
-        norm = run(plans, self.clip_global_norm)
+            for plan, accumulator, had in zip(plans, self.accumulators, seen, strict=False):
+                plan.take(accumulator.sums(had))
+            norm = run(plans, self.clip_global_norm)
+            for plan, binding in zip(averages, self.bindings, strict=False):
+                plan.take(binding.params)
+            run(averages)
+            for accumulator in self.accumulators:
+                accumulator.clear()
         self.grad_norm = norm[0] if norm is not None else None
-        if self.ema is not None:
-            pairs = zip(self.averages, self.bindings, strict=True)
-            run([held.plan(AVERAGE, binding.params, {"momentum": self.ema}) for held, binding in pairs])
-        for accumulator in self.accumulators:
-            accumulator.clear()
+        self.micro_steps = 0
         self.steps += 1
         return self.params
 

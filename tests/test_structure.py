@@ -31,7 +31,9 @@ PUBLIC = (
 FACES = ("multiopt.torch", "multiopt.keras", "multiopt.optax")
 BACKENDS = ("multiopt.backends", "multiopt.backends.engines", "multiopt.backends.engines.program")
 BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
-BINDING = (*BASE, "multiopt.update", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping")
+BINDING = (
+    *BASE, "multiopt.update", "multiopt.plan", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping",
+)  # fmt: skip
 
 #: Each layer, and the layers that it may import besides itself. A layer is a module, or a package with all that is in
 #: it, down to layers within it that have rows of their own. The package `multiopt` is its `__init__` alone.
@@ -45,9 +47,10 @@ LAYERS = {
     "multiopt.options": ("multiopt.rule", "multiopt.tree", "multiopt.backends"),
     "multiopt.schedules": ("multiopt.rule", "multiopt.options", "multiopt.backends"),
     "multiopt.update": (*BASE, *BACKENDS),
-    "multiopt.binding": (*BASE, *BACKENDS, "multiopt.update"),
-    "multiopt.accumulation": (*BASE, *BACKENDS, "multiopt.update", "multiopt.binding"),
-    "multiopt.clipping": (*BASE, *BACKENDS, "multiopt.update", "multiopt.binding"),
+    "multiopt.plan": BACKENDS,
+    "multiopt.binding": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan"),
+    "multiopt.accumulation": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
+    "multiopt.clipping": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
     "multiopt.checkpoint": (*BINDING, *BACKENDS),
     "multiopt.optimizer": (*BINDING, *BACKENDS, "multiopt.checkpoint"),
     "multiopt.adadelta": ("multiopt.rule", "multiopt.options", "multiopt.optimizer"),

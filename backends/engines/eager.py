@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ..generic import Array, Backend, wider
-from ..protocol import Bucket, Engine, Job, NormTable
+from ..protocol import Bucket, Engine, Job, Location, NormTable
 from . import norms
-from .locate import Ranges, blocks, extents
+from .locate import blocks, check_memory, extents
 from .program import Program
 
 __all__ = ["EagerEngine", "elementwise"]
@@ -31,10 +31,21 @@ class EagerEngine(Engine):
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         return None
 
+    def locate(self, job: Job) -> Location | None:
+        backend = job.bucket.backend
+        if not backend.mutable:
+            return None
+        for i, g in enumerate(job.grads):
+            if g is not None:
+                check_memory(job.bucket, i, g)
+        begins, ends = zip(*(extents(backend, column) for column in job.columns), strict=True)
+        upon = np.array([g is p for g, p in zip(job.grads, job.columns[0], strict=True)])
+        return Location((np.concatenate(begins), np.concatenate(ends)), extents(backend, job.grads), upon)
+
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket, program = job.bucket, job.program
         scalars = {name: job.values[name] for name in program.scalars if name != "norm_scale"}
-        for i, g in enumerate(_copy_aliased_grads(bucket, job.grads)):
+        for i, g in enumerate(job.grads):
             if g is None:
                 continue
             own = dict(scalars)  # each tensor's own: a lazy library reads them later
@@ -81,17 +92,6 @@ def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
                 backend.write(view, array)
             else:
                 arrays[i] = array
-
-
-def _copy_aliased_grads(bucket: Bucket, grads: Sequence[Array | None]) -> list[Array | None]:
-    """The gradients, copied where they lie in the memory of parameters: writing those would change them."""
-    backend, grads = bucket.backend, list(grads)
-    if backend.mutable:
-        ranges = Ranges(*extents(backend, bucket.params))
-        upon = np.array([g is p for g, p in zip(grads, bucket.params, strict=True)])
-        for i in ranges.aliases(*extents(backend, grads), upon):
-            grads[i] = backend.copy(grads[i])
-    return grads
 
 
 def elementwise(program: Program, scalars: Mapping[str, Any], computing: str) -> Any:

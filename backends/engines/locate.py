@@ -7,17 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 from operator import is_
+from typing import Any
 
 import numpy as np
 
 from ..generic import FLOATING, Array, Backend, HostMemory
-from ..protocol import Bucket
+from ..protocol import Bucket, Extents, Job, Location
 
 __all__ = [
-    "ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "copy_blocks", "extents", "mixes", "parts_of",
-    "real_dtypes",
+    "ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "check_memory", "copy_blocks", "extents", "mixes",
+    "parts_of", "real_dtypes",
 ]  # fmt: skip
 
+#: No array lies below. The address of a view of memory that was freed is the view's offset.
+LOWEST = 1 << 32
 #: Bytes of a real element of each dtype.
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
@@ -58,26 +61,25 @@ def blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, ...]]:
             yield tuple(block + [slice(0, n) for n in shape[axis:]])
 
 
-def extents(backend: Backend, arrays: Sequence[Array | None]) -> tuple[np.ndarray, np.ndarray]:
-    """First and one-past-last byte of each array; 0 and 0 where there is none, or it cannot be known."""
-    found = [(None if a is None else backend.extent(a)) or (0, 0) for a in arrays]
+def extents(backend: Backend, arrays: Sequence[Array | None]) -> Extents:
+    """First and one-past-last byte of each array; where they cannot be known, numbers that no other array has."""
+    found = [(0, 0) if a is None else backend.extent(a) or (id(a), id(a) + 1) for a in arrays]
     begins, ends = np.array(found, np.int64).reshape(-1, 2).T
     return begins, ends
 
 
 class Ranges:
-    """The memory of arrays that are written to, of which no two share an element."""
+    """Memory that is written to."""
 
-    def __init__(self, begins: np.ndarray, ends: np.ndarray) -> None:
+    def __init__(self, extents: Sequence[Extents]) -> None:
+        begins, ends = (np.concatenate(side) for side in zip(*extents, strict=True))
         some = begins < ends
         # Each sorted for itself: one view may lie within the gaps of another.
         self.begins, self.ends = np.sort(begins[some]), np.sort(ends[some])
 
-    def aliases(self, begins: np.ndarray, ends: np.ndarray, upon: np.ndarray) -> list[int]:
-        """Find gradients in this memory: they would change while they are read.
-
-        A gradient that lies upon its own parameter, element upon element, is none: each is read before it is written.
-        """
+    def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
+        """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
+        begins, ends = read
         meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
         return np.flatnonzero((meets > upon) & (begins < ends)).tolist()
 
@@ -87,82 +89,91 @@ class Locations:
 
     def __init__(self, bucket: Bucket, memory: HostMemory) -> None:
         self.bucket, self.memory = bucket, memory
-        self.layouts = [memory.layout(p) for p in bucket.params]
         self.sizes = np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts_of(bucket.dtype)
         #: A row a tensor: its real elements, and the addresses of x, g and the state. The address of g is 0 where the
         #: tensor is skipped.
         self.table = np.zeros((len(bucket.params), 3 + len(bucket.state)), np.int64)
         self.table[:, 0] = self.sizes
-        self.param_bytes, self.grad_bytes = (
-            self.sizes * ITEMSIZES[FLOATING[dtype]] for dtype in (bucket.dtype, bucket.grad_dtype)
-        )
-        self.fixed = not bucket.backend.swappable or bucket.watched
-        #: Whether the last gradients were all there.
-        self.complete = False
-        self._find_own()
-
-    def _find_own(self) -> None:
+        own = [bucket.dtype, *[bucket.state_dtype] * len(bucket.state)]
+        *self.own_bytes, self.grad_bytes = (self.sizes * ITEMSIZES[FLOATING[d]] for d in (*own, bucket.grad_dtype))
+        #: What the table's columns of the parameters and the state were found from.
+        self.known: list[Any] = [None] * len(own)
+        self.layouts: list[Any] = []
         #: Tensors whose parameter or state cannot be walked as one run.
         self.odd: set[int] = set()
-        for column, arrays in zip([1, *range(3, self.table.shape[1])], self.bucket.arrays(), strict=True):
-            found = np.zeros(len(arrays), np.int64)
-            self.memory.addresses(arrays, self.layouts, found)
-            self._check(found, arrays)
-            self.odd.update(np.flatnonzero(found < 0).tolist())
-            self.table[:, column] = found
-        self.begins, self.ends = self._extents(self.bucket.params, self.table[:, 1], self.param_bytes)
-        self.ranges = Ranges(self.begins, self.ends)
+        self.extents: list[Extents] = [(self.sizes, self.sizes)] * len(own)
+        self.written: Extents = (self.sizes, self.sizes)
 
-    def find(self, grads: Sequence[Array | None]) -> tuple[Sequence[Array | None], list[int]]:
+    def find(self, job: Job) -> Location:
         """Bring the table up to date.
 
-        Returns the gradients that it points at, of which those in the memory of parameters are copies, and which
-        tensors cannot be walked as one run: the table skips them.
+        Raises
+        ------
+        ValueError
+            If a gradient's memory was freed.
         """
-        if not self.fixed:
-            self._find_own()
-        found, self.complete = self.table[:, 2], not any(map(is_, grads, repeat(None)))
-        self.find_gradients(grads, range(len(grads)))
-        self._check(found, grads)
-        begins, ends = self._extents(grads, found, self.grad_bytes)
-        upon = (found == self.table[:, 1]) & (found >= 0) & (ends == self.ends)
-        aliases = self.ranges.aliases(begins, ends, upon)
-        if aliases:
-            grads = list(grads)
-            for i in aliases:
-                grads[i] = self.bucket.backend.copy(grads[i])
-            self.find_gradients(grads, aliases)
+        self._find_own(job.columns)
+        grads, found = job.grads, self.table[:, 2]
+        complete = not any(map(is_, grads, repeat(None)))
+        if not complete:
+            found[:] = 0
+        self.find_gradients(grads, range(len(grads)) if complete else [i for i, g in enumerate(grads) if g is not None])
+        self._check_gradients(grads)
+        read = self._extents(grads, found, self.grad_bytes)
+        upon = (found == self.table[:, 1]) & (found >= 0) & (read[1] == self.extents[0][1])
         odd = sorted(self.odd.union(np.flatnonzero(found < 0).tolist()))
         found[odd] = 0
-        return grads, [i for i in odd if grads[i] is not None]
+        return Location(self.written, read, upon, [i for i in odd if grads[i] is not None])
 
     def find_gradients(self, grads: Sequence[Array | None], which: Sequence[int]) -> None:
-        """Write the addresses of some gradients: 0 for None, −1 where the layout is not the parameter's."""
-        if self.complete and len(which) == len(grads):
-            found = np.empty(len(grads), np.int64)
+        """Write the addresses of some gradients: −1 where the layout is not the parameter's."""
+        found = np.zeros(len(which), np.int64)
+        if len(which) == len(grads):
             self.memory.addresses(grads, self.layouts, found)
-            self.table[:, 2] = found
-            return
-        live = [i for i in which if grads[i] is not None]
-        found = np.zeros(len(live), np.int64)
-        self.memory.addresses([grads[i] for i in live], [self.layouts[i] for i in live], found)
-        self.table[list(which), 2] = 0
-        self.table[live, 2] = found
+        else:
+            self.memory.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
+        self.table[which, 2] = found
 
-    def _extents(
-        self, arrays: Sequence[Array | None], found: np.ndarray, lengths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        begins, ends = found.copy(), found + lengths
+    def _find_own(self, columns: Sequence[Sequence[Array]]) -> None:
+        backend, moved = self.bucket.backend, False
+        for k, arrays in enumerate(columns):
+            now = backend.memory_fingerprint(arrays) if backend.swappable else True
+            if now is not None and now == self.known[k]:
+                continue
+            if k == 0:
+                self.layouts = [self.memory.layout(p) for p in arrays]
+                self.known = [None] * len(columns)  # the state lies as the parameters do
+            found = np.zeros(len(arrays), np.int64)
+            self.memory.addresses(arrays, self.layouts, found)
+            self.table[:, 1 if k == 0 else 2 + k] = found
+            self.extents[k] = self._extents(arrays, found, self.own_bytes[k])
+            self.known[k], moved = now, True
+        if moved:
+            self.odd = set(np.flatnonzero((self.table[:, [1, *range(3, self.table.shape[1])]] < 0).any(1)).tolist())
+            begins, ends = zip(*self.extents, strict=True)
+            self.written = np.concatenate(begins), np.concatenate(ends)
+
+    def _extents(self, arrays: Sequence[Array | None], found: np.ndarray, lengths: np.ndarray) -> Extents:
+        begins = np.where(lengths > 0, found, 0)
+        ends = np.where(begins > 0, found + lengths, 0)
         odd = np.flatnonzero(found < 0).tolist()
         if odd:
             begins[odd], ends[odd] = extents(self.bucket.backend, [arrays[i] for i in odd])
         return begins, ends
 
-    def _check(self, found: np.ndarray, arrays: Sequence[Array | None]) -> None:
-        """Reject arrays whose memory was freed: their address is 0, which stands for no gradient."""
-        for i in np.flatnonzero((found == 0) & (self.sizes > 0)).tolist():
-            if arrays[i] is not None:
-                raise ValueError(f"{self.bucket.names[i]}: expected memory, got a tensor whose memory was freed")
+    def _check_gradients(self, grads: Sequence[Array | None]) -> None:
+        """Refuse gradients whose memory was freed; what never had any, such as a zero tensor, is walked as a copy."""
+        found = self.table[:, 2]
+        for i in np.flatnonzero((found < LOWEST) & (self.sizes > 0)).tolist():
+            if (g := grads[i]) is not None:
+                check_memory(self.bucket, i, g)
+                found[i] = found[i] or -1
+
+
+def check_memory(bucket: Bucket, i: int, g: Array) -> None:
+    """Refuse a gradient whose memory was freed."""
+    if bucket.backend.freed(g):
+        raise ValueError(f"gradient of {bucket.names[i]}: expected memory, got an array whose memory was freed")
 
 
 @dataclass

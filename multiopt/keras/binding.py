@@ -8,8 +8,9 @@ from typing import Any
 from .. import functional
 from ..adadelta import ADADELTA
 from ..backends.generic import Array, Backend
-from ..binding import Binding, Plan, run
+from ..binding import Binding
 from ..memory import Memory
+from ..plan import Plan, run
 from ..rule import Hyper, Rule
 from ..update import FusedUpdate
 from .distribute.mesh import local, reducer, shards

@@ -7,9 +7,9 @@ from typing import Any
 
 from .. import backends
 from ..backends.generic import FLOATING, Array
-from ..binding import Reduce
 from ..clipping import clip
 from ..memory import check_floating, check_gradient
+from ..plan import Reduce
 from .distribute.mesh import mesh_of
 from .variables.slices import IndexedSlices, as_gradient
 from .variables.variable import Boxes, Variable, detached, is_traced

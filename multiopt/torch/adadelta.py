@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adadelta import ADADELTA
-from ..binding import run
+from ..plan import run
 from ..update import FusedUpdate
 from .group import GroupCache, counter_dtype, same
 from .operations import is_observed

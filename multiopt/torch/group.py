@@ -17,7 +17,7 @@ from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
 from ..backends.torch import is_sharded, is_whole, local
-from ..binding import Plan
+from ..plan import Plan
 from ..update import FusedUpdate
 from .operations import update_by_operations
 from .tensors import BACKEND, TensorBinding, is_readable
@@ -62,6 +62,9 @@ class GroupCache:
             raise AssertionError("_foreach ops don't support autograd")
         if _any_sparse(grads):
             raise RuntimeError("Adadelta does not support sparse gradients")
+        for i, tensors in enumerate(zip(group["params"], grads, strict=True)):
+            if any(tensor is not None and tensor.is_nested for tensor in tensors):
+                raise RuntimeError(f"{where}params[{i}]: expected tensors with one shape, got a nested one")
         self.group_params, self.options = list(group["params"]), _options(group, by_operations)
         self.indices = [i for i, p in enumerate(self.group_params) if grads[i] is not None or states.get(p)]
         self.idle = sorted(set(range(len(grads))) - set(self.indices))
@@ -81,12 +84,12 @@ class GroupCache:
         names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
         kinds: dict[Any, list[int]] = {}
         for j, (p, i) in enumerate(zip(self.params, self.indices, strict=True)):
-            kinds.setdefault(None if by_operations else _kind(p, grads[i]), []).append(j)
+            kinds.setdefault(None if by_operations else _kind(p, grads[i], self.states[j]), []).append(j)
         #: Places, in `params`, of those that no engine reads.
         self.by_operations = kinds.pop(None, [])
         #: Bindings of the others, each with the places of its parameters.
         self.bindings: list[tuple[TensorBinding, list[int]]] = []
-        for (sharded, _, grad_dtype), places in kinds.items():
+        for (sharded, grad_dtype, *_), places in kinds.items():
             # Tensors that share memory are updated one after another.
             alone = _overlap([self.params[j] for j in places])
             for own in [[j] for j in places] if alone else [places]:
@@ -163,16 +166,19 @@ def _options(group: Mapping[str, Any], by_operations: bool) -> tuple[Any, ...]:
     return group["capturable"], group["foreach"], group["differentiable"], by_operations
 
 
-def _kind(p: Tensor, g: Tensor | None) -> tuple[bool, torch.device, torch.dtype] | None:
-    """Whether they are shards, their device, and the gradient's dtype; None for what no engine reads.
+def _kind(p: Tensor, g: Tensor | None, state: State) -> tuple[Any, ...] | None:
+    """What tensors that one binding takes have in common; None for what no engine reads.
 
-    The gradient may have another dtype than the parameter, where the user said so (`Tensor.grad_dtype`).
+    Whether they are shards, the dtypes of the gradient, the parameter and the state, and the device. The gradient may
+    have another dtype than the parameter, where the user said so (`Tensor.grad_dtype`).
     """
     sharded = is_sharded(p)
     found = [p] if g is None else [p, g]
     if sharded and is_whole(p) and all(map(is_sharded, found)):
         found = [local(tensor) for tensor in found]
-    return (sharded, p.device, found[-1].dtype) if all(map(is_readable, found)) else None
+    if not all(map(is_readable, found)):
+        return None
+    return sharded, found[-1].dtype, p.dtype, getattr(state[next(iter(ADADELTA.slots))], "dtype", None), p.device
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:

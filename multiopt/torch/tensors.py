@@ -13,6 +13,7 @@ from ..adadelta import ADADELTA
 from ..backends import get
 from ..backends.torch import TorchBackend, local, with_layout_of
 from ..binding import Binding
+from ..plan import Plan
 
 __all__ = ["BACKEND", "PLAIN", "TensorBinding", "is_readable"]
 
@@ -28,7 +29,7 @@ def is_readable(tensor: Tensor) -> bool:
 
 
 class TensorBinding(Binding):
-    """The rule bound to some of a group's parameters and their states, with gradients of one dtype.
+    """The rule bound to some of a group's parameters and their states: all of one device and of the same dtypes.
 
     All of them are DTensors, whose local shards are bound, or none. A RuntimeError says what cannot be updated.
     """
@@ -47,21 +48,29 @@ class TensorBinding(Binding):
                 own.update({slot: with_layout_of(p, own[slot]) for slot in ADADELTA.slots})
         params, *columns = self._arrays()
         state = [dict(zip(ADADELTA.slots, own, strict=True)) for own in zip(*columns, strict=True)]
-        for name, p, own in zip(names, params, state, strict=True):
-            _check_state(name, p, own)
+        for name, own in zip(names, state, strict=True):
+            for slot, tensor in own.items():
+                if type(tensor) not in PLAIN:
+                    raise RuntimeError(f"{slot} of {name}: expected a plain tensor, got a {torch.typename(tensor)}")
         dtypes = [str(grad_dtype).removeprefix("torch.")] * len(params)
         try:
             super().__init__(ADADELTA, params, names, state=state, grad_dtypes=dtypes)
         except (TypeError, ValueError) as error:
             raise RuntimeError(str(error)) from None
-        for bucket in self.buckets:
-            bucket.watched = True
-        self.fingerprints = self._memory_fingerprints()
+        (self.bucket,) = self.buckets
         self.grad_fingerprint: Any = None
 
     def is_current(self) -> bool:
         """Whether the parameters and the state are still those tensors, in the same memory."""
-        return self._memory_fingerprints() == self.fingerprints
+        self.bucket.asked = [BACKEND.described(column) for column in self._arrays()]
+        return [BACKEND.memory_fingerprint(column) for column in self.bucket.asked] == self.bucket.good
+
+    def plan(self, *args: Any, **options: Any) -> Plan:
+        """Check a step; see `Binding.plan`."""
+        try:
+            return super().plan(*args, **options)
+        except (TypeError, ValueError) as error:
+            raise RuntimeError(str(error)) from None
 
     def local_grads(self, grads: Sequence[Tensor | None]) -> Sequence[Tensor | None] | None:
         """The gradients as `plan` takes them; None if one is of another kind than was bound."""
@@ -80,16 +89,3 @@ class TensorBinding(Binding):
         """The local parameters, and those of each slot, as they are now."""
         columns: list[Any] = [self.tensors, *(list(map(itemgetter(slot), self.states)) for slot in ADADELTA.slots)]
         return [[local(tensor) for tensor in column] for column in columns] if self.sharded else columns
-
-    def _memory_fingerprints(self) -> list[Any]:
-        return [BACKEND.memory_fingerprint(column) for column in self._arrays()]
-
-
-def _check_state(name: str, p: Tensor, own: MutableMapping[str, Any]) -> None:
-    dtype = next(iter(own.values())).dtype
-    for slot, s in own.items():
-        if type(s) not in PLAIN or s.shape != p.shape or s.device != p.device or s.dtype != dtype:
-            raise RuntimeError(
-                f"{name}: expected a state {slot!r} of shape {tuple(p.shape)} on {p.device}, got "
-                f"a {type(s).__name__} of shape {tuple(s.shape)} and {s.dtype} on {s.device}"
-            )

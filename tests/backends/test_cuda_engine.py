@@ -15,7 +15,8 @@ from multiopt.backends.engines.cuda.engine import CudaEngine
 from multiopt.backends.protocol import Job
 
 from multiopt import ADADELTA, Hyper, Rule, backends
-from multiopt.binding import Binding, run
+from multiopt.binding import Binding
+from multiopt.plan import run
 from multiopt.update import FusedUpdate
 
 FULL = FusedUpdate(ADADELTA, scaled=True, clipped=True, coupled=True)
@@ -110,7 +111,7 @@ def test_arrays_in_other_orders_and_with_gaps_are_one_launch(stand_in, change):
 def test_a_gradient_in_another_order_is_all_that_is_copied(stand_in, own, other):
     ours, _, placed, _ = bindings(stand_in, change=lambda a, j: a.copy(order=other if j == 1 else own))
     (bucket,) = ours.buckets
-    _, _, copies = bucket.engine._tables(bucket).locate(placed, own=True)
+    _, _, copies = bucket.engine._tables(bucket).locate(located(bucket, FULL.program, placed), own=True)
     assert copies == []
 
 
@@ -207,8 +208,14 @@ def bucket_like(stand_in, grads):
 NORMED = FusedUpdate(ADADELTA, normed=True).program
 
 
+def located(bucket, program, grads):
+    job = Job(bucket, program, grads, VALUES, bucket.arrays())
+    job.location = bucket.engine.locate(job)
+    return job
+
+
 def norm_table(bucket, grads, lowest=-62, program=NORMED):
-    return bucket.engine.norm_table(Job(bucket, program, grads, VALUES), lowest)
+    return bucket.engine.norm_table(located(bucket, program, grads), lowest)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "complex64"])
@@ -241,9 +248,9 @@ def test_finite(stand_in, dtype):
     grads = [stand_in.put(np.full(n, largest, kind)) for n in (5000, 5000, 5000, 3, 1, 0)]
     grads[1][4097], grads[2][0], grads[3][2] = np.nan, -np.inf, np.inf
     bucket = bucket_like(stand_in, grads)
-    assert bucket.engine.finite(Job(bucket, NORMED, grads, {})) == [True, False, False, False, True, True]
+    assert bucket.engine.finite(located(bucket, NORMED, grads)) == [True, False, False, False, True, True]
     grads[1] = None
-    assert bucket.engine.finite(Job(bucket, NORMED, grads, {})) == [True, True, False, False, True, True]
+    assert bucket.engine.finite(located(bucket, NORMED, grads)) == [True, True, False, False, True, True]
 
 
 def test_constants_of_clipping_are_uploaded_once(stand_in):

@@ -77,12 +77,12 @@ def test_blocks_tile_every_shape():
 
 def test_gradients_in_the_memory_of_parameters_are_found():
     params, length = np.array([1000, 2000, 3000]), 100
-    ranges = Ranges(params, params + length)
+    ranges = Ranges([(params[:1], params[:1] + length), (params[1:], params[1:] + length)])
 
     def found(*grads, lengths=length):
         begins = np.array(grads)
         ends = begins + lengths
-        return ranges.aliases(begins, ends, (begins == params) & (ends == params + length))
+        return ranges.aliases((begins, ends), (begins == params) & (ends == params + length))
 
     assert found(5000, 6000, 7000) == []
     assert found(1000, 2000, 3000) == []  # each its own parameter: read before it is written
@@ -91,8 +91,8 @@ def test_gradients_in_the_memory_of_parameters_are_found():
     assert found(0, 1900, 3000) == []  # absent; side by side
     assert found(1000, 0, 0, lengths=np.array([200, 0, 0])) == [0]
     # One parameter in the gaps of another.
-    wide = Ranges(np.array([0, 50]), np.array([200, 60]))
-    assert wide.aliases(np.array([300, 55]), np.array([400, 56]), np.array([False, False])) == [1]
+    wide = Ranges([(np.array([0, 50]), np.array([200, 60]))])
+    assert wide.aliases((np.array([300, 55]), np.array([400, 56])), np.array([False, False])) == [1]
 
 
 def test_dask_chunks_change_nothing():

@@ -9,7 +9,8 @@ from cuda_devices import StandIn
 from multiopt.backends.engines.program import TraceError
 
 from multiopt import ADADELTA, Hyper, Rule
-from multiopt.binding import Binding, run
+from multiopt.binding import Binding
+from multiopt.plan import run
 from multiopt.update import FusedUpdate
 
 HYPERS = {"lr": Hyper(0.7), "rho": Hyper(0.9)}

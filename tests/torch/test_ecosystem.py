@@ -143,7 +143,8 @@ def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
 @pytest.mark.parametrize("engine", ["host", "eager"])
 def test_a_guarded_pass_keeps_everything(engine):
     """A rule of anybody's, on every engine: NaN included."""
-    from multiopt.binding import Binding, run
+    from multiopt.binding import Binding
+    from multiopt.plan import run
     from multiopt.update import FusedUpdate
 
     for skip in (0.0, 1.0):

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ...generic import FLOATING, Array, Backend, wider
-from ...protocol import Bucket, Engine, Job, NormTable
+from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import mixes, real_dtypes
 from ..program import Program
@@ -52,13 +52,16 @@ class CudaEngine(Engine):
         """Compile the program, about a tenth of a second the first time."""
         self.driver.compile(source.update_source(program, real_dtypes(dtypes)))
 
+    def locate(self, job: Job) -> Location:
+        return self._tables(job.bucket).locations.find(job)
+
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
         tables = self._tables(job.bucket)
         numbers = tables.numbers(source.code_of(job.program), job.values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
         kernel = source.update_source(job.program, real_dtypes(job.bucket.dtypes))
-        tables.run(kernel, "update", job.grads, [scales, *numbers], own=True)
+        tables.run(kernel, "update", job, [scales, *numbers], own=True)
         tables.memory.touched([p for p, g in zip(job.bucket.params, job.grads, strict=True) if g is not None])
 
     def norm_table(self, job: Job) -> NormTable:
@@ -69,7 +72,7 @@ class CudaEngine(Engine):
         columns = norms.columns(wider([bucket.grad_dtype]))
         sums = tables.zeros("sums", columns)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
-        tables.run(kernel, "squares", job.grads, [tables.address(sums), *numbers])
+        tables.run(kernel, "squares", job, [tables.address(sums), *numbers])
         table = sums.reshape((len(job.grads), columns))
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
@@ -83,7 +86,7 @@ class CudaEngine(Engine):
             raise RuntimeError("nonfinite: a CUDA graph cannot ask whether gradients are finite; use 'propagate'")
         bad = tables.zeros("bad", 1)
         kernel = source.finite_source(FLOATING[job.bucket.grad_dtype])
-        tables.run(kernel, "nonfinite", job.grads, [tables.address(bad)])
+        tables.run(kernel, "nonfinite", job, [tables.address(bad)])
         return [not b for b in job.bucket.backend.to_host(bad)]
 
     def _tables(self, bucket: Bucket) -> Tables:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...generic import Array, CudaMemory
-from ...protocol import Bucket
+from ...protocol import Bucket, Job
 from ..locate import Copies, Locations, copy_blocks
 from ..program import Code
 from . import source
@@ -93,11 +93,9 @@ class Tables:
         kernel = self.driver.kernel(text, name, self.ordinal)
         self.driver.launch(kernel, self.ordinal, self.stream(), grid, arguments)
 
-    def run(
-        self, text: str, name: str, grads: Sequence[Array | None], arguments: Sequence[Any], *, own: bool = False
-    ) -> None:
+    def run(self, text: str, name: str, job: Job, arguments: Sequence[Any], *, own: bool = False) -> None:
         """Launch a kernel that walks over the bucket. `own` says whether it writes to the parameters and the state."""
-        address, _kept, copies = self.locate(grads, own)  # what is kept lives until the kernel is on the stream
+        address, _kept, copies = self.locate(job, own)  # what is kept lives until the kernel is on the stream
         walk = [*self.fixed, address, len(self.plan.owners), len(self.plan.sizes)]
         self.launch(text, name, [*walk, *arguments])
         with self.memory.on(self.bucket.device):
@@ -131,15 +129,14 @@ class Tables:
 
     # --- where the arrays are ---
 
-    def locate(self, grads: Sequence[Array | None], own: bool) -> tuple[int, list[Array | None], list[Copies]]:
-        """Bring the table of addresses up to date: where on the device it is, and the arrays made for it.
+    def locate(self, job: Job, own: bool) -> tuple[int, list[Array | None], list[Copies]]:
+        """Bring the table on the device up to date: where it is, and the arrays made for it.
 
         Tensors whose memory cannot be walked as one run are copied, and their copies walked. `own` says whether the
         parameters and the state are walked too.
         """
-        found, odd = self.locations.find(grads)
-        kept, now, copies = list(found), self.locations.table[:, 1:].copy(), list[Copies]()
-        for i in odd:
+        kept, now, copies = list(job.grads), self.locations.table[:, 1:].copy(), list[Copies]()
+        for i in job.location.odd:
             if own and i not in self.locations.odd and self._laid_out(kept, i):
                 now[i, 1] = self.locations.table[i, 2]
             else:

@@ -6,6 +6,8 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Sequence
+from itertools import repeat
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory, wider
-from ...protocol import Bucket, Engine, Job, NormTable
+from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, Locations, copy_blocks, mixes, parts_of, real_dtypes
 from ..program import Program
@@ -68,6 +70,9 @@ class HostEngine(Engine):
         """Compile the program, about a fifth of a second the first time."""
         kernels.update_kernel(program, real_dtypes(dtypes))
 
+    def locate(self, job: Job) -> Location:
+        return _Walk.of(job.bucket).locations.find(job)
+
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket, grads = job.bucket, job.grads
         kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
@@ -78,9 +83,10 @@ class HostEngine(Engine):
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             kernel(table, scales[row:], numbers, first, start, count)
 
-        walk.run(bucket, grads, work, own=True)
+        walk.run(job, work, own=True)
+        skips = any(map(is_, grads, repeat(None)))
         live = zip(bucket.params, grads, strict=True)
-        walk.memory.touched(bucket.params if walk.locations.complete else [p for p, g in live if g is not None])
+        walk.memory.touched([p for p, g in live if g is not None] if skips else bucket.params)
 
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
@@ -96,7 +102,7 @@ class HostEngine(Engine):
             with lock:
                 out[row + first : row + first + last] += sums
 
-        _Walk.of(job.bucket).run(job.bucket, job.grads, work)
+        _Walk.of(job.bucket).run(job, work)
         return NormTable(np, out)
 
     def finite(self, job: Job) -> list[bool]:
@@ -106,7 +112,7 @@ class HostEngine(Engine):
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             kernel(table, bad[row:], first, start, count)
 
-        _Walk.of(job.bucket).run(job.bucket, job.grads, work)
+        _Walk.of(job.bucket).run(job, work)
         return [not b for b in bad]
 
 
@@ -137,17 +143,14 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def run(
-        self, bucket: Bucket, grads: Sequence[Array | None], kernel: Callable[..., None], *, own: bool = False
-    ) -> None:
+    def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
         """Call ``kernel(table, row, first, start, count)`` on every piece of the bucket.
 
         `table` has the tensors from number `row` on: all of them, or one whose memory cannot be walked as one run,
         in copies of its blocks. `own` says whether the kernel writes to the parameters and the state.
         """
-        held, odd = self.locations.find(grads)
         threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces)
-        for i in odd:
-            for copies in copy_blocks(bucket, self.memory, i, held[i], own=own, size=COPIED):
+        for i in job.location.odd:
+            for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
                 kernel(copies.table, i, 0, 0, int(copies.table[0, 0]))
-                copies.write_back(bucket.backend)
+                copies.write_back(job.bucket.backend)

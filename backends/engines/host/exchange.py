@@ -1,8 +1,8 @@
-"""Questions asked of many tensors in one call, through DLPack's C exchange API.
+"""Questions asked of many arrays in one call: where each lies, its shape, strides, dtype and device.
 
-A library's array type may carry a table of C functions (``__dlpack_c_exchange_api__``, DLPack 1.2), one of which
-describes an array in place: its address, shape, strides, dtype and device. Asked from Python, each of these costs
-more than a small tensor's update.
+Asked from Python, each of these costs more than a small tensor's update. A library's array type may carry a table of
+C functions (``__dlpack_c_exchange_api__``, DLPack 1.2), one of which describes an array in place. NumPy's arrays have
+none, but their C structure is part of NumPy's binary interface: every compiled extension reads it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numba import types
 
 from .kernels import STORAGE, long_pointer
 
-__all__ = ["Description", "Exchange"]
+__all__ = ["ALIGNED", "C_ORDER", "F_ORDER", "NATIVE", "WRITABLE", "Description", "Exchange", "Fields"]
 
 #: Where the function stands in the table, after the version, a pointer to an older table and three other functions.
 FUNCTION = 40
@@ -28,6 +28,8 @@ WORDS = 6
 HEAD = 2
 #: The ``DLDevice`` and the ``DLDataType`` of what `Exchange.increment` writes to.
 CPU, FLOAT32, FLOAT64 = 1, 2 | 32 << 8 | 1 << 16, 2 | 64 << 8 | 1 << 16
+#: Flags of a NumPy array, as its C structure has them, and one for native bytes.
+C_ORDER, F_ORDER, ALIGNED, NATIVE, WRITABLE = 0x1, 0x2, 0x100, 0x200, 0x400
 float_pointer, double_pointer = STORAGE["float32"][0], STORAGE["float64"][0]
 _list_item: Any = types.ExternalFunction("PyList_GetItem", types.intp(types.intp, types.intp))
 _forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
@@ -42,8 +44,10 @@ class Description:
     #: Which object it is, its address and its strides, of each.
     memory: bytes
     addresses: np.ndarray
-    #: Whether all lie in C order.
+    #: Whether all lie in C order, in native bytes, aligned.
     contiguous: bool
+    #: The flags of each, for NumPy's arrays.
+    flags: np.ndarray | None = None
 
 
 class Exchange:
@@ -64,18 +68,18 @@ class Exchange:
             raise ImportError(f"{kind.__name__}'s DLPack exchange API has version {major.value}, expected 1")
         describe = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(address.value)
         self._describe, self._increment = _describe_kernel(describe), _increment_kernel(describe)
-        self._words = 1024
 
     def describe(self, arrays: list[Any]) -> Description | None:
         """Describe arrays; None if one of them cannot be described."""
-        addresses, room = np.empty(len(arrays), np.int64), np.empty((2, self._words), np.int64)
-        used, contiguous = self._describe(id(arrays), addresses, room)
-        if used > room.shape[1]:
-            self._words = 2 * used
-            return self.describe(arrays)
-        if used < 0:
-            return None
-        return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous)
+        addresses, words = np.empty(len(arrays), np.int64), 8 * len(arrays)
+        while True:
+            room = np.empty((2, words), np.int64)
+            used, contiguous = self._describe(id(arrays), addresses, room)
+            if used < 0:
+                return None
+            if used <= words:
+                return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous)
+            words = used
 
     def increment(self, arrays: list[Any]) -> bool:
         """Add 1 to arrays of one element. If not all are float32 or float64 on the CPU, nothing is written: False."""
@@ -135,5 +139,87 @@ def _increment_kernel(describe: Any) -> Callable[..., bool]:
                 double = numba.carray(double_pointer(found[0, i]), 1)
                 double[0] += 1.0
         return True
+
+    return kernel
+
+
+class Fields:
+    """The questions, for NumPy's arrays, read off their C structure.
+
+    `ImportError` if the structure is not the one that is known.
+    """
+
+    def __init__(self) -> None:
+        self._kernel = _fields_kernel()
+        self._try()
+
+    def describe(self, arrays: list[Any]) -> Description | None:
+        """Describe arrays; None if one of them is not of exact type `numpy.ndarray` or `numpy.memmap`."""
+        addresses, flags, words = np.empty(len(arrays), np.int64), np.empty(len(arrays), np.int64), 8 * len(arrays)
+        while True:
+            room = np.empty((2, words), np.int64)
+            used = self._kernel(id(arrays), addresses, flags, room)
+            if used < 0:
+                return None
+            if used <= words:
+                plain = C_ORDER | ALIGNED | NATIVE
+                contiguous = bool((flags & plain == plain).all())
+                return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous, flags)
+            words = used
+
+    def _try(self) -> None:
+        """Compare with what NumPy itself says of some arrays."""
+        probes = [np.zeros((3, 4), np.float32)[1:, ::2], np.zeros((2, 3), ">f8"), np.zeros(5).T, np.zeros((4, 2)).T]
+        probes += [np.zeros((), np.float16), np.frombuffer(bytes(9), np.uint8)[1:].view(np.float64)]
+        found = self.describe(probes)
+        words = [word for a in probes for word in (a.dtype.num, a.dtype.isnative, a.ndim, *a.shape)]
+        places = [word for a in probes for word in (id(a), *_flagged(a), *a.strides)]
+        if (
+            found is None
+            or found.flags is None
+            or found.signature != np.array(words, np.int64).tobytes()
+            or found.memory != np.array(places, np.int64).tobytes()
+        ):
+            raise ImportError(f"NumPy {np.__version__} lays its arrays out in another way than is known")
+
+
+def _flagged(array: np.ndarray) -> tuple[int, int]:
+    flags = array.flags
+    known = {C_ORDER: flags.c_contiguous, F_ORDER: flags.f_contiguous, ALIGNED: flags.aligned}
+    known |= {NATIVE: array.dtype.isnative, WRITABLE: flags.writeable}
+    return array.__array_interface__["data"][0], sum(flag for flag, on in known.items() if on)
+
+
+def _fields_kernel() -> Callable[..., int]:
+    # struct PyArrayObject_fields: the object's head, whose last word is its type; then char *data; int nd;
+    # npy_intp *dimensions, *strides; PyObject *base; PyArray_Descr *descr; int flags.
+    # struct PyArray_Descr: the head; PyTypeObject *typeobj; char kind, type, byteorder, flags; int type_num.
+    head, plain, mapped = object.__basicsize__, id(np.ndarray), id(np.memmap)
+    native = (ord("="), ord("|"))
+    stored = C_ORDER | F_ORDER | ALIGNED | WRITABLE
+
+    @numba.njit("int64(int64, int64[::1], int64[::1], int64[:, ::1])")
+    def kernel(arrays: int, addresses: Any, flags: Any, out: Any) -> int:
+        """Return the words used, or needed if there is no room for them, or -1."""
+        used = 0
+        for i in range(len(addresses)):
+            array = _list_item(arrays, i)
+            kind = numba.carray(long_pointer(array + head - 8), 1)[0]
+            if kind != plain and kind != mapped:
+                return -1
+            fields = numba.carray(long_pointer(array + head), 7)
+            ndim = fields[1] & 0xFFFFFFFF
+            shape, strides = numba.carray(long_pointer(fields[2]), ndim), numba.carray(long_pointer(fields[3]), ndim)
+            about = numba.carray(long_pointer(fields[5] + head + 8), 1)[0]
+            order = (about >> 16) & 0xFF
+            is_native = order == native[0] or order == native[1]
+            addresses[i], flags[i] = fields[0], (fields[6] & stored) | (NATIVE if is_native else 0)
+            start, used = used, used + HEAD + 1 + ndim
+            if used <= out.shape[1]:
+                out[0, start], out[0, start + 1], out[0, start + 2] = about >> 32, is_native, ndim
+                out[1, start], out[1, start + 1], out[1, start + 2] = array, addresses[i], flags[i]
+                for k in range(ndim):
+                    out[0, start + HEAD + 1 + k], out[1, start + HEAD + 1 + k] = shape[k], strides[k]
+        return used
 
     return kernel

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from ..locate import ITEMSIZES
 from ..program import INFIX, Code, Program
 
-__all__ = ["finite_kernel", "gather", "update_kernel"]
+__all__ = ["finite_kernel", "update_kernel"]
 
 OPERATIONS = {
     **INFIX,
@@ -62,7 +62,7 @@ double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.
 bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
 half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
 half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
-int_pointer, long_pointer = _pointer(types.int32), _pointer(types.int64)
+long_pointer = _pointer(types.int64)
 
 
 @numba.njit(inline="always")
@@ -92,30 +92,6 @@ STORAGE = {
 }
 #: The same reading as functions.
 LOADS = {"float16": half_load, "bfloat16": bfloat_load, "float32": identity, "float64": identity}
-capsule_pointer: Any = types.ExternalFunction(
-    "PyCapsule_GetPointer", numba.core.typing.signature(types.intp, types.intp, types.intp)
-)
-
-
-@numba.njit  # compiled when the first NumPy array comes: PyTorch tensors never need it
-def gather(capsules: Any, need: Any, addresses: Any) -> int:
-    """Read ``__array_struct__`` capsules (the array interface's C side) in one call.
-
-    `need` holds, per array, the flags that it must have. Writes each array's address, or −1 where a flag is missing,
-    and returns the number of those. The GIL is held.
-    """
-    odd = 0
-    for i in range(len(capsules)):
-        # struct PyArrayInterface: int two, nd; char typekind; int itemsize, flags; then shape, strides, data.
-        interface = capsule_pointer(capsules[i], 0)
-        flags = numba.carray(int_pointer(interface), 5)[4]
-        if flags & need[i] == need[i]:
-            addresses[i] = numba.carray(long_pointer(interface), 6)[5]
-        else:
-            addresses[i] = -1
-            odd += 1
-    return odd
-
 
 SPACE = {
     "np": np,

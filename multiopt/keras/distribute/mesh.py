@@ -99,7 +99,7 @@ def aligned(gradient: Array, like: Array, name: str) -> Array:
 
 
 def reducer(plans: Sequence[Sequence[Array]]) -> Callable[..., Any] | None:
-    """A `multiopt.binding.Reduce` for plans that update these arrays; None if none of them is a DTensor."""
+    """A `multiopt.plan.Reduce` for plans that update these arrays; None if none of them is a DTensor."""
     if not any(is_dtensor(array) for arrays in plans for array in arrays):
         return None
     from ...backends.torch import sum_over_shards

@@ -1,0 +1,151 @@
+"""What one step does: plans that have been checked, and how they are run, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .backends.engines import norms
+from .backends.engines.locate import Ranges
+from .backends.generic import Array
+from .backends.protocol import Bucket, Job
+
+__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "restored", "run"]
+
+#: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
+#: each row which plan it belongs to, and which of that plan's arrays.
+Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
+
+
+@dataclass(kw_only=True)
+class PlannedJob(Job):
+    """What one step does to one bucket; `places` are the bucket's in the caller's list."""
+
+    places: list[int]
+    clip_norm: float | None
+
+
+@dataclass
+class Plan:
+    """A step of one binding that has been checked, for `run`."""
+
+    jobs: list[PlannedJob]
+
+    def take(self, grads: Sequence[Array | None]) -> None:
+        """Take other gradients, where arrays are immutable: those that another plan of this step has made anew."""
+        for job in self.jobs:
+            if not job.bucket.backend.mutable:
+                job.grads = [grads[i] for i in job.places]
+
+    def nonfinite(self) -> list[str]:
+        """Names of the parameters whose gradient has an element that is infinite or NaN."""
+        return [
+            name
+            for job in self.jobs
+            for name, good in zip(job.bucket.names, job.bucket.engine.finite(job), strict=True)
+            if not good
+        ]
+
+
+@contextmanager
+def restored(buckets: Sequence[Bucket]) -> Iterator[None]:
+    """Put immutable arrays back if what is done with them fails."""
+    columns = [column for bucket in buckets if not bucket.backend.mutable for column in bucket.arrays()]
+    before = [list(column) for column in columns]
+    try:
+        yield
+    except BaseException:
+        for column, old in zip(columns, before, strict=True):
+            column[:] = old
+        raise
+
+
+def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
+    """Run plans that have been checked, one after another.
+
+    Parameters
+    ----------
+    plans : sequence of Plan
+        Updates that are `normed` get the factors that clipping asks for.
+    clip_global_norm : float or None
+        The threshold for the norm of all gradients together.
+    reduce : callable or None
+        See `Reduce`.
+
+    Returns
+    -------
+    array of float64, shape (1,), or None
+        The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
+    """
+    jobs = [job for plan in plans for job in plan.jobs]
+    _copy_aliased_grads(jobs)
+    scales: list[Any] = [None] * len(jobs)
+    norm = None
+    if any(job.program.per_tensor for job in jobs):
+        scales, norm = _norm_scales(plans, clip_global_norm, reduce)
+    for job, scale in zip(jobs, scales, strict=True):
+        job.bucket.engine.update(job, scale)
+    if jobs and not jobs[0].bucket.backend.mutable:
+        columns = [column for job in jobs for column in job.bucket.arrays()]
+        settled = iter(jobs[0].bucket.backend.settle([array for column in columns for array in column]))
+        for column in columns:
+            column[:] = [next(settled) for _ in column]
+    return norm
+
+
+def norm_of(plans: Sequence[Plan], reduce: Reduce | None = None) -> Any:
+    """The norm of all gradients of plans that have been checked, as `run` returns it; nothing is written."""
+    return _norm_scales(plans, None, reduce)[1]
+
+
+def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
+    """Copy gradients that lie in memory which the step writes to: they would change before they are read."""
+    located = [job for job in jobs if job.location is not None]
+    if not located:
+        return
+    written = Ranges([job.location.written for job in located])
+    for job in located:
+        aliases = written.aliases(job.location.read, job.location.upon)
+        if aliases:
+            grads = list(job.grads)
+            for i in aliases:
+                grads[i] = job.bucket.backend.copy(grads[i])
+            job.grads = grads
+            job.location = job.bucket.engine.locate(job)
+
+
+def _norm_scales(
+    plans: Sequence[Plan], clip_global_norm: float | None, reduce: Reduce | None
+) -> tuple[list[Any], Any]:
+    rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
+    jobs = [job for plan in plans for job in plan.jobs]
+    tables = [job.bucket.engine.norm_table(job) for job in jobs]
+    xp, table = tables[0].xp, tables[0].table
+    if len(tables) > 1:
+        if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
+            # Several devices: their norms meet in this machine's memory.
+            xp = np
+            parts = [job.bucket.backend.table_to_host(t.table) for job, t in zip(jobs, tables, strict=True)]
+        else:
+            parts = [t.table for t in tables]
+        if len({part.shape[1] for part in parts}) > 1:
+            parts = [norms.widened(xp, part) for part in parts]
+        table = xp.concat(parts, axis=0)
+    if reduce is not None:
+        table = reduce(xp, table, rows)
+    own = None
+    if any(job.clip_norm is not None for job in jobs):
+        limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
+        own = xp.asarray(limits, dtype=xp.float64, device=table.device)
+    with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
+        factors, norm = norms.clip_factors(xp, table, own, clip_global_norm)
+    scales, start = [], 0
+    for job, held in zip(jobs, tables, strict=True):
+        part = factors[start : start + len(job.grads)]
+        scales.append(part if held.xp is xp else held.xp.asarray(part, device=held.table.device))
+        start += len(job.grads)
+    return scales, norm
