@@ -196,5 +196,6 @@ def clip_factors(xp: Any, table: Any, clip_norm: Any | None, clip_global_norm: f
     else:
         lengths = norms_of(xp, table)
         own = factors(xp, lengths, clip_norm)
-        total = norm_of_lengths(xp, lengths * own)
+        # What is clipped has its threshold's length, but one that is infinite has NaN in it.
+        total = norm_of_lengths(xp, xp.where(lengths > clip_norm, clip_norm + 0.0 * lengths, lengths))
     return own if clip_global_norm is None else own * factors(xp, total, clip_global_norm), total
