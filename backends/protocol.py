@@ -120,7 +120,7 @@ class Location:
 class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
-    `table` is int64 of shape (tensors, columns of the dtype), a NumPy array or one on the bucket's device, and `xp` its namespace.
+    `table` is int64, with a row a tensor, a NumPy array or one on the bucket's device, and `xp` its namespace.
     """
 
     xp: Any

@@ -118,9 +118,7 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
             job.location = job.bucket.engine.locate(job)
 
 
-def _norm_scales(
-    plans: Sequence[Plan], clip_global_norm: float | None, reduce: Reduce | None
-) -> tuple[list[Any], Any]:
+def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: Reduce | None) -> tuple[list[Any], Any]:
     rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
     jobs = [job for plan in plans for job in plan.jobs]
     tables = [job.bucket.engine.norm_table(job) for job in jobs]

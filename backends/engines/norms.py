@@ -73,7 +73,7 @@ def square_sums(xp: Any, g: Any, computing: str) -> list[int]:
 
 
 def counted(xp: Any, s: Any, bits: int) -> Iterator[int]:
-    """How many units of 2**-bits numbers below 1 are worth, then how many of 2**-(2 bits) what is left, until nothing."""
+    """How many units of 2**-bits some numbers below 1 are worth, how many of 2**-(2 bits) what that left, and so on."""
     unit, left = 1.0, True
     while left:
         unit *= 2.0**-bits

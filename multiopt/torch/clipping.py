@@ -162,9 +162,7 @@ def _readable(named: dict[str, Any]) -> list[Tensor]:
     for name, tensor in named.items():
         shard = local(tensor)
         if not is_readable(shard) or (is_sharded(tensor) and not is_whole(tensor)):
-            raise TypeError(
-                f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(tensor)}"
-            )
+            raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(tensor)}")
         found.append(shard)
     return found
 

@@ -1,4 +1,4 @@
-"""Sums of squares: exact in any order and split; norms, within a unit in the last place; and what clipping makes of them."""
+"""Sums of squares, exact in any order and split; norms, right to a unit in the last place; and factors."""
 
 import math
 
@@ -118,6 +118,7 @@ def test_every_engine_finds_the_same_norm(lib, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
 def test_compiled_blocks_are_the_definition(numba, dtype):
     from multiopt.backends.engines.host.squares import BLOCK, ROOM, square_kernel
+
     from multiopt.update import REPLACE, FusedUpdate
 
     computing = "float64" if dtype == "float64" else "float32"

@@ -27,8 +27,22 @@ from .. import norms
 from ..locate import ITEMSIZES
 from ..program import Program
 from .kernels import (
-    LOADS, NUMBERS, OPERATIONS, STORAGE, TABLE, bits_double, bits_float, build, computing_dtype, double_bits, float_bits,
-    identity, indent, long_pointer, rounded, view,
+    LOADS,
+    NUMBERS,
+    OPERATIONS,
+    STORAGE,
+    TABLE,
+    bits_double,
+    bits_float,
+    build,
+    computing_dtype,
+    double_bits,
+    float_bits,
+    identity,
+    indent,
+    long_pointer,
+    rounded,
+    view,
 )  # fmt: skip
 
 __all__ = ["ROOM", "square_kernel"]
