@@ -15,7 +15,7 @@ from .backends.protocol import Bucket
 from .binding import Binding
 from .memory import backend_of, check_floating
 from .plan import Plan, PlannedJob, Reduce, norm_of, run
-from .update import REPLACE, FusedUpdate
+from .update import PRODUCT, REPLACE, FusedUpdate
 
 __all__ = ["clip", "multiply", "total_norm"]
 
@@ -28,7 +28,6 @@ def clip(
     norm: float | None = None,
     global_norm: float | None = None,
     reduce: Reduce | None = None,
-    in_place: bool = False,
 ) -> tuple[list[Array], Any]:
     """Clip gradients by value, then each by its own norm, then all by the norm of all.
 
@@ -42,26 +41,23 @@ def clip(
         The bounds, above 0; None where that clipping is off.
     reduce : callable or None
         Sums over the processes that hold shards; see `multiopt.plan.Reduce`.
-    in_place : bool
-        Whether to write into the arrays, where these are mutable, instead of making others.
 
     Returns
     -------
     arrays : list of arrays
-        Clipped.
+        New ones, clipped.
     norm : array of float64, shape (1,), or None
         The norm of all before it was clipped, if any clipping by norm is on.
 
     Raises
     ------
     TypeError, ValueError
-        If an array is not supported, or two that are written to overlap.
+        If an array is not supported.
     """
-    made = list(arrays)
-    if not in_place:
-        for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
-            backend = backend_of(name, array)
-            made[i] = backend.full_like(array, 0.0, backend.dtype(array))
+    made = []
+    for name, array in zip(names, arrays, strict=True):
+        backend = backend_of(name, array)
+        made.append(backend.full_like(array, 0.0, backend.dtype(array)))
     binding = Binding(REPLACE, made, names)
     update = FusedUpdate(REPLACE, clipped=value is not None, normed=norm is not None or global_norm is not None)
     plan = binding.plan(update, arrays, {"clip_value": value}, clip_norm=norm, names=names)
@@ -125,5 +121,4 @@ def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None
     TypeError, ValueError
         If an array is not supported, or two overlap. None has been changed then.
     """
-    binding = Binding(REPLACE, arrays, names)
-    run([binding.plan(FusedUpdate(REPLACE, scaled=True), arrays, {"scale": factor}, names=names)])
+    run([Binding(PRODUCT.rule, arrays, names).plan(PRODUCT, arrays, {"factor": factor}, names=names)])
