@@ -233,8 +233,8 @@ class Backend:
         return real + imaginary * 1j
 
     def to_host(self, array: Array) -> np.ndarray:
-        """A NumPy array of the values, in C order and native bytes; bfloat16 as its bits, in uint16."""
-        return np.asarray(array, order="C")
+        """A NumPy array of the values, a copy in C order and native bytes; bfloat16 as its bits, in uint16."""
+        return np.array(array, order="C", copy=True)
 
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         """The inverse of `to_host`: an array of `dtype`, shaped as `array`, on the device of `like`, if given."""

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import is_
 from typing import Any, Protocol
 
 import numpy as np
 
 from .engines.program import Program
-from .generic import Array, Backend
+from .generic import Array, Backend, Described
 
-__all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable"]
+__all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable", "Ranges"]
 
 #: The first and the one-past-last byte of some arrays, int64; 0 and 0 where there is none.
 Extents = tuple[np.ndarray, np.ndarray]
@@ -101,13 +103,40 @@ class Job:
     #: Where they lie; see `Engine.locate`.
     location: Any = None
 
+    @property
+    def complete(self) -> bool:
+        """Whether every parameter has a gradient."""
+        return isinstance(self.grads, Described) or not any(map(is_, self.grads, repeat(None)))
+
+
+class Ranges:
+    """Memory that is written to: the first bytes of its pieces, and their one-past-last bytes."""
+
+    def __init__(self, begins: np.ndarray, ends: np.ndarray) -> None:
+        some = begins < ends
+        # Each sorted for itself: one view may lie within the gaps of another.
+        self.begins, self.ends = np.sort(begins[some]), np.sort(ends[some])
+
+    @classmethod
+    def union(cls, parts: Sequence[Ranges]) -> Ranges:
+        """All that is in one of them."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(np.concatenate([part.begins for part in parts]), np.concatenate([part.ends for part in parts]))
+
+    def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
+        """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
+        begins, ends = read
+        meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
+        return np.flatnonzero((meets > upon) & (begins < ends)).tolist()
+
 
 @dataclass
 class Location:
     """Where a job's arrays lie, found in this very step."""
 
-    #: Of what it writes to, in any order.
-    written: Extents
+    #: What it writes to.
+    written: Ranges
     #: Of the gradients.
     read: Extents
     #: Whether a gradient lies upon its own parameter, element upon element: each is read before it is written.

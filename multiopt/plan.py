@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from .backends.engines import norms
-from .backends.engines.locate import Ranges
 from .backends.generic import Array
-from .backends.protocol import Bucket, Job
+from .backends.protocol import Bucket, Job, Ranges
 
 __all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "restored", "run"]
 
@@ -107,7 +106,7 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
     located = [job for job in jobs if job.location is not None]
     if not located:
         return
-    written = Ranges([job.location.written for job in located])
+    written = Ranges.union([job.location.written for job in located])
     for job in located:
         aliases = written.aliases(job.location.read, job.location.upon)
         if aliases:

@@ -34,6 +34,7 @@ BASE = ("multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedule
 BINDING = (
     *BASE, "multiopt.update", "multiopt.plan", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping",
 )  # fmt: skip
+CHECKPOINT = ("multiopt.files", "multiopt.snapshot", "multiopt.restore")
 
 #: Each layer, and the layers that it may import besides itself. A layer is a module, or a package with all that is in
 #: it, down to layers within it that have rows of their own. The package `multiopt` is its `__init__` alone.
@@ -51,8 +52,11 @@ LAYERS = {
     "multiopt.binding": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan"),
     "multiopt.accumulation": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
     "multiopt.clipping": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
-    "multiopt.checkpoint": (*BINDING, *BACKENDS),
-    "multiopt.optimizer": (*BINDING, *BACKENDS, "multiopt.checkpoint"),
+    "multiopt.files": (),
+    "multiopt.snapshot": (*BINDING, *BACKENDS),
+    "multiopt.restore": (*BINDING, *BACKENDS, "multiopt.snapshot"),
+    "multiopt.checkpoint": (*BINDING, *BACKENDS, *CHECKPOINT),
+    "multiopt.optimizer": (*BINDING, *BACKENDS, *CHECKPOINT, "multiopt.checkpoint"),
     "multiopt.adadelta": ("multiopt.rule", "multiopt.options", "multiopt.optimizer"),
     "multiopt.functional": (*BINDING, *BACKENDS, "multiopt.adadelta"),
     "multiopt": (*BASE, "multiopt.optimizer", "multiopt.adadelta", "multiopt.functional"),

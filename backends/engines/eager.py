@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..generic import Array, Backend, wider
-from ..protocol import Bucket, Engine, Job, Location, NormTable
+from ..protocol import Bucket, Engine, Job, Location, NormTable, Ranges
 from . import norms
 from .locate import blocks, check_memory, extents
 from .program import Program
@@ -40,7 +40,7 @@ class EagerEngine(Engine):
                 check_memory(job.bucket, i, g)
         begins, ends = zip(*(extents(backend, column) for column in job.columns), strict=True)
         upon = np.array([g is p for g, p in zip(job.grads, job.columns[0], strict=True)])
-        return Location((np.concatenate(begins), np.concatenate(ends)), extents(backend, job.grads), upon)
+        return Location(Ranges(np.concatenate(begins), np.concatenate(ends)), extents(backend, job.grads), upon)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket, program = job.bucket, job.program

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from operator import is_
 from typing import Any
 
 import numpy as np
 
 from ..generic import FLOATING, Array, Backend, HostMemory
-from ..protocol import Bucket, Extents, Job, Location
+from ..protocol import Bucket, Extents, Job, Location, Ranges
 
 __all__ = [
-    "ITEMSIZES", "Copies", "Locations", "Ranges", "blocks", "check_memory", "copy_blocks", "extents", "mixes",
+    "ITEMSIZES", "Copies", "Locations", "blocks", "check_memory", "copy_blocks", "extents", "mixes",
     "parts_of", "real_dtypes",
 ]  # fmt: skip
 
@@ -68,22 +66,6 @@ def extents(backend: Backend, arrays: Sequence[Array | None]) -> Extents:
     return begins, ends
 
 
-class Ranges:
-    """Memory that is written to."""
-
-    def __init__(self, extents: Sequence[Extents]) -> None:
-        begins, ends = (np.concatenate(side) for side in zip(*extents, strict=True))
-        some = begins < ends
-        # Each sorted for itself: one view may lie within the gaps of another.
-        self.begins, self.ends = np.sort(begins[some]), np.sort(ends[some])
-
-    def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
-        """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
-        begins, ends = read
-        meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
-        return np.flatnonzero((meets > upon) & (begins < ends)).tolist()
-
-
 class Locations:
     """Where a bucket's parameters, gradients and state lie."""
 
@@ -102,7 +84,7 @@ class Locations:
         #: Tensors whose parameter or state cannot be walked as one run.
         self.odd: set[int] = set()
         self.extents: list[Extents] = [(self.sizes, self.sizes)] * len(own)
-        self.written: Extents = (self.sizes, self.sizes)
+        self.written = Ranges(self.sizes, self.sizes)
 
     def find(self, job: Job) -> Location:
         """Bring the table up to date.
@@ -114,10 +96,11 @@ class Locations:
         """
         self._find_own(job.columns)
         grads, found = job.grads, self.table[:, 2]
-        complete = not any(map(is_, grads, repeat(None)))
-        if not complete:
+        if job.complete:
+            self.memory.addresses(grads, self.layouts, found)
+        else:
             found[:] = 0
-        self.find_gradients(grads, range(len(grads)) if complete else [i for i, g in enumerate(grads) if g is not None])
+            self.find_gradients(grads, [i for i, g in enumerate(grads) if g is not None])
         self._check_gradients(grads)
         read = self._extents(grads, found, self.grad_bytes)
         upon = (found == self.table[:, 1]) & (found >= 0) & (read[1] == self.extents[0][1])
@@ -128,10 +111,7 @@ class Locations:
     def find_gradients(self, grads: Sequence[Array | None], which: Sequence[int]) -> None:
         """Write the addresses of some gradients: −1 where the layout is not the parameter's."""
         found = np.zeros(len(which), np.int64)
-        if len(which) == len(grads):
-            self.memory.addresses(grads, self.layouts, found)
-        else:
-            self.memory.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
+        self.memory.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
         self.table[which, 2] = found
 
     def _find_own(self, columns: Sequence[Sequence[Array]]) -> None:
@@ -151,7 +131,7 @@ class Locations:
         if moved:
             self.odd = set(np.flatnonzero((self.table[:, [1, *range(3, self.table.shape[1])]] < 0).any(1)).tolist())
             begins, ends = zip(*self.extents, strict=True)
-            self.written = np.concatenate(begins), np.concatenate(ends)
+            self.written = Ranges(np.concatenate(begins), np.concatenate(ends))
 
     def _extents(self, arrays: Sequence[Array | None], found: np.ndarray, lengths: np.ndarray) -> Extents:
         begins = np.where(lengths > 0, found, 0)

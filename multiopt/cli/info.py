@@ -14,7 +14,7 @@ __all__ = ["add_arguments", "main"]
 MODULES = {
     "numba": ('"multiopt[numba]"', "the host engine: compiled loops over NumPy arrays and PyTorch CPU tensors"),
     "optree": ('"multiopt[tree]"', "parameters in nested containers"),
-    "safetensors": ('"multiopt[checkpoint]"', "save and load"),
+    "safetensors": ('"multiopt[conformance]"', "the recorded traces of the conformance suite"),
 }
 
 

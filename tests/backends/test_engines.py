@@ -6,7 +6,8 @@ import tracemalloc
 import numpy as np
 import pytest
 from libraries import LIBRARIES, OPTIONS, gradients, library_of
-from multiopt.backends.engines.locate import Ranges, blocks
+from multiopt.backends.engines.locate import blocks
+from multiopt.backends.protocol import Ranges
 from rules import DESCENT
 
 from multiopt import Adadelta, Optimizer
@@ -77,7 +78,7 @@ def test_blocks_tile_every_shape():
 
 def test_gradients_in_the_memory_of_parameters_are_found():
     params, length = np.array([1000, 2000, 3000]), 100
-    ranges = Ranges([(params[:1], params[:1] + length), (params[1:], params[1:] + length)])
+    ranges = Ranges.union([Ranges(params[:1], params[:1] + length), Ranges(params[1:], params[1:] + length)])
 
     def found(*grads, lengths=length):
         begins = np.array(grads)
@@ -91,7 +92,7 @@ def test_gradients_in_the_memory_of_parameters_are_found():
     assert found(0, 1900, 3000) == []  # absent; side by side
     assert found(1000, 0, 0, lengths=np.array([200, 0, 0])) == [0]
     # One parameter in the gaps of another.
-    wide = Ranges([(np.array([0, 50]), np.array([200, 60]))])
+    wide = Ranges(np.array([0, 50]), np.array([200, 60]))
     assert wide.aliases((np.array([300, 55]), np.array([400, 56])), np.array([False, False])) == [1]
 
 

@@ -67,7 +67,6 @@ def test_adam_is_adam():
 def test_rules_with_other_state_and_without_any(plain, tmp_path):
     opt = Optimizer(RULES["cubic"], [plain.param(np.ones((2, 3)))])
     assert plain.host(opt.state[0]["peak"]).tolist() == [[0.5] * 3] * 2  # the slot's value at the start
-    pytest.importorskip("safetensors")
     opt = Optimizer(DESCENT, {"x": plain.param(np.ones(3))}, engine=plain.engine)
     out = opt.step({"x": plain.grad(np.ones(3))})
     assert plain.host(out["x"]).tolist() == [0.9] * 3

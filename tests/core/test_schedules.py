@@ -110,7 +110,6 @@ def test_gives_python_floats_and_survives_copies_and_files(schedule, tmp_path):
         value = schedule(step)
         assert type(value) is float
         assert 0.0 <= value <= 1.0
-    pytest.importorskip("safetensors")
     Adadelta(np.ones(2), lr=schedule).save(tmp_path / "x")
     loaded = Adadelta(np.ones(2))
     loaded.load(tmp_path / "x")

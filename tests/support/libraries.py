@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from multiopt import backends, checkpoint
+from multiopt import backends
+from multiopt import snapshot as snapshots
 
 
 def torch_tensor(array):
@@ -167,7 +168,7 @@ def x64():
 
 def snapshot(opt):
     """All that a failed call must leave as it was: the bits of every array, and every number."""
-    arrays = {p.key: p.bucket.backend.to_host(p.get()).tobytes() for p in checkpoint.places(opt, params=True)}
+    arrays = {p.key: p.bucket.backend.to_host(p.get()).tobytes() for p in snapshots.places(opt, params=True)}
     return arrays, [group.options() for group in opt.groups], opt.steps, opt.micro_steps, opt.skipped
 
 

@@ -6,8 +6,6 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Sequence
-from itertools import repeat
-from operator import is_
 from typing import Any
 
 import numpy as np
@@ -84,9 +82,8 @@ class HostEngine(Engine):
             kernel(table, scales[row:], numbers, first, start, count)
 
         walk.run(job, work, own=True)
-        skips = any(map(is_, grads, repeat(None)))
         live = zip(bucket.params, grads, strict=True)
-        walk.memory.touched([p for p, g in live if g is not None] if skips else bucket.params)
+        walk.memory.touched(bucket.params if job.complete else [p for p, g in live if g is not None])
 
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
