@@ -18,6 +18,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 __all__ = ["BITS", "DIGITS", "STEP", "clip_factors", "columns", "norms_of", "square_sums", "widened"]
 
 #: Each digit counts multiples of 2**STEP of the one before. What is added to a digit at a time is less than 2**STEP,
@@ -107,6 +109,12 @@ def norms_of(xp: Any, table: Any) -> Any:
     """Turn n rows into n norms, float64: the same bits for the same numbers, however they are written in digits."""
     width = table.shape[1] - 2
     start = next(start for start, digits in DIGITS.values() if digits == width)
+    infinite, nan, table = table[:, width] > 0, table[:, width + 1] > 0, table[:, :width]
+    if isinstance(table, np.ndarray):
+        # Here a look costs nothing: most digits are 0 in all rows, and need no carries.
+        used = np.flatnonzero(table.max(axis=0, initial=0))
+        first, end = (int(used[0]), min(int(used[-1]) + 2, width)) if len(used) else (0, 1)
+        table, start, width = table[:, first:end], start + STEP * first, end - first
 
     def constant(values: list[Any], dtype: Any) -> Any:
         return xp.asarray(values, dtype=dtype, device=table.device)
@@ -114,7 +122,7 @@ def norms_of(xp: Any, table: Any) -> Any:
     # A row a digit, so that what follows is done for all tensors at once; and two of zeros below the lowest.
     count = table.shape[0]
     zeros = xp.zeros((2, count), dtype=xp.int64, device=table.device)
-    digits = settled(xp, xp.concat([zeros, xp.permute_dims(table[:, :width], (1, 0))], axis=0), constant)
+    digits = settled(xp, xp.concat([zeros, xp.permute_dims(table, (1, 0))], axis=0), constant)
     # The highest digit that is not 0 and the two below it: at least 65 bits.
     places = constant([2, 2, *range(2, width + 2)], xp.int64)[:, None]
     top = xp.max(xp.where(digits > 0, places, xp.full_like(places, 2)), axis=0)
@@ -123,8 +131,8 @@ def norms_of(xp: Any, table: Any) -> Any:
     # The root of the top digit's unit, as two equal factors, so that neither is too large or too small for float64.
     half = xp.take(constant([2.0 ** ((start + STEP * k) // 4) for k in range(-2, width)], xp.float64), top, axis=0)
     value = (xp.sqrt(high + (middle * 2.0**-32 + low * 2.0**-64)) * half) * half
-    value = xp.where(table[:, width] > 0, xp.full_like(value, math.inf), value)
-    return xp.where(table[:, width + 1] > 0, xp.full_like(value, math.nan), value)
+    value = xp.where(infinite, xp.full_like(value, math.inf), value)
+    return xp.where(nan, xp.full_like(value, math.nan), value)
 
 
 def settled(xp: Any, digits: Any, constant: Any) -> Any:

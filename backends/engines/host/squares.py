@@ -59,7 +59,10 @@ NARROW, WIDE = 22, norms.BITS
 PART = 2.0**-48
 
 
-@intrinsic
+instruction: Any = intrinsic  # whose own types know nothing of the typing context
+
+
+@instruction
 def fetch(typingctx: Any, address: Any) -> Any:
     """Have the memory at an address brought near, if there is any; wait for nothing."""
 
@@ -73,7 +76,7 @@ def fetch(typingctx: Any, address: Any) -> Any:
     return types.void(types.int64), generate
 
 
-@intrinsic
+@instruction
 def exact_square_plus(typingctx: Any, x: Any, y: Any) -> Any:
     """``x * x + y`` for an x whose square is exact: in one operation where the processor has it, else in two."""
 
@@ -85,7 +88,7 @@ def exact_square_plus(typingctx: Any, x: Any, y: Any) -> Any:
     return x(x, x), generate
 
 
-@intrinsic
+@instruction
 def rounded_square_plus(typingctx: Any, x: Any, y: Any) -> Any:
     """The same for an x whose square is to be rounded."""
     return x(x, x), lambda c, builder, s, args: builder.fadd(builder.fmul(args[0], args[0]), args[1])
@@ -206,7 +209,8 @@ def adder(dtype: str) -> Any:
     def add(g_at: Any, m: Any, ahead: Any, room_at: Any, row_at: Any) -> None:
         g = numba.carray(elements_at(g_at), m)
         row = numba.carray(long_pointer(row_at), columns)
-        largest, least = none, all_ones
+        largest: Any = none
+        least: Any = all_ones
         for begin in range(0, m, RUN):
             if ahead:
                 for _ in range(lines):
@@ -220,8 +224,8 @@ def adder(dtype: str) -> Any:
         if largest == none:
             return
         # Exponents: above all squares, of the last place of the smallest, and of the lowest level's unit.
-        top = 2 * (max(np.int64(largest >> unsigned(fraction)), 1) - bias + 1)
-        bottom = 2 * (max(np.int64(unsigned(least + one) >> unsigned(fraction)), 1) - bias) - below
+        top = 2 * (max(np.int64(largest >> unsigned(fraction)), np.int64(1)) - bias + 1)
+        bottom = 2 * (max(np.int64(unsigned(least + one) >> unsigned(fraction)), np.int64(1)) - bias) - below
         levels = 2 if top - bottom <= 2 * level else 3
         unit = top - levels * level
         if largest >= infinite or unit > bottom or unit < least_unit or top + 2 > most:
