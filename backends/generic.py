@@ -254,11 +254,11 @@ class Backend:
         with np.errstate(all="ignore"):
             return tuple(with_default_control(function, self.xp, *arrays))
 
-    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
+    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""
         with np.errstate(all="ignore"):
             return with_default_control(
-                lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+                lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), computing)
             )
 
     def finite(self, array: Array) -> bool:

@@ -149,7 +149,7 @@ class Location:
 class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
-    `table` is int64 of shape (tensors, COLUMNS), a NumPy array or one on the bucket's device, and `xp` its namespace.
+    `table` is int64, with a row a tensor, a NumPy array or one on the bucket's device, and `xp` its namespace.
     """
 
     xp: Any
@@ -184,7 +184,7 @@ class Engine(Protocol):
         `norm_scales` holds one factor a tensor, in the namespace of `norm_table`, if the program has any `per_tensor`.
         """
 
-    def norm_table(self, job: Job, lowest: int) -> NormTable:
+    def norm_table(self, job: Job) -> NormTable:
         """Sum the squares of the gradients, scaled and clipped by value; rows of skipped ones are zero."""
 
     def finite(self, job: Job) -> list[bool]:

@@ -97,8 +97,8 @@ class Optimizer:
     `clip_global_norm`, coupled `weight_decay`, the rule. Decoupled decay comes just before the rule; the average of
     the parameters after it.
 
-    Norms are exact sums, the same whatever the threads and the split into arrays, rounded to a grid of 2**-32 of the
-    threshold; elements beyond 1e139 count as infinite.
+    Norms are exact sums, the same whatever the order, the threads and the split into arrays, and within one unit in the
+    last place of float64, however far from the threshold: so a threshold that is never reached watches `grad_norm`.
     """
 
     __slots__ = (
