@@ -270,7 +270,10 @@ class Optimizer:
         averages: list[Plan] = []
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
-            plans = self._plans(updates, sums or flat)
+            plans = [
+                binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
+                for binding, (update, numbers), own in zip(self.bindings, updates, sums or flat, strict=True)
+            ]
             pairs = zip(self.averages, self.bindings, strict=False)
             averages = [held.plan(AVERAGE, binding.params, {"momentum": settings["ema"]}) for held, binding in pairs]
         # All is checked, what is done last too; from here on things are written.
@@ -301,14 +304,6 @@ class Optimizer:
         self.micro_steps = 0
         self.steps += 1
         return self.params
-
-    def _plans(
-        self, updates: Sequence[tuple[FusedUpdate, Mapping[str, Any]]], grads: Sequence[Sequence[Any]]
-    ) -> list[Plan]:
-        return [
-            binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
-            for binding, (update, numbers), own in zip(self.bindings, updates, grads, strict=True)
-        ]
 
     def _flatten(self, tree: Any, what: str) -> list[list[Any]]:
         if not self.grouped:
