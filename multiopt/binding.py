@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from . import backends
 from .backends.engines.program import TraceError
-from .backends.generic import FLOATING, Array, Backend
+from .backends.generic import FLOATING, Array, Backend, wider
 from .backends.protocol import Bucket
 from .memory import Memory, check_gradient, check_params, check_state
+from .options import narrowest
 from .plan import Plan, PlannedJob
 from .rule import Rule
 from .update import FusedUpdate
@@ -116,6 +117,11 @@ class Binding:
     def params(self) -> list[Array]:
         """The parameters as they are now, in the caller's order."""
         return self._params if self.backend.mutable else self.column(0)
+
+    @property
+    def computing(self) -> str:
+        """The dtype in which an update is computed; of several, the narrowest."""
+        return narrowest(wider(bucket.dtypes) for bucket in self.buckets)
 
     @property
     def state(self) -> dict[str, list[Array]]:

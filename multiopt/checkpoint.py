@@ -57,7 +57,11 @@ def save(opt: Trained, path: str | os.PathLike[str]) -> None:
     OSError
         If there is something else than a regular file at `path`, or it cannot be written. The old file is left as it
         was.
+    ValueError
+        If a parameter's name holds an address, by which no other process would find it.
     """
+    for group in opt.groups:
+        group.structure.check_lasting()
     order = {dtype: i for i, dtype in enumerate(STORED)}  # wide elements first, so that each array is aligned
     held = sorted(places(opt, params=True), key=lambda place: order[place.dtype])
     with writing(Path(path)) as file:

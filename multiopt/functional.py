@@ -1,7 +1,8 @@
 """Adadelta, or any rule, as pure functions over trees of arrays: for `jax.jit`, `torch.compile` and functional code.
 
 Nothing is written in place and no array's values are read, so that a tracing compiler sees plain array operations and
-fuses them itself. On NumPy arrays, eagerly, `multiopt.Adadelta` is many times as fast.
+fuses them itself: the bits are that library's, on NumPy everybody's. On NumPy arrays, eagerly, `multiopt.Adadelta` is
+many times as fast.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .backends.engines.eager import Elementwise
 from .backends.generic import wider
 from .binding import state_dtype_of
 from .memory import backend_of, check_floating, check_gradient
-from .options import OPTIONS, Option, check_state_dtype, options_of
+from .options import OPTIONS, THRESHOLDS, Option, check_fits, check_state_dtype, narrowest, options_of, range_of
 from .rule import Rule
 from .tree import Structure
 from .update import FusedUpdate, compose
@@ -103,8 +104,8 @@ def update(
     Raises
     ------
     TypeError, ValueError
-        If a number is out of range, the state is another rule's, or a gradient's shape or dtype is not its
-        parameter's.
+        If a number is out of range, or one other than 0 is none in the dtype that computes; if the state is another
+        rule's, or a gradient's shape or dtype is not its parameter's.
     """
     if not isinstance(state, State) or state.slots.keys() != rule.slots.keys():
         raise TypeError(f"state: expected what init(params, rule={rule!r}) returns, got {state!r:.80}")
@@ -112,14 +113,24 @@ def update(
     if unknown:
         raise TypeError(f"update: unknown {sorted(unknown)}; expected some of {', '.join(rule.hypers)}")
     hypers |= {"weight_decay": weight_decay, "decoupled": decoupled, "maximize": maximize, "clip_value": clip_value}
-    known = options_of(rule).values()
-    options = {option.name: _checked(option, hypers.get(option.name, option.default), state.step) for option in known}
+    options = {
+        name: _checked(option, hypers.get(name, option.default), state.step)
+        for name, option in options_of(rule).items()
+    }
     fused, numbers = compose(rule, options, {name: option.default for name, option in OPTIONS.items()})
     scalars = {name: value for name, value in {**numbers, "step": state.step}.items() if name in fused.scalars}
     structure = Structure(params)
     leaves = structure.flatten(grads, "grads")
     # By the rule's order: `jax.jit` returns a dict with its keys sorted.
     slots = [structure.flatten(state.slots[slot], f"state.slots[{slot!r}]") for slot in rule.slots]
+    computing = narrowest(
+        wider([backend_of(name, a).dtype(a) for a in arrays])
+        for name, g, *arrays in zip(structure.names, leaves, structure.leaves, *slots, strict=True)
+        if g is not None
+    )
+    for name, value in options.items():  # numbers of one step, as those of a schedule are
+        vanishing = 0.0 in range_of(rule, name)
+        check_fits(name, value, computing, may_vanish=vanishing, may_overflow=name in THRESHOLDS)
     new: list[list[Any]] = []
     for name, x, g, *old in zip(structure.names, structure.leaves, leaves, *slots, strict=True):
         new.append([x, *old] if g is None else _apply(name, fused, scalars, x, g, old))

@@ -12,7 +12,7 @@ from .backends import Backend
 from .binding import Binding
 from .lock import Lock, locked
 from .memory import Memory
-from .options import OPTIONS, Attribute, Group, options_of
+from .options import OPTIONS, Attribute, Group, options_of, with_settings
 from .plan import Plan, restored, run
 from .rule import Rule
 from .tree import Structure
@@ -87,7 +87,8 @@ class Optimizer:
         If something is not an array, has an integer or bool dtype, is of another library than the rest, or an option
         is unknown.
     ValueError
-        If an option is out of range, or arrays are read-only or overlap.
+        If an option is out of range, or vanishes or overflows in the dtype that computes; if arrays are read-only or
+        overlap, or two of them have one name.
 
     Notes
     -----
@@ -168,19 +169,16 @@ class Optimizer:
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
         binding = Binding(
-            self.rule,
-            structure.leaves,
-            structure.names,
-            state_dtype=self.state_dtype,
-            grad_dtypes="state" if self.accumulate > 1 else None,
-            engine=self.engine,
-            memory=self._occupied(),
+            self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
+            grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
-        )
+        )  # fmt: skip
+        made.bind(binding)
+        with_settings(self.settings, [made])
         binding.check(self._composed(made)[0])
         accumulators = [Accumulator(binding, self.state_dtype)] if self.accumulate > 1 else []
         averages = [average(binding, self.state_dtype)] if self.ema is not None else []
-        made.holder, self._memory = binding, binding.memory
+        self._memory = binding.memory
         self.groups.append(made)
         self.bindings.append(binding)
         self.accumulators += accumulators
@@ -206,11 +204,13 @@ class Optimizer:
             group.composed = key, compose(self.rule, group.options(), self.settings)
         return group.composed[1]
 
-    def _update(self, group: Group) -> tuple[FusedUpdate, dict[str, Any]]:
-        """What a group's options ask for, with the numbers of this step."""
-        update, fixed = self._composed(group)
-        changing = {name: group.number(name, self.steps) for name, value in fixed.items() if callable(value)}
-        return update, {**fixed, **changing, "step": self.steps}
+    def _updates(self) -> list[tuple[FusedUpdate, dict[str, Any]]]:
+        """What the groups' options ask for, with the numbers of this step.
+
+        All is read before a schedule is called: what that assigns holds from the next step on.
+        """
+        composed, step = [(group, *self._composed(group)) for group in self.groups], self.steps
+        return [(update, {**group.numbers(fixed, step), "step": step}) for group, update, fixed in composed]
 
     # --- options ---
 
@@ -224,8 +224,9 @@ class Optimizer:
     @locked
     def __setitem__(self, name: str, value: Any) -> None:
         """Set an option of all groups, and of those that are added later."""
-        for group in self.groups:
-            group[name] = value
+        checked = [group.checked({name: value}) for group in self.groups]
+        for group, own in zip(self.groups, checked, strict=True):
+            group.update(own)
         self.defaults[name] = value
 
     # --- the step ---
@@ -257,7 +258,7 @@ class Optimizer:
         flat = self._flatten(grads, "grads")
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        updates = [self._update(group) for group in self.groups]
+        settings, updates = self.settings, self._updates()
         adding = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
         plans: list[Plan] = []
@@ -266,10 +267,11 @@ class Optimizer:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
             plans = self._plans(updates, sums or flat)
             pairs = zip(self.averages, self.bindings, strict=False)
-            averages = [held.plan(AVERAGE, binding.params, {"momentum": self.ema}) for held, binding in pairs]
+            averages = [held.plan(AVERAGE, binding.params, {"momentum": settings["ema"]}) for held, binding in pairs]
         # All is checked, what is done last too; from here on things are written.
-        if self.nonfinite != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
-            if self.nonfinite == "raise":
+        how = settings["nonfinite"]
+        if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
+            if how == "raise":
                 some = ", ".join(bad[:5]) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
                 raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
@@ -284,7 +286,7 @@ class Optimizer:
                 return self.params
             for plan, accumulator, had in zip(plans, self.accumulators, seen, strict=False):
                 plan.take(accumulator.sums(had))
-            norm = run(plans, self.clip_global_norm)
+            norm = run(plans, settings["clip_global_norm"])
             for plan, binding in zip(averages, self.bindings, strict=False):
                 plan.take(binding.params)
             run(averages)
@@ -299,8 +301,8 @@ class Optimizer:
         self, updates: Sequence[tuple[FusedUpdate, Mapping[str, Any]]], grads: Sequence[Sequence[Any]]
     ) -> list[Plan]:
         return [
-            binding.plan(update, own, numbers, clip_norm=group["clip_norm"])
-            for binding, group, (update, numbers), own in zip(self.bindings, self.groups, updates, grads, strict=True)
+            binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
+            for binding, (update, numbers), own in zip(self.bindings, updates, grads, strict=True)
         ]
 
     def _flatten(self, tree: Any, what: str) -> list[list[Any]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import MappingProxyType
@@ -16,15 +18,20 @@ __all__ = [
     "MOMENTUM",
     "OPTIONS",
     "THRESHOLD",
+    "THRESHOLDS",
     "WEIGHT_DECAY",
     "Attribute",
     "Group",
     "Option",
+    "check_fits",
     "check_number",
+    "check_optional",
     "check_state_dtype",
     "check_switch",
     "check_threshold",
+    "narrowest",
     "options_of",
+    "range_of",
     "table",
     "with_settings",
 ]
@@ -34,6 +41,10 @@ THRESHOLD = Hyper(1.0, low=0.0, open_low=True)
 MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
 NONFINITE = ("propagate", "skip", "raise")
 STATE_DTYPES = (None, "float16", "bfloat16", "float32", "float64")
+#: The smallest and the largest positive number of each dtype that updates are computed in.
+EXTREMES = {"float32": (2.0**-149, (2.0 - 2.0**-23) * 2.0**127), "float64": (2.0**-1074, sys.float_info.max)}
+#: Options whose numbers may be larger than what is compared with them: such a threshold is never met.
+THRESHOLDS = ("clip_value", "clip_norm", "clip_global_norm")
 Value = TypeVar("Value")
 
 
@@ -65,6 +76,20 @@ def check_count(name: str, value: Any) -> int:
     """A count that fits into 32 bits."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
         raise ValueError(f"{name}: expected an integer from 1 to 2**31 - 1, got {value!r}")
+    return value
+
+
+def check_fits(name: str, value: Any, computing: str, may_vanish: bool = False, may_overflow: bool = False) -> Any:
+    """A value, which is neither 0 nor infinite in the dtype that computes if it is another number before."""
+    low, high = EXTREMES[computing]
+    if isinstance(value, float) and value != 0:
+        for bad, bound, which in (
+            (abs(value) < low and not may_vanish, f"at least {low!r}", "smallest"),
+            (abs(value) > high and not may_overflow, f"at most {high!r}", "largest"),
+        ):
+            if bad:
+                of = f"the {which} number of {computing}, in which it is computed"
+                raise ValueError(f"{name}: expected a size of {bound}, {of}, got {value!r}")
     return value
 
 
@@ -142,6 +167,11 @@ def options_of(rule: Rule) -> Mapping[str, Option]:
     return MappingProxyType(hypers | {name: option for name, option in OPTIONS.items() if option.scope == "group"})
 
 
+def range_of(rule: Rule, name: str) -> Hyper:
+    """The range of a number among the options of a group."""
+    return {**rule.hypers, "weight_decay": WEIGHT_DECAY}.get(name, THRESHOLD)
+
+
 def table(rule: Rule) -> str:
     """The options for a rule as a table in Markdown: the page ``docs/options.md``."""
     where = {"group": "each group", "step": "the step", "fixed": "the optimizer, fixed"}
@@ -152,13 +182,41 @@ def table(rule: Rule) -> str:
     return "\n".join(lines)
 
 
-def with_settings(settings: Mapping[str, Any], changes: Mapping[str, Any], where: str = "") -> dict[str, Any]:
-    """The options of the whole step with some of them changed; `where` begins the message of an error."""
-    changed = {name: OPTIONS[name].check(f"{where}{name}", value) for name, value in changes.items()}
+def with_settings(
+    settings: Mapping[str, Any], groups: Iterable[Group], changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The options of the whole step with some of them changed; without changes, they are checked for the groups."""
+    if changes is None:
+        changes = {name: settings[name] for name, option in OPTIONS.items() if option.scope == "step"}
+    changed = {name: OPTIONS[name].check(name, value) for name, value in changes.items()}
     if "ema" in changed and (changed["ema"] is None) != (settings["ema"] is None):
         expected = "None" if settings["ema"] is None else "a momentum"
-        raise ValueError(f"{where}ema: expected {expected}, as when the optimizer was made, got {changed['ema']!r}")
+        raise ValueError(f"ema: expected {expected}, as when the optimizer was made, got {changed['ema']!r}")
+    computing = narrowest(group.computing for group in groups)
+    for name in changed:
+        if name == "loss_scale":
+            _check_loss_scale(name, changed[name], settings["accumulate"], computing)
+        else:
+            check_fits(name, changed[name], computing, may_overflow=name in THRESHOLDS)
     return {**settings, **changed}
+
+
+def _check_loss_scale(name: str, value: float, accumulate: int, computing: str) -> None:
+    """Check what gradients are multiplied by, which is its inverse."""
+    low, high = EXTREMES[computing]
+    lowest, highest = 1.0 / high / accumulate, min(1.0 / low, sys.float_info.max) / accumulate
+    while 1.0 / (lowest * accumulate) > high:  # it was rounded
+        lowest = math.nextafter(lowest, math.inf)
+    if not lowest <= value <= highest:
+        raise ValueError(
+            f"{name}: expected a number from {lowest!r} to {highest!r}, so that 1 / (loss_scale * accumulate) is "
+            f"one in {computing}, in which it is computed, got {value!r}"
+        )
+
+
+def narrowest(dtypes: Iterable[str]) -> str:
+    """The one of float32 and float64 that holds fewer numbers."""
+    return "float32" if "float32" in list(dtypes) else "float64"
 
 
 class Holder(Protocol):
@@ -167,6 +225,10 @@ class Holder(Protocol):
     @property
     def params(self) -> list[Any]:
         """The parameters, in order."""
+
+    @property
+    def computing(self) -> str:
+        """The dtype in which their updates are computed; of several, the narrowest."""
 
 
 class Group(MutableMapping[str, Any]):
@@ -192,15 +254,24 @@ class Group(MutableMapping[str, Any]):
 
     def __init__(self, rule: Rule, where: str, structure: Structure, options: Mapping[str, Any]) -> None:
         self.where, self.structure, self.rule = where, structure, rule
-        #: What holds the parameters once they are bound.
+        #: What holds the parameters once they are bound; see `bind`.
         self.holder: Holder | None = None
         #: Incremented whenever an option is set.
         self.version = 0
         #: What an optimizer has composed from the options, after the version that it was composed from.
         self.composed: Any = None
         self._options: dict[str, Any] = {}
-        for name, value in {**{name: option.default for name, option in options_of(rule).items()}, **options}.items():
-            self[name] = value
+        self.update({**{name: option.default for name, option in options_of(rule).items()}, **options})
+
+    def bind(self, holder: Holder) -> None:
+        """Tell it what holds the parameters: its numbers must do for their dtypes from now on."""
+        self.holder = holder
+        self.checked(self._options)
+
+    @property
+    def computing(self) -> str:
+        """The dtype in which the group's updates are computed; float64 before that is known."""
+        return "float64" if self.holder is None else self.holder.computing
 
     @property
     def params(self) -> list[Any]:
@@ -211,14 +282,26 @@ class Group(MutableMapping[str, Any]):
         return self.structure.unflatten(self.params) if name == "params" else self._options[name]
 
     def __setitem__(self, name: str, value: Any) -> None:
-        where = f"{self.where}{name}"
-        if name == "params":
-            raise TypeError(f"{where}: cannot be replaced; make a new optimizer, or write into the arrays")
-        known = options_of(self.rule)
-        if name not in known:
-            raise TypeError(f"{where}: unknown option; expected one of {', '.join(known)}")
-        self._options[name] = known[name].check(where, value)
+        self.update({name: value})
+
+    def update(self, other: Any = (), /, **options: Any) -> None:
+        """Set several options, or none of them if one is refused."""
+        self._options |= self.checked(dict(other, **options))
         self.version += 1
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The options as they would be held if they were set; see the class for what it raises."""
+        known, made = options_of(self.rule), {}
+        for name, value in options.items():
+            where = f"{self.where}{name}"
+            if name == "params":
+                raise TypeError(f"{where}: cannot be replaced; make a new optimizer, or write into the arrays")
+            if name not in known:
+                raise TypeError(f"{where}: unknown option; expected one of {', '.join(known)}")
+            made[name] = check_fits(
+                where, known[name].check(where, value), self.computing, may_overflow=name in THRESHOLDS
+            )
+        return made
 
     def __delitem__(self, name: str) -> None:
         raise TypeError(f"{self.where}{name}: options cannot be removed")
@@ -233,13 +316,19 @@ class Group(MutableMapping[str, Any]):
         """The options, without the parameters."""
         return dict(self._options)
 
+    def numbers(self, fixed: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Numbers of this group with the values of its schedules at a step."""
+        return {name: self.number(name, step) if callable(value) else value for name, value in fixed.items()}
+
     def number(self, name: str, step: int) -> float:
         """The value of a number at a step: a schedule is called, and what it returns is checked."""
         value = self._options[name]
         if not callable(value):
             return value
-        hyper = WEIGHT_DECAY if name == "weight_decay" else self.rule.hypers[name]
-        return hyper.check(f"{self.where}{name} at step {step}", value(step))
+        hyper = range_of(self.rule, name)
+        where = f"{self.where}{name} at step {step}"
+        # A rate that decays to nothing is no mistake, and ends no training: it is 0 once it is that small.
+        return check_fits(where, hyper.check(where, value(step)), self.computing, may_vanish=0.0 in hyper)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_short(value)}" for name, value in self._options.items())
@@ -284,4 +373,4 @@ class Attribute(Generic[Value]):
             opt[self.name] = value
         else:
             with opt._step_lock:  # not within a step
-                opt.settings = with_settings(opt.settings, {self.name: value})
+                opt.settings = with_settings(opt.settings, opt.groups, {self.name: value})

@@ -13,7 +13,7 @@ import numpy as np
 from . import backends
 from .backends.generic import Array
 from .memory import Memory
-from .options import Group, with_settings
+from .options import with_settings
 from .snapshot import COUNTERS, SETTINGS, Place, Trained, about, check_readable, places, sums
 
 __all__ = ["Stored", "check", "load_state_dict", "take"]
@@ -205,9 +205,9 @@ def _read_about(opt: Trained, loaded: Mapping[str, Any], decode: Callable[[Any, 
             with _told(f"{where}: {group.where}{name}"):
                 values[name] = decode(other[name], group[name])
         with _told(where):
-            options.append(Group(group.rule, group.where, group.structure, values).options())
+            options.append(group.checked(values))
     with _told(where):
-        settings = with_settings(opt.settings, {name: loaded[name] for name in SETTINGS})
+        settings = with_settings(opt.settings, opt.groups, {name: loaded[name] for name in SETTINGS})
     seen, lists = [[False] * len(a.seen) for a in opt.accumulators], iter(loaded["accumulated"])
     for flags, binding in zip(seen, opt.bindings, strict=False):
         for i, flag in ((i, flag) for own in binding.places for i, flag in zip(own, next(lists), strict=True)):

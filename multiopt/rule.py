@@ -38,6 +38,11 @@ class Hyper:
         right = ")" if self.open_high or math.isinf(self.high) else "]"
         return f"{left}{self.low:g}, {self.high:g}{right}"
 
+    def __contains__(self, number: float) -> bool:
+        above = number > self.low if self.open_low else number >= self.low
+        below = number < self.high if self.open_high else number <= self.high
+        return above and below
+
     def check(self, name: str, value: float) -> float:
         """Return `value` as a Python float, or raise.
 
@@ -56,10 +61,8 @@ class Hyper:
             number = math.inf if value > 0 else -math.inf
         except (TypeError, ValueError):
             raise TypeError(f"{name}: expected a real number in {self}, got {value!r}") from None
-        above = number > self.low if self.open_low else number >= self.low
-        below = number < self.high if self.open_high else number <= self.high
         # An infinite rate or epsilon is never meant, although it lies within an unbounded range.
-        if not (above and below) or math.isinf(number):
+        if number not in self or math.isinf(number):
             raise ValueError(f"{name}: expected a number in {self}, got {number!r}")
         return number
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 __all__ = ["Structure"]
+
+#: How Python's own repr of an object ends, which says no more than where it lies in this process.
+_ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
 
 
 def _is_container(value: Any) -> bool:
@@ -33,6 +37,8 @@ class Structure:
     ------
     ImportError
         If containers are nested and optree is not installed.
+    ValueError
+        If two arrays have the same name.
     """
 
     def __init__(self, tree: Any, what: str = "params") -> None:
@@ -46,11 +52,43 @@ class Structure:
         elif any(map(_is_container, _values(tree))) or type(tree) not in (list, tuple, dict):
             optree = _optree()
             self.leaves, self.spec = optree.tree_flatten(tree, none_is_leaf=True)
-            self.names = _paths(what, self.spec)
+            self.names = _names(what, self.spec)
         else:
             self.leaves = list(_values(tree))
             self.keys = list(tree) if self.kind is dict else list(range(len(tree)))
             self.names = [f"{what}[{key!r}]" for key in self.keys]
+        if len(set(self.names)) < len(self.names):
+            self._refuse_twins()
+
+    def _paths(self) -> list[tuple[Any, ...]]:
+        """The keys that lead to each leaf."""
+        if self.kind is None:
+            return [()]
+        return [(key,) for key in self.keys] if self.spec is None else self.spec.paths()
+
+    def _refuse_twins(self) -> None:
+        """Say which two keys have one name: checkpoints would hold the state of only one of them."""
+        seen: dict[str, Any] = {}
+        for name, path in zip(self.names, self._paths(), strict=True):
+            if name in seen:
+                one, two = (
+                    " / ".join(f"{key!r} ({type(key).__module__}.{type(key).__qualname__})" for key in keys)
+                    for keys in (seen[name], path)
+                )
+                raise ValueError(
+                    f"{self.what}: expected keys that their repr tells apart, as names and checkpoints do; "
+                    f"both {one} and {two} are called {name}"
+                )
+            seen[name] = path
+
+    def check_lasting(self) -> None:
+        """Raise ValueError if a name is another one in another process."""
+        for name, path in zip(self.names, self._paths(), strict=True):
+            if any(not isinstance(key, str) and _ADDRESS.search(repr(key)) for key in path):
+                raise ValueError(
+                    f"{name}: expected keys with the same repr in every process, by which a file is loaded, "
+                    "got one that holds an address"
+                )
 
     def flatten(self, tree: Any, what: str) -> list[Any]:
         """The leaves of another tree of this structure, None among them.
@@ -87,7 +125,7 @@ class Structure:
         leaves, spec = _optree().tree_flatten(tree, none_is_leaf=True)
         if spec != self.spec:
             names = {what + name.removeprefix(self.what) for name in self.names}
-            got = set(_paths(what, spec))
+            got = set(_names(what, spec))
             missing, unknown = sorted(names - got), sorted(got - names)
             raise ValueError(
                 f"{what}: expected the structure of {self.what}; missing {missing[:5]}, unexpected {unknown[:5]}"
@@ -109,7 +147,7 @@ def _values(tree: Any) -> Any:
     return tree.values() if isinstance(tree, dict) else tree
 
 
-def _paths(what: str, spec: Any) -> list[str]:
+def _names(what: str, spec: Any) -> list[str]:
     return [what + "".join(f"[{key!r}]" for key in path) for path in spec.paths()]
 
 

@@ -77,7 +77,7 @@ class FusedUpdate:
 
 
 def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[FusedUpdate, dict[str, Any]]:
-    """The update that the options of a group and of the step ask for, and the numbers that it reads.
+    """The update that the options of a group and of the step ask for, and the numbers of its step.
 
     Numbers may be callables of the step, or traced arrays; ``step`` itself is left out.
     """
@@ -90,7 +90,7 @@ def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any])
         coupled=decay and not options["decoupled"],
         decoupled=decay and options["decoupled"],
     )
-    numbers = {name: options[name] for name in (*rule.hypers, "weight_decay", "clip_value")}
+    numbers = {name: options[name] for name in (*rule.hypers, "weight_decay", "clip_value", "clip_norm")}
     numbers["scale"] = (-1.0 if options["maximize"] else 1.0) / (settings["loss_scale"] * settings["accumulate"])
     return update, numbers
 

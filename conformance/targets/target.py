@@ -25,7 +25,8 @@ class Target:
     namespace: str
     #: Other modules without which there is nothing to judge.
     needs: tuple[str, ...] = ()
-    #: As `multiopt.Adadelta` takes it; or "functional", "jit" (that under jax.jit) or "keras".
+    #: As `multiopt.Adadelta` takes it; or "functional", "jit" (that under jax.jit), "keras", "keras-own" or
+    #: "torch-face".
     engine: str = "auto"
     dtypes: tuple[str, ...] = tuple(HOLDERS)
     device: str = "cpu"
@@ -87,6 +88,9 @@ _KNOWN = (
     Target("numpy-eager", "NumPy, operation by operation", "numpy", engine="eager"),
     Target("functional", "multiopt.functional on NumPy arrays", "numpy", engine="functional"),
     Target("keras-face", "multiopt.keras on NumPy arrays", "numpy", engine="keras"),
+    Target("keras-own", "multiopt.keras with an update_step of one's own, on NumPy arrays", "numpy",
+           engine="keras-own", dtypes=_STANDARD, slow=True),
+    Target("torch-face", "multiopt.torch on the CPU", "torch", ("numba",), "torch-face", slow=True),
     Target("torch", "PyTorch on the CPU, compiled by Numba into one loop", "torch", ("numba",), "host"),
     Target("strict", "array-api-strict: nothing but the standard", "array_api_strict", (), "eager", _STANDARD,
            slow=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import functional
@@ -16,10 +17,12 @@ from ..update import FusedUpdate
 from .distribute.mesh import local, reducer, shards
 from .variables.variable import Variable
 
-__all__ = ["EPSILON", "AdadeltaStep", "VariableBinding", "stateless"]
+__all__ = ["EPSILON", "KERAS_ADADELTA", "AdadeltaStep", "VariableBinding", "stateless"]
 
 #: As in Keras, 0 is accepted; nothing moves then.
 EPSILON = Hyper(1e-7, low=0.0)
+#: Adadelta as Keras takes it: an epsilon that is 0, or is 0 in float32, is no error.
+KERAS_ADADELTA = replace(ADADELTA, hypers={**ADADELTA.hypers, "eps": EPSILON})
 #: Every number that an update may read.
 Values = Mapping[str, Any]
 

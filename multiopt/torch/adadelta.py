@@ -15,7 +15,7 @@ from ..lock import Lock, locked
 from ..plan import run
 from ..update import FusedUpdate
 from .group import GroupCache, counter_dtype, same
-from .scaling import Scaling, number
+from .scaling import Scaling, checked, number
 
 __all__ = ["Adadelta"]
 
@@ -132,7 +132,10 @@ class Adadelta(torch.optim.Optimizer):
         Raises
         ------
         RuntimeError
-            If a gradient is sparse, or a tensor does not agree with its parameter. Nothing has been changed then.
+            If a gradient is sparse, a tensor does not agree with its parameter, or a step counter cannot be raised.
+            Nothing has been changed then, nor after one of the next two.
+        TypeError, ValueError
+            If an option of a group that is to be a number is none, or NaN.
         AssertionError
             If `capturable` is on for tensors of a device without graphs, or `foreach` together with `differentiable`.
         """
@@ -157,53 +160,57 @@ class Adadelta(torch.optim.Optimizer):
             self._groups.clear()
         observed, planned, plans = is_observed(), [], []
         for i, group in enumerate(self.param_groups):
-            update, values = _update(group, amp), partial(_values, group, amp)
+            where = f"groups[{i}]." if len(self.param_groups) > 1 else ""
+            numbers = {name: checked(f"{where}{name}", group[name]) for name in _NUMBERS}
+            update, values = _update(group, numbers, amp), partial(_values, group, numbers, amp, where)
             grads = [p.grad for p in group["params"]]
-            cache, local_grads = self._cached(i, group, grads, observed)
-            planned.append((cache, grads, update, values))
+            cache, local_grads = self._cached(i, group, grads, observed, where)
+            planned.append((cache, grads, update, values(None) if cache.by_operations else {}))
             plans += cache.plans(local_grads, update, values)
         # All is checked; from here on things are written.
         for cache, *_ in planned:
             cache.keep_new_states(self.state)
         self._states = list(self.state.values())
         run(plans)
-        for cache, grads, update, values in planned:
-            cache.update_by_operations(grads, update, values)
+        for cache, grads, update, own in planned:
+            cache.update_by_operations(grads, update, own)
             cache.count(grads, amp.found_inf)
 
     def _cached(
-        self, i: int, group: dict[str, Any], grads: list[Tensor | None], observed: bool
+        self, i: int, group: dict[str, Any], grads: list[Tensor | None], observed: bool, where: str
     ) -> tuple[GroupCache, list[Sequence[Tensor | None]]]:
         """What is known about a group, found out anew where something has moved; and its gradients."""
         by_operations = observed or (group["differentiable"] and self.defaults["differentiable"])
         cache = self._groups.get(i)
         local_grads = cache.local_grads(grads) if cache and cache.is_current(group, by_operations) else None
         if cache is None or local_grads is None:
-            where = f"groups[{i}]." if len(self.param_groups) > 1 else ""
             cache = self._groups[i] = GroupCache(group, grads, self.state, where, by_operations)
             local_grads = cache.local_grads(grads)
             assert local_grads is not None  # it was made for them
         return cache, local_grads
 
 
-def _update(group: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
+def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
     return FusedUpdate(
         ADADELTA,
-        scaled=group["maximize"] or amp.scale is not None,
-        coupled=bool(group["weight_decay"] != 0),
+        scaled=bool(group["maximize"]) or amp.scale is not None,
+        coupled=bool(numbers["weight_decay"] != 0),
         guarded=amp.found_inf is not None,
     )
 
 
-def _values(group: Mapping[str, Any], amp: Scaling, device: torch.device | None) -> dict[str, Any]:
+def _values(
+    group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling, where: str, device: torch.device | None
+) -> dict[str, Any]:
     """The update's numbers as its engine wants them on a device; as they are for None."""
-    numbers = {name: number(group[name], device) for name in ("lr", "rho", "eps", "weight_decay")}
+    made = {name: number(f"{where}{name}", value, device) for name, value in numbers.items()}
     sign = -1.0 if group["maximize"] else 1.0
-    numbers["scale"] = sign if amp.scale is None else sign / number(amp.scale, device)
-    numbers["skip"] = None if amp.found_inf is None else number(amp.found_inf, device)
-    return numbers
+    made["scale"] = sign if amp.scale is None else sign / number("grad_scale", amp.scale, device)
+    made["skip"] = None if amp.found_inf is None else number("found_inf", amp.found_inf, device)
+    return made
 
 
+_NUMBERS = ("lr", "rho", "eps", "weight_decay")
 #: Options that older checkpoints do not have.
 _LATER_OPTIONS = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 #: The check's name is another in older versions.

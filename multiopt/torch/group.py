@@ -29,7 +29,13 @@ Grads = Sequence[Tensor | None]
 #: Gives an update's numbers as an engine wants them on a device; as PyTorch's operations want them for None.
 Values = Callable[[torch.device | None], Mapping[str, Any]]
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+#: Dtypes whose tensors PyTorch adds 1 to, in place.
+COUNTING = {
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
 _step = itemgetter("step")
+_in_inference = torch.is_inference_mode_enabled
 
 
 def counter_dtype() -> torch.dtype:
@@ -81,7 +87,9 @@ class GroupCache:
             _check_capturable(self.params, self.steps)
         self.plain_steps = not by_operations and all(type(step) is Tensor for step in self.steps)
         given = group.get("param_names")
-        names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
+        self.names = names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
+        for row in zip(names, self.params, self.states, strict=True):
+            _check_writable(*row)
         kinds: dict[Any, list[int]] = {}
         for j, (p, i) in enumerate(zip(self.params, self.indices, strict=True)):
             kinds.setdefault(None if by_operations else _kind(p, grads[i], self.states[j]), []).append(j)
@@ -120,7 +128,9 @@ class GroupCache:
         return found
 
     def plans(self, local_grads: Sequence[Grads], update: FusedUpdate, values: Values) -> list[Plan]:
-        """Check what the engines have to do."""
+        """Check what is to be done, and plan what the engines have to do."""
+        for j in self.by_operations:
+            _check_state(self.names[j], self.params[j], self.states[j])
         return [
             binding.plan(update, own, values(binding.tensors[0].device))
             for (binding, _), own in zip(self.bindings, local_grads, strict=True)
@@ -132,11 +142,11 @@ class GroupCache:
         states.update(self.new_states)
         self.new_states = {}
 
-    def update_by_operations(self, grads: Sequence[Any], update: FusedUpdate, values: Values) -> None:
+    def update_by_operations(self, grads: Sequence[Any], update: FusedUpdate, numbers: Mapping[str, Any]) -> None:
         """Update those that no engine reads."""
         for j in self.by_operations:
             if (g := grads[self.indices[j]]) is not None:
-                update_by_operations(update, values(None), self.params[j], g, self.states[j])
+                update_by_operations(update, numbers, self.params[j], g, self.states[j])
 
     def count(self, grads: Grads, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
@@ -163,7 +173,32 @@ def _any_sparse(grads: Grads) -> bool:
 
 
 def _options(group: Mapping[str, Any], by_operations: bool) -> tuple[Any, ...]:
-    return group["capturable"], group["foreach"], group["differentiable"], by_operations
+    return group["capturable"], group["foreach"], group["differentiable"], by_operations, _in_inference()
+
+
+def _check_writable(name: str, p: Tensor, own: State) -> None:
+    """Check what PyTorch would not write to, and that the counter can be raised by 1."""
+    for what, tensor in {"": p, **own}.items():
+        if isinstance(tensor, Tensor) and tensor.is_inference() and not _in_inference():
+            kind = f"a state {what!r}" if what else "a tensor"
+            raise RuntimeError(f"{name}: expected {kind} for use outside inference mode, got an inference tensor")
+    step = own["step"]
+    strided = step.layout == torch.strided and not step.is_quantized
+    if not strided or step.dtype not in COUNTING or step.is_neg() or (step.ndim and BACKEND.overlaps_itself(step)):
+        raise RuntimeError(
+            f"{name}: expected a state 'step' that can be raised by 1, a strided tensor of numbers with memory of "
+            f"their own, got {step.dtype}, {step.layout}" + (f", strides {step.stride()}" if strided else "")
+        )
+
+
+def _check_state(name: str, p: Tensor, own: State) -> None:
+    if torch.jit.is_tracing():
+        return  # shapes are not looked at: they become part of the graph
+    for slot in ADADELTA.slots:
+        s = own[slot]
+        if not isinstance(s, Tensor) or s.shape != p.shape or s.is_complex() != p.is_complex():
+            got = f"{s.dtype} of shape {tuple(s.shape)}" if isinstance(s, Tensor) else repr(s)
+            raise RuntimeError(f"{name}: expected a state {slot!r} like {p.dtype}, {tuple(p.shape)}, got {got}")
 
 
 def _kind(p: Tensor, g: Tensor | None, state: State) -> tuple[Any, ...] | None:

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Scaling", "number"]
+__all__ = ["Scaling", "checked", "number"]
 
 
-def number(value: Any, device: torch.device | None) -> Any:
-    """A number as a pass over tensors on `device` wants it.
+def checked(name: str, value: Any) -> Any:
+    """A real number, or a tensor of one; TypeError or ValueError if it is something else, or NaN."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat)):
+        return value
+    if isinstance(value, Tensor) and not value.is_complex():
+        if value.numel() == 1:
+            return value
+        raise ValueError(f"{name}: expected a number, got a tensor of {value.numel()} elements")
+    if not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    try:
+        made = float(value)
+    except OverflowError:
+        made = math.nan
+    if math.isnan(made):
+        raise ValueError(f"{name}: expected a number, got {value!r:.80}")
+    return made
+
+
+def number(name: str, value: Any, device: torch.device | None) -> Any:
+    """A number that was `checked`, as a pass over tensors on `device` wants it.
 
     A tensor that lives on an accelerator stays there: the host does not wait for its value, and a CUDA graph sees
     it anew at each replay. For None, where operations are seen by autograd or by whoever traces, it stays a tensor.
@@ -22,7 +43,7 @@ def number(value: Any, device: torch.device | None) -> Any:
     if device is None:
         return value.reshape(())
     if device.type == "cpu" or value.device.type == "cpu":
-        return value.item()
+        return checked(name, value.item())
     return value.detach().reshape(()).to(device, non_blocking=True)
 
 

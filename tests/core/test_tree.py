@@ -89,3 +89,51 @@ def test_gradients_of_another_structure(params, grads, message):
     opt = Adadelta(params, engine="eager")
     with refused(opt, ValueError, f"^grads: {message}"):
         opt.step(grads)
+
+
+class Key:
+    """Of these, several have one repr."""
+
+    def __init__(self, word):
+        self.word = word
+
+    def __repr__(self):
+        return self.word
+
+
+class Same(Key):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("tree", "one", "two"),
+    [
+        ({Key("w"): ONE, Same("w"): TWO}, r"w \(.*Key\)", r"w \(.*Same\)"),
+        ({Key("'w'"): ONE, "w": TWO}, r"'w' \(.*Key\)", r"'w' \(builtins.str\)"),
+        ({"a": [{Key("1"): ONE, 1: TWO}]}, r"'a' \(builtins.str\) / 0 .* / 1 \(.*Key\)", r"'a' .* 1 \(builtins.int\)"),
+        ({"a": {"b": ONE}, Key("'a']['b'"): TWO}, r"'a' .* / 'b' \(builtins.str\)", r"'a'\]\['b' \(.*Key\)"),
+    ],
+    ids=["two classes", "a string's", "nested", "paths"],
+)
+def test_two_keys_with_one_name_are_refused(tree, one, two):
+    """Checkpoints go by names: one of the two would lose its state."""
+    for params in (tree, [{"params": np.ones(3)}, {"params": tree}]):
+        with pytest.raises(
+            ValueError, match=f"expected keys that their repr tells apart.* both ({one} and {two}|{two} and {one})"
+        ):
+            Adadelta(params)
+    opt = Adadelta(np.ones(3))
+    with refused(opt, ValueError, r"^groups\[1\].params: expected keys that their repr tells apart"):
+        opt.add_param_group({"params": tree})
+
+
+def test_names_with_an_address_are_not_saved(tmp_path):
+    """No other process would find the parameter by it; within this one, snapshots work."""
+    pytest.importorskip("safetensors")
+    for key in (object(), (1, object())):
+        opt = Adadelta({key: np.ones(2), "b": np.ones(2)})
+        with refused(opt, ValueError, r"^params\[.*0x.*\]: expected keys with the same repr in every process"):
+            opt.save(tmp_path / "file")
+        assert not list(tmp_path.iterdir())
+        opt.load_state_dict(opt.state_dict())
+    Adadelta({"<w at 0x1f>": np.ones(2), Key("stable"): np.ones(1)}, engine="eager").save(tmp_path / "file")

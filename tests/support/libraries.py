@@ -175,10 +175,16 @@ def snapshot(opt):
 @contextlib.contextmanager
 def refused(opt, kind, message):
     """The block raises such an error, and leaves the optimizer as it was."""
-    before = snapshot(opt)
+
+    def whole():
+        names = [(group.where, list(group.structure.names)) for group in opt.groups]
+        seen = [list(a.seen) for a in opt.accumulators]
+        return snapshot(opt), names, dict(opt.defaults), opt.settings, opt.grouped, seen
+
+    before = whole()
     with pytest.raises(kind, match=message):
         yield
-    assert snapshot(opt) == before
+    assert whole() == before
 
 
 def gradients(rng, shape, dtype, decades=(-40, 20), subnormals=True):

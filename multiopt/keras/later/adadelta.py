@@ -17,16 +17,16 @@ once; both systems round the learning rate to float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from ... import functional
 from ...adadelta import ADADELTA
 from ...backends.generic import Array
-from ...options import WEIGHT_DECAY
-from ..binding import EPSILON, AdadeltaStep
+from ..binding import EPSILON, KERAS_ADADELTA, AdadeltaStep
 from ..variables.variable import Variable
 from .optimizer import Optimizer
+from .state import unchanged_by_errors
 
 __all__ = ["Adadelta"]
 
@@ -47,6 +47,12 @@ class Adadelta(Optimizer):
     weight_decay, clipnorm, …, **kwargs
         See `Optimizer`.
     """
+
+    option_checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = {
+        **Optimizer.option_checks,
+        "rho": ADADELTA.hypers["rho"].check,
+        "epsilon": EPSILON.check,
+    }
 
     def __init__(
         self,
@@ -69,21 +75,21 @@ class Adadelta(Optimizer):
         super().__init__(learning_rate, name, weight_decay, *clips, *averages, jit_compile, **kwargs)
         self.rho = rho
         self.epsilon = epsilon
-        self._hypers()
         self._steps: AdadeltaStep | None = None
 
-    def _hypers(self) -> dict[str, float]:
-        """The rule's hyperparameters except the learning rate, checked: they may have been assigned."""
-        return {"rho": ADADELTA.hypers["rho"].check("rho", self.rho), "eps": EPSILON.check("epsilon", self.epsilon)}
+    def _hypers(self) -> dict[str, Any]:
+        """The rule's hyperparameters except the learning rate."""
+        return {"rho": self.rho, "eps": self.epsilon}
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the accumulators; see `Optimizer.build`."""
         if self.built:
             return
-        super().build(var_list)
-        names = "accumulated_grad", "accumulated_delta_var"
-        rows = [[self.add_variable_from_reference(v, name) for name in names] for v in self._trainable_variables]
-        self._accumulated_grads, self._accumulated_delta_vars = map(list, zip(*rows, strict=True))
+        with unchanged_by_errors(self):
+            super().build(var_list)
+            names = "accumulated_grad", "accumulated_delta_var"
+            rows = [[self.add_variable_from_reference(v, name) for name in names] for v in self._trainable_variables]
+            self._accumulated_grads, self._accumulated_delta_vars = map(list, zip(*rows, strict=True))
 
     def _adadelta_step(self) -> AdadeltaStep:
         if self._steps is None:
@@ -93,8 +99,7 @@ class Adadelta(Optimizer):
         return self._steps
 
     def _values(self, rate: Any) -> dict[str, Any]:
-        decay = 0.0 if self.weight_decay is None else WEIGHT_DECAY.check("weight_decay", self.weight_decay)
-        options = {"weight_decay": decay, "scale": self._scale(), "clip_value": self.clipvalue}
+        options = {"weight_decay": self.weight_decay or 0.0, "scale": self._scale(), "clip_value": self.clipvalue}
         return {"lr": rate, **self._hypers(), **options}
 
     def _is_fused(self, traced: bool) -> bool:
@@ -123,15 +128,14 @@ class Adadelta(Optimizer):
         slots = {"square_avg": self._accumulated_grads[place], "acc_delta": self._accumulated_delta_vars[place]}
         state = functional.State(0, {name: slot.value for name, slot in slots.items()})
         rate = self._rate.at(int(self._iterations.value)) if learning_rate is None else learning_rate
-        new, state = functional.update(variable.value, gradient, state, lr=rate, rho=hypers["rho"], eps=hypers["eps"])
+        new, state = functional.update(variable.value, gradient, state, rule=KERAS_ADADELTA, lr=rate, **hypers)
         variable.assign(new)
         for name, slot in slots.items():
             slot.assign(state.slots[name])
 
     def get_config(self) -> dict[str, Any]:
         """The options, as plain data."""
-        hypers = self._hypers()
-        return {**super().get_config(), "rho": hypers["rho"], "epsilon": hypers["eps"]}
+        return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again."""

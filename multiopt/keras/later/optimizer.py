@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from ...backends.generic import Array
 from ...lock import locked
-from ...options import WEIGHT_DECAY, check_switch, check_threshold
-from ...update import AVERAGE
 from .. import schedules
 from ..distribute import mesh as meshes
 from ..gradients import checked, pairs
 from ..variables.differentiate import gradients
 from ..variables.slices import IndexedSlices, dense
 from ..variables.variable import Variable, holding, is_traced
+from .options import CHECKS, FIXED, check_leftover
 from .rate import Rate
+from .state import unchanged_by_errors
 from .step import Stepper, without_autograd
 
 __all__ = ["Optimizer"]
-
-
-#: Names of options that only the legacy optimizer has, and what to use instead.
-_LEGACY = {
-    "lr": "learning_rate",
-    "decay": "a schedule",
-    "gradient_aggregator": "a function of your own that is called before apply_gradients",
-    "gradient_transformers": "a function of your own that is called before apply_gradients",
-}
-_OPTIONS = (
-    *("weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "ema_momentum"),
-    *("ema_overwrite_frequency", "jit_compile", "loss_scale_factor", "gradient_accumulation_steps"),
-)
 
 
 class Optimizer(Stepper):
@@ -83,6 +70,9 @@ class Optimizer(Stepper):
     already; with plain arrays in several processes, the caller adds them up.
     """
 
+    #: How attributes are checked whenever they are set.
+    option_checks: ClassVar[Mapping[str, Callable[[str, Any], Any]]] = CHECKS
+
     def __init__(
         self,
         learning_rate: Any = 0.001,
@@ -101,25 +91,31 @@ class Optimizer(Stepper):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        _check_leftover(kwargs)
+        check_leftover(kwargs)
         self.name = name
-        self.weight_decay = None if weight_decay is None else WEIGHT_DECAY.check("weight_decay", weight_decay)
-        self.clipnorm = check_threshold("clipnorm", clipnorm)
-        self.clipvalue = check_threshold("clipvalue", clipvalue)
-        self.global_clipnorm = check_threshold("global_clipnorm", global_clipnorm)
+        self.weight_decay = weight_decay
+        self.clipnorm = clipnorm
+        self.clipvalue = clipvalue
+        self.global_clipnorm = global_clipnorm
         if clipnorm is not None and global_clipnorm is not None:
             raise ValueError(
                 f"clipnorm, global_clipnorm: expected one of them at most, got {clipnorm!r} and {global_clipnorm!r}"
             )
-        self.use_ema = check_switch("use_ema", use_ema)
-        self.ema_momentum = AVERAGE.rule.hypers["momentum"].check("ema_momentum", ema_momentum)
-        self.ema_overwrite_frequency = _count("ema_overwrite_frequency", ema_overwrite_frequency, 1)
-        self.jit_compile = check_switch("jit_compile", jit_compile)
-        self.loss_scale_factor = check_threshold("loss_scale_factor", loss_scale_factor)
-        steps = gradient_accumulation_steps or None
-        self.gradient_accumulation_steps = _count("gradient_accumulation_steps", steps, 2)
+        self.use_ema = use_ema
+        self.ema_momentum = ema_momentum
+        self.ema_overwrite_frequency = ema_overwrite_frequency
+        self.jit_compile = jit_compile
+        self.loss_scale_factor = loss_scale_factor
+        self.gradient_accumulation_steps = gradient_accumulation_steps or None
         self.mesh = meshes.check_mesh(mesh)
         self._rate = Rate(learning_rate)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.option_checks:
+            value = self.option_checks[name](name, value)
+            if name in FIXED and self.built and value != getattr(self, name):
+                raise ValueError(f"{name}: fixed once the optimizer is built; expected {getattr(self, name)!r}")
+        super().__setattr__(name, value)
 
     # --- the learning rate and the counter ---
 
@@ -234,11 +230,16 @@ class Optimizer(Stepper):
         variables = list(trainable_variables)
         if len(grads) != len(variables):
             raise ValueError(f"grads: expected one for each of {len(variables)} variables, got {len(grads)}")
-        if not self.built:
-            checked(zip(grads, variables, strict=True), self._boxes)
-            self.build(variables)
         count = int(self._iterations.value)
-        self._apply(self._ordered(grads, variables), self._rate.at(count), count)
+        if self.built:
+            ordered, rate = self._ordered(grads, variables), self._rate.at(count)
+        else:
+            checked(zip(grads, variables, strict=True), self._boxes)
+            with unchanged_by_errors(self):
+                self.build(variables)
+                ordered, rate = self._ordered(grads, variables), self._rate.at(count)
+                self._check_update(ordered, rate, traced=False)
+        self._apply(ordered, rate, count)
         self._iterations.assign_add(1)
 
     def _ordered(self, grads: Sequence[Any], variables: Sequence[Any]) -> list[Any]:
@@ -350,7 +351,7 @@ class Optimizer(Stepper):
 
     def get_config(self) -> dict[str, Any]:
         """The options, as plain data; a callable learning rate is called."""
-        options = {name: getattr(self, name) for name in _OPTIONS}
+        options = {name: getattr(self, name) for name in CHECKS}
         return {"name": self.name, "learning_rate": self._rate.config(), **options}
 
     @classmethod
@@ -367,22 +368,6 @@ class Optimizer(Stepper):
         if isinstance(options.get("learning_rate"), Mapping):
             options["learning_rate"] = schedules.deserialize(options["learning_rate"], custom_objects)
         return cls(**options)
-
-
-def _check_leftover(kwargs: dict[str, Any]) -> None:
-    """Reject keyword arguments that are left over, except the mark of tf_keras' configurations."""
-    if kwargs.pop("is_legacy_optimizer", False):
-        raise ValueError("is_legacy_optimizer: expected False; a legacy one is multiopt.keras.legacy.Adadelta")
-    for name in kwargs:
-        if name in _LEGACY:
-            raise ValueError(f"{name}: only multiopt.keras.legacy.Adadelta has it; use {_LEGACY[name]}")
-        raise TypeError(f"{name}: unknown argument")
-
-
-def _count(name: str, value: Any, lowest: int) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-        raise ValueError(f"{name}: expected an integer of at least {lowest}, or None, got {value!r}")
-    return value
 
 
 def _copy(box: Variable, value: Any) -> Array:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,19 @@ from ..distribute import mesh as meshes
 from ..variables import initializers
 from ..variables.variable import Boxes, Variable, check_values, unboxed
 
-__all__ = ["OptimizerVariables"]
+__all__ = ["OptimizerVariables", "unchanged_by_errors"]
+
+
+@contextmanager
+def unchanged_by_errors(owner: Any) -> Iterator[None]:
+    """If the block raises, the attributes of `owner`, its lists and dicts among them, are what they were before."""
+    before = {name: copy(value) if type(value) in (list, dict) else value for name, value in vars(owner).items()}
+    try:
+        yield
+    except BaseException:
+        vars(owner).clear()
+        vars(owner).update(before)
+        raise
 
 
 class OptimizerVariables:

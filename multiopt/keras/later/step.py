@@ -138,6 +138,8 @@ class Stepper(OptimizerVariables, ABC):
         `traced` says whether JAX traces anything of it.
         """
         every = self.gradient_accumulation_steps or 1
+        if self.use_ema and not traced:  # before anything is written; averages move last
+            self._binding(AVERAGE, self._model_variables_moving_average).bound().check(AVERAGE)
         if every == 1:
             self._update(grads, rate, traced)
         else:

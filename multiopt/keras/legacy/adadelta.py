@@ -114,11 +114,12 @@ class Adadelta(Optimizer):
         given = {v: g for g, v in pairs}
         # All variables with slots, so that every step has the same ones; or a single one that is updated alone.
         known = list(self._slots) if len(given) > 1 else list(given)
-        for library in {v.backend.name: None for v in known}:
-            group = tuple(v for v in known if v.backend.name == library)
+        groups = [tuple(v for v in known if v.backend is library) for library in {v.backend: None for v in known}]
+        for group in groups:  # what is wrong with one is said before anything is written
             if group not in self._steps:
                 slots = [[self.get_slot(v, name) for v in group] for name in _SLOTS]
                 self._steps[group] = AdadeltaStep([group, *slots])
+        for group in groups:
             self._steps[group].step([given.get(v) for v in group], lambda v: self._values(v, apply_state))
 
     def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Mapping[Any, Any] | None = None) -> None:

@@ -101,7 +101,7 @@ class Hyperparameters:
             self._set_hyper(name, value)
         else:
             if name in CLIPS and value is not None:
-                check_not_negative(name, value)
+                value = check_not_negative(name, value)
                 if self.gradient_transformers:
                     raise ValueError(f"{name}: expected None with gradient_transformers; make clipping one of them")
             object.__setattr__(self, name, value)
@@ -125,14 +125,17 @@ def restored(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
     return found
 
 
-def check_not_negative(option: str, value: Any) -> None:
-    """Raise TypeError or ValueError unless it is a number of at least 0."""
+def check_not_negative(option: str, value: Any) -> float:
+    """A number of at least 0, as a float; TypeError or ValueError if it is something else."""
     try:
-        good = float(value) >= 0
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{option}: expected a number, got {value!r}") from None
-    if not good:
+    if not number >= 0:
         raise ValueError(f"{option}: expected a number that is not negative, got {value!r}")
+    return number
 
 
 def _is_schedule(value: Any) -> bool:
