@@ -169,15 +169,10 @@ class Optimizer:
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
         binding = Binding(
-            self.rule,
-            structure.leaves,
-            structure.names,
-            state_dtype=self.state_dtype,
-            grad_dtypes="state" if self.accumulate > 1 else None,
-            engine=self.engine,
-            memory=self._occupied(),
+            self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
+            grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
-        )
+        )  # fmt: skip
         made.bind(binding)
         with_settings(self.settings, [made])
         binding.check(self._composed(made)[0])
