@@ -82,6 +82,8 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
         The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
     """
     jobs = [job for plan in plans for job in plan.jobs]
+    if not jobs:
+        return None
     _copy_aliased_grads(jobs)
     scales: list[Any] = [None] * len(jobs)
     norm = None

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from exact import units_off
+from exact_norms import units_off
 from torch_pairs import assert_equal, torch
 
 from multiopt.torch import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
