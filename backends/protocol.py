@@ -130,8 +130,9 @@ class Ranges:
     def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
         """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
         begins, ends = read
-        meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
-        return np.flatnonzero((meets > upon) & (begins < ends)).tolist()
+        meets = self.begins.searchsorted(ends) - self.ends.searchsorted(begins, side="right")
+        found = (meets > upon) & (begins < ends)
+        return found.nonzero()[0].tolist() if found.any() else []
 
 
 @dataclass

@@ -6,7 +6,8 @@ The one chain from arrays to engines. Optimizers and faces stand on this module;
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from .plan import Plan, PlannedJob
 from .rule import Rule
 from .update import FusedUpdate
 
-__all__ = ["Binding", "state_dtype_of"]
+__all__ = ["Binding", "restored", "state_dtype_of"]
 
 
 class Binding:
@@ -231,6 +232,19 @@ def state_dtype_of(dtype: str, wanted: str | None) -> str:
     if dtype.startswith("complex"):
         return "complex128" if wanted in ("float64", "complex128") else "complex64"
     return wanted
+
+
+@contextmanager
+def restored(bindings: Sequence[Binding]) -> Iterator[None]:
+    """Put immutable arrays back if what is done with them fails."""
+    columns = [column for binding in bindings for bucket in binding.buckets for column in bucket.arrays()]
+    before = [list(column) for column in columns]
+    try:
+        yield
+    except BaseException:
+        for column, old in zip(columns, before, strict=True):
+            column[:] = old
+        raise
 
 
 def _prepare(bucket: Bucket, update: FusedUpdate) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .binding import Binding
+from .binding import Binding, restored
 from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of, with_settings
-from .plan import Plan, restored, run
+from .plan import Plan, run
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -280,7 +281,7 @@ class Optimizer:
             self.skipped += 1
             return self.params
         held = [*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]
-        with restored([bucket for binding in held for bucket in binding.buckets]):
+        with nullcontext() if self.backend.mutable else restored(held):
             run(adding)
             if not last:
                 self.micro_steps += 1

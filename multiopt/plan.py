@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 from .backends.engines import norms
 from .backends.engines.control import with_default_control
 from .backends.generic import Array
-from .backends.protocol import Bucket, Job, Ranges
+from .backends.protocol import Job, Ranges
 
-__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "restored", "run"]
+__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "run"]
 
 #: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
 #: each row which plan it belongs to, and which of that plan's arrays.
@@ -49,19 +48,6 @@ class Plan:
             for name, good in zip(job.bucket.names, job.bucket.engine.finite(job), strict=True)
             if not good
         ]
-
-
-@contextmanager
-def restored(buckets: Sequence[Bucket]) -> Iterator[None]:
-    """Put immutable arrays back if what is done with them fails."""
-    columns = [column for bucket in buckets if not bucket.backend.mutable for column in bucket.arrays()]
-    before = [list(column) for column in columns]
-    try:
-        yield
-    except BaseException:
-        for column, old in zip(columns, before, strict=True):
-            column[:] = old
-        raise
 
 
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
