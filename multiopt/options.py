@@ -263,6 +263,10 @@ class Group(MutableMapping[str, Any]):
         self._options: dict[str, Any] = {}
         self.update({**{name: option.default for name, option in options_of(rule).items()}, **options})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be composed again: it may hold a schedule that was replaced, and does not pickle."""
+        return {**self.__dict__, "composed": None}
+
     def bind(self, holder: Holder) -> None:
         """Tell it what holds the parameters: its numbers must do for their dtypes from now on."""
         self.holder = holder
