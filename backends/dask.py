@@ -19,8 +19,8 @@ def _chunk(function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
     return list(get("numpy").elementwise(function, arrays))
 
 
-def _row(prepare: Any, lowest: int, g: np.ndarray) -> list[int]:
-    return get("numpy").square_sums(prepare, g, lowest)
+def _row(prepare: Any, computing: str, g: np.ndarray) -> list[int]:
+    return get("numpy").square_sums(prepare, g, computing)
 
 
 class DaskBackend(Backend):
@@ -71,8 +71,8 @@ class DaskBackend(Backend):
                 grid[position] = da.from_delayed(task[j], size, dtype=old.dtype)
         return tuple(da.block(grid.tolist()) for grid in grids)
 
-    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
-        tasks = [dask.delayed(_row)(prepare, lowest, chunk) for chunk in g.to_delayed().ravel()]
+    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
+        tasks = [dask.delayed(_row)(prepare, computing, chunk) for chunk in g.to_delayed().ravel()]
         return [sum(column) for column in zip(*dask.compute(*tasks), strict=True)]
 
     def finite(self, array: Array) -> bool:

@@ -153,9 +153,7 @@ class Backend:
     def memory_fingerprint(self, arrays: Sequence[Array]) -> Any:
         """What differs if one was swapped, has moved, has another shape or was locked; None if that takes long."""
         known = self.described(arrays)
-        if not isinstance(known, Described):
-            return None
-        return known.description.signature, known.description.memory
+        return known.description.memory if isinstance(known, Described) else None
 
     def freed(self, array: Array) -> bool:
         """Whether the array's memory is gone, although the array is still there."""
@@ -254,11 +252,11 @@ class Backend:
         with np.errstate(all="ignore"):
             return tuple(with_default_control(function, self.xp, *arrays))
 
-    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
+    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""
         with np.errstate(all="ignore"):
             return with_default_control(
-                lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), lowest)
+                lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), computing)
             )
 
     def finite(self, array: Array) -> bool:

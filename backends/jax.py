@@ -51,6 +51,6 @@ class JaxBackend(Backend):
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         return jax.device_put(array.view(jax.numpy.dtype(dtype)), None if like is None else like.sharding)
 
-    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
+    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         # On the host, because JAX has no float64 unless told so for the whole process.
-        return square_sums(np, np.atleast_1d(np.asarray(prepare(self.xp, g))).astype(np.float64), lowest)
+        return square_sums(np, np.atleast_1d(np.asarray(prepare(self.xp, g))).astype(np.float64), computing)

@@ -88,8 +88,8 @@ class NumpyBackend(Backend):
         new = super().elementwise(function, [np.atleast_1d(a) for a in arrays])
         return tuple(a.reshape(arrays[0].shape) for a in new)
 
-    def square_sums(self, prepare: Any, g: Array, lowest: int) -> list[int]:
-        return super().square_sums(prepare, np.atleast_1d(g), lowest)
+    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
+        return super().square_sums(prepare, np.atleast_1d(g), computing)
 
     # --- raw memory ---
 

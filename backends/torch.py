@@ -18,7 +18,8 @@ from .generic import Array, Backend, Described, dense, strides_overlap
 from .registry import get
 
 __all__ = [
-    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "sum_over_shards", "with_layout_of",
+    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "most_over_shards", "sum_over_shards",
+    "with_layout_of",
 ]  # fmt: skip
 
 
@@ -293,6 +294,20 @@ def sum_over_shards(xp: Any, table: Array, tensors: Sequence[Any]) -> Array:
     `xp` is the table's namespace, and the sums'. The table may be written to.
     """
     whole = torch.as_tensor(table)
+    _reduce(whole, tensors, "SUM")
+    return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)
+
+
+def most_over_shards(values: torch.Tensor, tensors: Sequence[Any]) -> torch.Tensor:
+    """The largest of some numbers not below 0, one a tensor, over the dimensions of the mesh that shard it; or NaN."""
+    nan = values.isnan()
+    pairs = torch.stack([values.masked_fill(nan, 0.0), nan.to(values.dtype)], 1)  # no backend promises to pass on NaN
+    _reduce(pairs, tensors, "MAX")
+    return pairs[:, 0].masked_fill(pairs[:, 1] > 0, float("nan"))
+
+
+def _reduce(whole: torch.Tensor, tensors: Sequence[Any], operation: str) -> None:
+    """Reduce rows, one a tensor, over the dimensions of the mesh that shard their tensors."""
     groups: dict[Any, list[int]] = {}
     for i, tensor in enumerate(tensors):
         if is_sharded(tensor):
@@ -302,6 +317,5 @@ def sum_over_shards(xp: Any, table: Array, tensors: Sequence[Any]) -> Array:
     for (mesh, dim), which in groups.items():
         if mesh.get_coordinate() is not None:
             part = whole[which].to(mesh.device_type)
-            torch.distributed.all_reduce(part, group=mesh.get_group(dim))
+            torch.distributed.all_reduce(part, getattr(torch.distributed.ReduceOp, operation), mesh.get_group(dim))
             whole[which] = part.to(whole.device)
-    return whole.numpy() if isinstance(table, np.ndarray) else xp.asarray(whole)

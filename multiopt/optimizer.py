@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .binding import Binding
+from .binding import Binding, restored
 from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of, with_settings
-from .plan import Plan, restored, run
+from .plan import Plan, run
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -97,8 +98,8 @@ class Optimizer:
     `clip_global_norm`, coupled `weight_decay`, the rule. Decoupled decay comes just before the rule; the average of
     the parameters after it.
 
-    Norms are exact sums, the same whatever the threads and the split into arrays, rounded to a grid of 2**-32 of the
-    threshold; elements beyond 1e139 count as infinite.
+    Norms are exact sums, the same whatever the order, the threads and the split into arrays, and within one unit in the
+    last place of float64, however far from the threshold: so a threshold that is never reached watches `grad_norm`.
     """
 
     __slots__ = (
@@ -169,15 +170,10 @@ class Optimizer:
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
         binding = Binding(
-            self.rule,
-            structure.leaves,
-            structure.names,
-            state_dtype=self.state_dtype,
-            grad_dtypes="state" if self.accumulate > 1 else None,
-            engine=self.engine,
-            memory=self._occupied(),
+            self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
+            grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
-        )
+        )  # fmt: skip
         made.bind(binding)
         with_settings(self.settings, [made])
         binding.check(self._composed(made)[0])
@@ -270,7 +266,10 @@ class Optimizer:
         averages: list[Plan] = []
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
-            plans = self._plans(updates, sums or flat)
+            plans = [
+                binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
+                for binding, (update, numbers), own in zip(self.bindings, updates, sums or flat, strict=True)
+            ]
             pairs = zip(self.averages, self.bindings, strict=False)
             averages = [held.plan(AVERAGE, binding.params, {"momentum": settings["ema"]}) for held, binding in pairs]
         # All is checked, what is done last too; from here on things are written.
@@ -282,7 +281,7 @@ class Optimizer:
             self.skipped += 1
             return self.params
         held = [*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]
-        with restored([bucket for binding in held for bucket in binding.buckets]):
+        with nullcontext() if self.backend.mutable else restored(held):
             run(adding)
             if not last:
                 self.micro_steps += 1
@@ -301,14 +300,6 @@ class Optimizer:
         self.micro_steps = 0
         self.steps += 1
         return self.params
-
-    def _plans(
-        self, updates: Sequence[tuple[FusedUpdate, Mapping[str, Any]]], grads: Sequence[Sequence[Any]]
-    ) -> list[Plan]:
-        return [
-            binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
-            for binding, (update, numbers), own in zip(self.bindings, updates, grads, strict=True)
-        ]
 
     def _flatten(self, tree: Any, what: str) -> list[list[Any]]:
         if not self.grouped:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 from .backends.engines import norms
 from .backends.engines.control import with_default_control
 from .backends.generic import Array
-from .backends.protocol import Bucket, Job, Ranges
+from .backends.protocol import Job, Ranges
 
-__all__ = ["Plan", "PlannedJob", "Reduce", "restored", "run"]
+__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "run"]
 
 #: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
 #: each row which plan it belongs to, and which of that plan's arrays.
@@ -51,19 +50,6 @@ class Plan:
         ]
 
 
-@contextmanager
-def restored(buckets: Sequence[Bucket]) -> Iterator[None]:
-    """Put immutable arrays back if what is done with them fails."""
-    columns = [column for bucket in buckets if not bucket.backend.mutable for column in bucket.arrays()]
-    before = [list(column) for column in columns]
-    try:
-        yield
-    except BaseException:
-        for column, old in zip(columns, before, strict=True):
-            column[:] = old
-        raise
-
-
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
     """Run plans that have been checked, one after another.
 
@@ -82,12 +68,13 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
         The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
     """
     jobs = [job for plan in plans for job in plan.jobs]
+    if not jobs:
+        return None
     _copy_aliased_grads(jobs)
     scales: list[Any] = [None] * len(jobs)
     norm = None
     if any(job.program.per_tensor for job in jobs):
-        rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
-        scales, norm = _norm_scales(jobs, clip_global_norm, reduce, rows)
+        scales, norm = _norm_scales(plans, clip_global_norm, reduce)
     for job, scale in zip(jobs, scales, strict=True):
         job.bucket.engine.update(job, scale)
     if jobs and not jobs[0].bucket.backend.mutable:
@@ -96,6 +83,11 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
         for column in columns:
             column[:] = [next(settled) for _ in column]
     return norm
+
+
+def norm_of(plans: Sequence[Plan], reduce: Reduce | None = None) -> Any:
+    """The norm of all gradients of plans that have been checked, as `run` returns it; nothing is written."""
+    return _norm_scales(plans, None, reduce)[1]
 
 
 def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
@@ -114,12 +106,10 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
             job.location = job.bucket.engine.locate(job)
 
 
-def _norm_scales(
-    jobs: Sequence[PlannedJob], clip_global_norm: float | None, reduce: Reduce | None, rows: list[tuple[int, int]]
-) -> tuple[list[Any], Any]:
-    thresholds = [job.clip_norm for job in jobs if job.clip_norm is not None]
-    lowest = norms.lowest_exponent(min([*thresholds, *([clip_global_norm] if clip_global_norm else [])]))
-    tables = [job.bucket.engine.norm_table(job, lowest) for job in jobs]
+def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: Reduce | None) -> tuple[list[Any], Any]:
+    rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
+    jobs = [job for plan in plans for job in plan.jobs]
+    tables = [job.bucket.engine.norm_table(job) for job in jobs]
     xp, table = tables[0].xp, tables[0].table
     if len(tables) > 1:
         if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
@@ -128,15 +118,17 @@ def _norm_scales(
             parts = [job.bucket.backend.table_to_host(t.table) for job, t in zip(jobs, tables, strict=True)]
         else:
             parts = [t.table for t in tables]
+        if len({part.shape[1] for part in parts}) > 1:
+            parts = [norms.widened(xp, part) for part in parts]
         table = xp.concat(parts, axis=0)
     if reduce is not None:
         table = reduce(xp, table, rows)
     own = None
-    if thresholds:
+    if any(job.clip_norm is not None for job in jobs):
         limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
     with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
-        factors, norm = with_default_control(norms.clip_factors, xp, table, lowest, own, clip_global_norm)
+        factors, norm = with_default_control(norms.clip_factors, xp, table, own, clip_global_norm)
     scales, start = [], 0
     for job, held in zip(jobs, tables, strict=True):
         part = factors[start : start + len(job.grads)]

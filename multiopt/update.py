@@ -15,7 +15,7 @@ from typing import Any
 from .backends.engines.program import KEPT, Program
 from .rule import Hyper, Rule
 
-__all__ = ["AVERAGE", "REPLACE", "SUM", "FusedUpdate", "compose"]
+__all__ = ["AVERAGE", "PRODUCT", "REPLACE", "SUM", "FusedUpdate", "compose"]
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,10 @@ def _average(xp: Any, x: Any, g: Any, *, momentum: float) -> tuple[Any]:
     return (momentum * x + (1 - momentum) * g,)
 
 
+def _product(xp: Any, x: Any, g: Any, *, factor: float) -> tuple[Any]:
+    return (factor * x,)
+
+
 def _replace(xp: Any, x: Any, g: Any) -> tuple[Any]:
     return (g,)
 
@@ -125,5 +129,7 @@ def _replace(xp: Any, x: Any, g: Any) -> tuple[Any]:
 SUM = FusedUpdate(Rule("accumulate", _add, slots={}, hypers={}))
 #: An exponential moving average, which moves towards the parameter that stands in the gradient's place.
 AVERAGE = FusedUpdate(Rule("average", _average, slots={}, hypers={"momentum": Hyper(0.99, low=0.0, high=1.0)}))
+#: The parameter times a number; there is no gradient, but something must stand in its place.
+PRODUCT = FusedUpdate(Rule("product", _product, slots={}, hypers={"factor": Hyper(1.0, low=0.0)}))
 #: The gradient itself, after what is fused around it: clipping alone.
 REPLACE = Rule("replace", _replace, slots={}, hypers={})

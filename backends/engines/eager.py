@@ -40,8 +40,8 @@ class EagerEngine(Engine):
         for i, g in enumerate(job.grads):
             if g is not None:
                 check_memory(job.bucket, i, g)
-        begins, ends = zip(*(extents(backend, column) for column in job.columns), strict=True)
-        upon = np.array([g is p for g, p in zip(job.grads, job.columns[0], strict=True)])
+        begins, ends = zip(*(extents(backend, column) for column in job.bucket.arrays()), strict=True)
+        upon = np.array([g is p for g, p in zip(job.grads, job.bucket.params, strict=True)])
         return Location(Ranges(np.concatenate(begins), np.concatenate(ends)), extents(backend, job.grads), upon)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
@@ -56,19 +56,19 @@ class EagerEngine(Engine):
                 own["norm_scale"] = float(norm_scales[i])
             _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes)))
 
-    def norm_table(self, job: Job, lowest: int) -> NormTable:
+    def norm_table(self, job: Job) -> NormTable:
         backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
 
         def prepare(xp: Any, g: Array) -> Array:
             return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), job.values)
 
-        table = np.zeros((len(job.grads), norms.COLUMNS), np.int64)
+        table = np.zeros((len(job.grads), norms.columns(computing)), np.int64)
         for i, g in enumerate(job.grads):
             if g is None:
                 continue
             for box in _boxes(backend, g):
                 for part in backend.parts(g if box is None else g[box]):
-                    table[i] += np.asarray(backend.square_sums(prepare, part, lowest))
+                    table[i] += np.asarray(backend.square_sums(prepare, part, computing))
         return NormTable(np, table)
 
     def finite(self, job: Job) -> list[bool]:

@@ -8,6 +8,6 @@
 """
 
 from .adadelta import Adadelta
-from .clipping import clip_grad_norm_
+from .clipping import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
-__all__ = ["Adadelta", "clip_grad_norm_"]
+__all__ = ["Adadelta", "clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from multiopt import Adadelta
-from multiopt.clipping import clip
+from multiopt.clipping import clip, multiply, total_norm
 
 SHAPES = [(5,), (), (0,), (3, 7)]
 WAYS = {
@@ -39,17 +39,23 @@ def clipped(arrays, value=math.inf, norm=math.inf, global_norm=math.inf):
 def test_clipping_is_exact(plain, way):
     start, names = draw(), [f"g{i}" for i in range(len(SHAPES))]
     want, total = clipped(start, **WAYS[way])
-    for in_place in (False, True):
-        given = plain.params(start)
-        out, norm = clip(given, names, in_place=in_place, **WAYS[way])
-        for got, expected in zip(plain.backs(out), want, strict=True):
-            np.testing.assert_allclose(got, expected, rtol=1e-15, atol=0)  # the factors' roundings
-        assert (norm is None) == (way == "value")
-        assert norm is None or float(norm[0]) == pytest.approx(total, rel=4e-16)
-        if in_place and plain.mutable:
-            assert all(a is b for a, b in zip(out, given, strict=True))
-        else:
-            assert all((a == b).all() for a, b in zip(plain.backs(given), start, strict=True))
+    given = plain.params(start)
+    out, norm = clip(given, names, **WAYS[way])
+    for got, expected in zip(plain.backs(out), want, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-15, atol=0)  # the factors' roundings
+    assert (norm is None) == (way == "value")
+    assert norm is None or float(norm[0]) == pytest.approx(total, rel=4e-16)
+    assert all((a == b).all() for a, b in zip(plain.backs(given), start, strict=True))
+
+
+def test_a_norm_alone_and_a_product(plain):
+    start, names = draw(), [f"g{i}" for i in range(len(SHAPES))]
+    given = plain.params(start)
+    assert float(total_norm(given, names)[0]) == pytest.approx(length(start), rel=2.3e-16)
+    assert float(total_norm([*given, *given], [*names, *names])[0]) == pytest.approx(length(start + start), rel=2.3e-16)
+    if plain.mutable:
+        multiply(given, names, 0.3)
+        assert all((a == b * 0.3).all() for a, b in zip(plain.backs(given), start, strict=True))
 
 
 def test_norms_over_processes():
@@ -68,11 +74,14 @@ def test_norms_over_processes():
 def test_what_cannot_be_clipped():
     x = np.ones(6)
     with pytest.raises(ValueError, match="b: expected memory of its own, got an array that overlaps a"):
-        clip([x[:4], x[3:]], ["a", "b"], norm=1.0, in_place=True)
+        multiply([x[:4], x[3:]], ["a", "b"], 2.0)
     assert [out.shape for out in clip([x[:4], x[3:]], ["a", "b"], norm=1.0)[0]] == [(4,), (3,)]
     for bad, message in [(1.0, "b: expected an array"), (np.ones(3, int), "b: expected one of the dtypes")]:
+        for refused in (lambda a: clip(a, ["a", "b"], norm=1.0), lambda a: multiply(a, ["a", "b"], 2.0)):
+            with pytest.raises(TypeError, match=message):
+                refused([x, bad])
         with pytest.raises(TypeError, match=message):
-            clip([x, bad], ["a", "b"], norm=1.0, in_place=True)
+            total_norm([x, bad], ["a", "b"])
     assert (x == 1).all()
 
 

@@ -100,11 +100,11 @@ def test_options_can_be_switched_on_later():
 
 
 def test_assigning_numbers_compiles_nothing(numba):
-    from multiopt.backends.engines.host import kernels
+    from multiopt.backends.engines.host import kernels, squares
 
     opt = Adadelta([np.ones(3), np.ones(())], weight_decay=0.1, clip_value=0.5, clip_norm=1.0, engine="host")
     opt.step([np.ones(3), np.ones(())])
-    caches = kernels.update_kernel, kernels.square_kernel
+    caches = kernels.update_kernel, squares.square_kernel
     compiled = [cache.cache_info().misses for cache in caches]
     for rate in (0.1, 2.0, 0.0, 1e-3):
         opt.lr, opt.rho, opt.eps = rate, 0.9 - rate / 10, 1e-6 + rate

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
-from multiopt.torch import Adadelta, clip_grad_norm_
+from multiopt.torch import Adadelta, clip_grad_norm_, get_total_norm
 
 # One dimension is smaller than four ranks, so that some shards are empty; none is a multiple of four.
 SHAPES = [(7, 5), (3,), (2, 9), (13, 6, 2)]
@@ -45,7 +45,10 @@ def train(params, steps, clip=None, skip=(), layout=None, first=0, opt=None):
         for i, (p, g) in enumerate(zip(params, gradients(step), strict=True)):
             p.grad = None if (step, i) in skip else distribute_tensor(g, *layout) if layout else g
         if clip is not None:
-            norms.append(clip_grad_norm_(params, clip))
+            grads = [p.grad for p in params if p.grad is not None]
+            whole, most = get_total_norm(grads), get_total_norm(grads, float("inf"))
+            norms += [clip_grad_norm_(params, clip), most]
+            assert torch.equal(whole, norms[-2])
         opt.step()
     return params, opt, norms
 
@@ -108,6 +111,8 @@ def check_clipping_that_must_raise(mesh):
     before = [p.grad.full_tensor() for p in params]
     with pytest.raises(RuntimeError, match="not finite"):
         clip_grad_norm_(params, 1.0, error_if_nonfinite=True)
+    with pytest.raises(RuntimeError, match="not finite"):
+        get_total_norm([p.grad for p in params], float("inf"), error_if_nonfinite=True)
     for p, g in zip(params, before, strict=True):
         same_bits(p.grad, g, "gradient")
 

@@ -10,7 +10,6 @@ from torch_pairs import SPREAD, THEIRS, Adadelta, assert_equal, assert_same, one
 
 import multiopt
 from multiopt.torch import adadelta as face
-from multiopt.torch import clip_grad_norm_
 from multiopt.torch.scaling import Scaling
 
 
@@ -167,64 +166,6 @@ def test_clipping_by_pytorch():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
 
     assert_same(trained(Adadelta, 4, clip)[0], trained(THEIRS, 4, clip)[0], **SPREAD)
-
-
-def gradients():
-    shapes = [(3, 4), (), (0,), (50, 41)]
-    params = [torch.nn.Parameter(torch.zeros(s, dtype=d)) for s in shapes for d in (torch.float32, torch.float64)]
-    params += [torch.nn.Parameter(torch.zeros(9, dtype=d)) for d in (torch.bfloat16, torch.complex64)]
-    generator = torch.Generator().manual_seed(5)
-    for p in params:
-        p.grad = torch.randn(p.shape, dtype=p.dtype, generator=generator)
-    return params
-
-
-def test_exact_clipping():
-    params = gradients()
-    before = [p.grad.clone() for p in params]
-    exact = torch.cat(
-        [torch.view_as_real(g).double().flatten() if g.is_complex() else g.double().flatten() for g in before]
-    )
-    norm = clip_grad_norm_([*params, ones(3)], 0.5)
-    # 4,000 squares added in double here, exactly there.
-    torch.testing.assert_close(norm, exact.norm(), rtol=1e-14, atol=0)
-    for p, g in zip(params, before, strict=True):
-        torch.testing.assert_close(p.grad, (g * (0.5 / norm)).to(g.dtype))
-    after = [p.grad.clone() for p in params]
-    assert clip_grad_norm_(params, 10.0) < 0.51
-    assert_equal([p.grad for p in params], after)
-
-
-def test_exact_clipping_of_one_tensor_and_of_none():
-    p = torch.nn.Parameter(torch.zeros(2))
-    assert clip_grad_norm_(p, 1.0) == 0
-    assert clip_grad_norm_(iter([]), 1.0) == 0
-    p.grad = torch.tensor([3.0, 4.0])
-    assert clip_grad_norm_(p, 2.5) == 5
-    assert p.grad.tolist() == [1.5, 2.0]
-
-
-@pytest.mark.parametrize("value", [float("inf"), float("nan")])
-def test_exact_clipping_of_what_is_not_finite(value):
-    p = torch.nn.Parameter(torch.zeros(2))
-    p.grad = torch.tensor([1.0, value])
-    with pytest.raises(RuntimeError, match="not finite"):
-        clip_grad_norm_([p], 1.0, error_if_nonfinite=True)
-    assert p.grad[0] == 1
-    assert not clip_grad_norm_([p], 1.0).isfinite()
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
-def test_exact_clipping_checks_its_threshold(value):
-    with pytest.raises(ValueError, match="max_norm: expected a finite number above 0"):
-        clip_grad_norm_(gradients(), value)
-
-
-def test_exact_clipping_refuses_what_it_cannot_read():
-    p = ones(2)
-    p.grad = torch.ones(2).to_sparse()
-    with pytest.raises(TypeError, match=r"parameters\[0\].grad: expected a plain tensor"):
-        clip_grad_norm_([p], 1.0)
 
 
 # --- averages ---

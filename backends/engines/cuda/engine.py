@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from ...generic import FLOATING, Array, Backend
+from ...generic import FLOATING, Array, Backend, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import mixes, real_dtypes
@@ -64,15 +64,16 @@ class CudaEngine(Engine):
         tables.run(kernel, "update", job, [scales, *numbers], own=True)
         tables.memory.touched([p for p, g in zip(job.bucket.params, job.grads, strict=True) if g is not None])
 
-    def norm_table(self, job: Job, lowest: int) -> NormTable:
+    def norm_table(self, job: Job) -> NormTable:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         bucket, program = job.bucket, job.program
         tables = self._tables(bucket)
         numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **job.values})
-        sums = tables.zeros("sums", norms.COLUMNS)
+        columns = norms.columns(wider([bucket.grad_dtype]))
+        sums = tables.zeros("sums", columns)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
-        tables.run(kernel, "squares", job, [tables.address(sums), lowest, *numbers])
-        table = sums.reshape((len(job.grads), norms.COLUMNS))
+        tables.run(kernel, "squares", job, [tables.address(sums), *numbers])
+        table = sums.reshape((len(job.grads), columns))
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
             return NormTable(np, bucket.backend.to_host(table))

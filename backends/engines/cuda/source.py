@@ -157,22 +157,32 @@ def square_source(program: Program, dtype: str) -> str:
     """
     code = code_of(program)
     element = ["const real g = widen(g_);", *declared(code.render(OPERATIONS, only=(code.measured,)), code)]
-    element += [f"const double wide = {code.measured};", "return mul(wide, wide);"]
+    element += [f"return magnitude((double){code.measured});"]
     scalars = [f"s{k}" for k in range(len(code.scalars))]
     c_type, extra = C_TYPES[dtype], "".join(f", {s}" for s in scalars)
+    computing = "float64" if dtype == "float64" else "float32"
+    start, digits = norms.DIGITS[computing]
     constants = f"""\
-#define LEVELS {norms.LEVELS}
-#define COLUMNS {norms.COLUMNS}
+#define DIGITS {digits}
+#define COLUMNS {norms.columns(computing)}
 #define EACH (CHUNK / BLOCK)
-DEVICE double unit_of(int lowest, int level) {{
-  const int exponent = lowest + {norms.GRID_STEP} * level;
-  return double_of((i64)((exponent < 960 ? exponent : 960) + 1023) << 52);
-}}
-DEVICE double square({c_type} g_{"".join(f", real {s}" for s in scalars)}) {{
+DEVICE double power(int exponent) {{ return double_of((i64)(exponent + 1023) << 52); }}
+DEVICE double measured({c_type} g_{"".join(f", real {s}" for s in scalars)}) {{
 {indent(element, 1)}
+}}
+// Adds count * 2**exponent to the digits of a row; what is below the lowest is zeros.
+DEVICE void put(i64* row, i64 count, int exponent) {{
+  const int above = exponent - ({start}), k = above > 0 ? above / {norms.STEP} : 0;
+  const i64 digit = {1 << norms.STEP}LL, low_bits = digit - 1;
+  if (above < 0) count >>= above < -63 ? 63 : -above;
+  const int shift = above > 0 ? above % {norms.STEP} : 0;
+  const i64 low = (count & low_bits) << shift, high = (low >> {norms.STEP}) + ((count >> {norms.STEP}) << shift);
+  add_atomic(&row[k], low & low_bits);
+  add_atomic(&row[k + 1], high & low_bits);
+  add_atomic(&row[k + 2], high >> {norms.STEP});
 }}"""
     body = f"""\
-    double s[EACH];
+    double v[EACH];
     #pragma unroll
     for (int m = 0; m < EACH / PACK; ++m) {{
       const int k = (m * BLOCK + (int)threadIdx.x) * PACK;
@@ -181,54 +191,69 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in scalars)}) {{
         Pack<{c_type}> g;
         load(g, at);
         #pragma unroll
-        for (int j = 0; j < PACK; ++j) s[m * PACK + j] = square(g.v[j]{extra});
+        for (int j = 0; j < PACK; ++j) v[m * PACK + j] = measured(g.v[j]{extra});
       }} else {{
         #pragma unroll
         for (int j = 0; j < PACK; ++j) {{
-          s[m * PACK + j] = 0;
+          v[m * PACK + j] = 0;
           if (k + j < n) {{
             {c_type} g;
             load(g, at + j * (i64)sizeof({c_type}));
-            s[m * PACK + j] = square(g{extra});
+            v[m * PACK + j] = measured(g{extra});
           }}
         }}
       }}
     }}
     for (int k = threadIdx.x; k < COLUMNS; k += BLOCK) row[k] = 0;
     sync_block();
-    i64 largest = 0;
     #pragma unroll
     for (int j = 0; j < EACH; ++j) {{
-      if (!(s[j] < {norms.HUGE!r})) {{
-        add_atomic(&row[s[j] != s[j] ? LEVELS + 1 : LEVELS], 1);
-        s[j] = 0;
+      if (!(sub(v[j], v[j]) == 0)) {{
+        add_atomic(&row[v[j] != v[j] ? DIGITS + 1 : DIGITS], 1);
+        v[j] = 0;
       }}
-      largest = bits_of(s[j]) > largest ? bits_of(s[j]) : largest;
     }}
-    for (int mask = 16; mask; mask >>= 1) {{
-      const i64 other = of_other_lane(largest, mask);
-      largest = other > largest ? other : largest;
-    }}
-    // The same for all lanes of a warp: the lowest level that can count the largest square.
-    int level = 0;
-    while (double_of(largest) >= mul(unit_of(lowest, level), {2.0**30!r})) ++level;
-    bool left = largest != 0;
-    for (; left && level >= 0; --level) {{
-      const double anchor = mul({1.5 * 2.0**52!r}, unit_of(lowest, level));
-      const i64 base = bits_of(anchor);
-      i64 total = 0;
-      left = false;
+    for (;;) {{
+      // The largest elements, scaled so that their squares are neither huge nor subnormal; then those below them. All
+      // lanes of a warp do the same.
+      i64 largest = 0;
+      #pragma unroll
+      for (int j = 0; j < EACH; ++j) largest = bits_of(v[j]) > largest ? bits_of(v[j]) : largest;
+      for (int mask = 16; mask; mask >>= 1) {{
+        const i64 other = of_other_lane(largest, mask);
+        largest = other > largest ? other : largest;
+      }}
+      if (largest == 0) break;
+      const int exponent = (int)(largest >> 52 ? largest >> 52 : 1) - 1023;
+      const double half = power(-exponent / 2), rest = power(-exponent - -exponent / 2);
+      double s[EACH];
       #pragma unroll
       for (int j = 0; j < EACH; ++j) {{
-        // Within the anchor's binade, the bits of a sum count its units.
-        const double whole = add(s[j], anchor);
-        total += bits_of(whole) - base;
-        s[j] = sub(s[j], sub(whole, anchor));
-        left = left || s[j] != 0;
+        const double scaled = mul(mul(v[j], half), rest);
+        const bool now = scaled >= {2.0**-400!r};
+        s[j] = now ? mul(scaled, scaled) : 0;
+        v[j] = now ? 0 : v[j];
       }}
-      left = any_of_warp(left);
-      for (int mask = 16; mask; mask >>= 1) total += of_other_lane(total, mask);
-      if (threadIdx.x % 32 == 0 && total != 0) add_atomic(&row[level], total);
+      bool left = true;
+      for (int unit_at = 2 - {norms.BITS}; left; unit_at -= {norms.BITS}) {{
+        const double unit = power(unit_at), anchor = mul({1.5 * 2.0**52!r}, unit);
+        const i64 base = bits_of(anchor);
+        i64 total = 0;
+        left = false;
+        #pragma unroll
+        for (int j = 0; j < EACH; ++j) {{
+          // Within the anchor's binade, the bits of a sum count its units. They are rounded down: nothing is negative.
+          const double sum = add(s[j], anchor);
+          const double whole = sub(sum, anchor);
+          const bool above = whole > s[j];
+          total += bits_of(sum) - base - above;
+          s[j] = sub(s[j], above ? sub(whole, unit) : whole);
+          left = left || s[j] != 0;
+        }}
+        left = any_of_warp(left);
+        for (int mask = 16; mask; mask >>= 1) total += of_other_lane(total, mask);
+        if (threadIdx.x % 32 == 0 && total != 0) put(row, total, unit_at + 2 * exponent);
+      }}
     }}
     sync_block();
     for (int k = threadIdx.x; k < COLUMNS; k += BLOCK)
@@ -236,7 +261,7 @@ DEVICE double square({c_type} g_{"".join(f", real {s}" for s in scalars)}) {{
     sync_block();
   }}
 }}"""
-    head = f"KERNEL(squares)({WALK_PARAMETERS}, i64* out, int lowest, {NUMBER_PARAMETERS}) {{"
+    head = f"KERNEL(squares)({WALK_PARAMETERS}, i64* out, {NUMBER_PARAMETERS}) {{"
     before = [*opening((dtype,), len(code.scalars)), constants, head, "  SHARED i64 row[COLUMNS];"]
     return "\n".join([*before, indent(numbered(code), 1), WALK, body])
 

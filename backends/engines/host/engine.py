@@ -12,9 +12,10 @@ import numpy as np
 
 try:
     from . import kernels
+    from .squares import ROOM, square_kernel
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
-from ...generic import FLOATING, Array, Backend, HostMemory
+from ...generic import FLOATING, Array, Backend, HostMemory, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, Locations, copy_blocks, mixes, parts_of, real_dtypes
@@ -84,21 +85,25 @@ class HostEngine(Engine):
         live = zip(bucket.params, grads, strict=True)
         walk.memory.touched(bucket.params if job.complete else [p for p, g in live if g is not None])
 
-    def norm_table(self, job: Job, lowest: int) -> NormTable:
-        program = job.program
-        kernel = kernels.square_kernel(program, FLOATING[job.bucket.grad_dtype])
-        numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}))
-        units = np.array(norms.units(lowest))
-        out, lock = np.zeros((len(job.grads), norms.COLUMNS), np.int64), threading.Lock()
+    def norm_table(self, job: Job) -> NormTable:
+        program, dtype = job.program, job.bucket.grad_dtype
+        kernel = square_kernel(program, FLOATING[dtype])
+        numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}), np.float64)
+        columns = norms.columns(wider([dtype]))
+        out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
+        walk = _Walk.of(job.bucket)
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+            if len(walk.pieces) == 1:
+                kernel(table, numbers, np.empty(ROOM), out[row + first :], first, start, count)
+                return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
-            sums = np.zeros((last, norms.COLUMNS), np.int64)
-            kernel(table, numbers, units, sums, first, start, count)
+            sums = np.zeros((last, columns), np.int64)
+            kernel(table, numbers, np.empty(ROOM), sums, first, start, count)
             with lock:
                 out[row + first : row + first + last] += sums
 
-        _Walk.of(job.bucket).run(job, work)
+        walk.run(job, work)
         return NormTable(np, out)
 
     def finite(self, job: Job) -> list[bool]:

@@ -19,15 +19,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from .. import norms
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
 
-__all__ = ["disabled", "finite_kernel", "square_kernel", "update_kernel"]
-
-#: Elements per inner loop where a loop's output is kept in a local buffer: 8 KiB of float64, well within the L1 cache.
-BLOCK = 1024
+__all__ = ["disabled", "finite_kernel", "update_kernel"]
 
 OPERATIONS = {
     **INFIX,
@@ -70,9 +66,15 @@ def _pointer(dtype: Any) -> Any:
 float_bits = _cast(types.float32, types.uint32, lambda c, b, v: b.bitcast(v, ir.IntType(32)))
 bits_float = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(v, ir.FloatType()))
 double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.IntType(64)))
+bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
 half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
 half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
 long_pointer = _pointer(types.int64)
+
+
+@numba.njit(inline="always")
+def identity(x: Any) -> Any:
+    return x
 
 
 @numba.njit(inline="always")
@@ -95,6 +97,8 @@ STORAGE = {
     "float32": (_pointer(types.float32), "{}", "{}"),
     "float64": (_pointer(types.float64), "{}", "{}"),
 }
+#: The same reading as functions.
+LOADS = {"float16": half_load, "bfloat16": bfloat_load, "float32": identity, "float64": identity}
 
 SPACE = {
     "np": np,
@@ -170,61 +174,6 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     body = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element)]
     parameters = {"scales": NUMBERS, "numbers": NUMBERS}
     return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
-
-
-@lru_cache(KEPT)
-def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
-    """Compile ``squares(table, numbers, units, out, first, start, count)``: see `build` and `norms.square_sums`.
-
-    Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
-    is scaled and clipped by value on the way.
-    """
-    code = program.code
-    element = [f"g = compute({STORAGE[dtype][1].format('g_[k]')})", *code.render(OPERATIONS, only=(code.measured,))]
-    element += [f"wide = np.float64({code.measured})", "buffer[k] = wide * wide"]
-    element += ["largest = max(largest, double_bits(buffer[k]) & MAGNITUDE)"]
-    block = ["m = min(BLOCK, n - begin)", f"g_ = {view(dtype, 2, '(start + begin)', 'm')}", "largest = np.int64(0)"]
-    block += ["for k in range(m):", *indent(element), "add_slices(buffer, m, largest, units, out[i - first])"]
-    return build(
-        "squares",
-        {"numbers": NUMBERS, "units": NUMBERS, "out": TABLE},
-        ["buffer = np.empty(BLOCK)", *rounded(code)],
-        ["for begin in range(0, n, BLOCK):", *indent(block)],
-        compute=computing_dtype((dtype,)),
-        BLOCK=BLOCK,
-        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF),
-        add_slices=add_slices,
-    )
-
-
-HUGE, LEVELS = norms.HUGE, norms.LEVELS
-HUGE_BITS = np.float64(HUGE).view(np.int64)
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def add_slices(buffer: Any, m: int, largest: Any, units: Any, row: Any) -> None:
-    """Cut `m` squares into slices and add them to a row; `largest` is the bits of the largest square."""
-    if largest >= HUGE_BITS:
-        largest = np.int64(0)
-        for k in range(m):
-            if not buffer[k] < HUGE:
-                row[LEVELS + 1 if buffer[k] != buffer[k] else LEVELS] += 1
-                buffer[k] = 0.0
-            largest = max(largest, double_bits(buffer[k]))
-    if largest == 0:
-        return
-    top = 0
-    while largest >= double_bits(units[top] * 2.0**30):
-        top += 1
-    for level in range(top, -1, -1):
-        anchor = 1.5 * 2.0**52 * units[level]
-        total, base = np.int64(0), double_bits(anchor)
-        for k in range(m):
-            # Within the anchor's binade, the bits of a sum count its units.
-            whole = buffer[k] + anchor
-            total += double_bits(whole) - base
-            buffer[k] -= whole - anchor
-        row[level] += total
 
 
 @cache
