@@ -182,7 +182,9 @@ class Adadelta(torch.optim.Optimizer):
         """What is known about a group, found out anew where something has moved; and its gradients."""
         by_operations = observed or (group["differentiable"] and self.defaults["differentiable"])
         cache = self._groups.get(i)
-        local_grads = cache.local_grads(grads) if cache and cache.is_current(group, by_operations) else None
+        # One with states that nobody has kept is of a step that was refused.
+        current = cache is not None and not cache.new_states and cache.is_current(group, by_operations)
+        local_grads = cache.local_grads(grads) if cache and current else None
         if cache is None or local_grads is None:
             cache = self._groups[i] = GroupCache(group, grads, self.state, where, by_operations)
             local_grads = cache.local_grads(grads)

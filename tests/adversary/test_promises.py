@@ -13,8 +13,8 @@ from processes import run_python
 HERE = Path(__file__).parent
 #: The programs, and how many cases a short run has.
 PROGRAMS = {
-    "guard_pages": 12, "core_machine": 25, "dropin_machine": 25, "kills": 40, "interrupts": 40, "crowd": 40, "forks": 2,
-    "damage": 150,
+    "guard_pages": 6, "core_machine": 15, "dropin_machine": 15, "kills": 30, "interrupts": 40, "crowd": 20, "forks": 1,
+    "damage": 50,
 }  # fmt: skip
 
 

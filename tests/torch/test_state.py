@@ -333,3 +333,16 @@ def test_counters_are_raised_all_or_none():
     assert _exchange().increment([*counters[:2], counters[0]])
     # Float32 ends here, as it does where PyTorch adds 1 to it.
     assert [float(c) for c in counters] == [16777216, 3, 3]
+
+
+def test_a_step_that_was_refused_leaves_no_state_behind():
+    p, q = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    opt = Adadelta([{"params": [p]}, {"params": [q]}])
+    p.grad = q.grad = torch.ones(3)
+    opt.param_groups[1]["lr"] = None
+    with pytest.raises(TypeError, match=r"groups\[1\]\.lr"):
+        opt.step()
+    opt.param_groups[1]["lr"] = 1.0
+    p.grad = None
+    opt.step()
+    assert list(opt.state) == [q]

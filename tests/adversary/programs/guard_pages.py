@@ -11,7 +11,7 @@ import numpy as np
 from guarded import Guarded, strides_of
 from libraries import torch_tensor
 from multiopt.backends.engines.host.engine import COPIED, PIECE, SERIAL
-from multiopt.backends.engines.host.kernels import BLOCK
+from multiopt.backends.engines.host.squares import BLOCK
 
 from multiopt import ADADELTA
 from multiopt.binding import Binding
