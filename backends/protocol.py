@@ -56,23 +56,24 @@ class Bucket:
     #: For each list of `arrays`, the `Backend.signature` of its arrays when the bucket was made; immutable arrays are
     #: replaced, but not in this.
     signatures: list[list[Any]] = field(init=False, repr=False)
-    #: For each list of `arrays`, its `Backend.memory_fingerprint` when all was found good; before that, None.
-    good: list[Any] = field(init=False, repr=False)
-    #: The lists of `arrays`, described, if somebody has asked already what they are in the coming step.
-    asked: list[Sequence[Array]] | None = field(default=None, repr=False)
+    #: The `memory_fingerprint` of all its `arrays` when they were last found good; True where there is none, and None
+    #: before that.
+    good: Any = field(init=False, repr=False)
+    #: The same as it is now, if somebody has asked already in the coming step.
+    asked: Any = field(default=None, repr=False)
     #: The `Backend.fingerprint` of gradients that have been found good, if there is one for each parameter.
     accepted: Any = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.signatures = [self.backend.signature(column) for column in self.arrays()]
-        self.good = [None] * len(self.signatures)
+        self.good = None
         self.accepted = self.backend.fingerprint(self.params) if self.grad_dtype == self.dtype else None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what can be made again; the engine too, because another machine may have another one."""
         fresh: dict[str, Any] = {"engine": None, "cache": {}, "prepared": set(), "kinds": set(), "asked": None}
         # A library's own objects, such as devices, need not pickle.
-        return {**self.__dict__, **fresh, "signatures": [], "good": [], "accepted": None}
+        return {**self.__dict__, **fresh, "signatures": [], "good": None, "accepted": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -87,6 +88,10 @@ class Bucket:
         """The parameters and each slot's arrays, in the rule's order."""
         return [self.params, *self.state.values()]
 
+    def memory_fingerprint(self) -> Any:
+        """What differs if one of its arrays was swapped, has moved or was locked; True if that takes long to say."""
+        return self.backend.memory_fingerprint([array for column in self.arrays() for array in column]) or True
+
 
 @dataclass
 class Job:
@@ -98,8 +103,6 @@ class Job:
     grads: Sequence[Array | None]
     #: Every scalar that the program reads.
     values: Mapping[str, Any]
-    #: The bucket's `arrays`, as they were found in this very step.
-    columns: Sequence[Sequence[Array]]
     #: Where they lie; see `Engine.locate`.
     location: Any = None
 
@@ -127,8 +130,9 @@ class Ranges:
     def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
         """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
         begins, ends = read
-        meets = np.searchsorted(self.begins, ends) - np.searchsorted(self.ends, begins, side="right")
-        return np.flatnonzero((meets > upon) & (begins < ends)).tolist()
+        meets = self.begins.searchsorted(ends) - self.ends.searchsorted(begins, side="right")
+        found = (meets > upon) & (begins < ends)
+        return found.nonzero()[0].tolist() if found.any() else []
 
 
 @dataclass

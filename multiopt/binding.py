@@ -6,7 +6,8 @@ The one chain from arrays to engines. Optimizers and faces stand on this module;
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import is_
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from .plan import Plan, PlannedJob
 from .rule import Rule
 from .update import FusedUpdate
 
-__all__ = ["Binding", "state_dtype_of"]
+__all__ = ["Binding", "restored", "state_dtype_of"]
 
 
 class Binding:
@@ -109,7 +110,7 @@ class Binding:
             self.buckets.append(bucket)
             self.places.append(places)
             if not state:  # what was made here, and parameters that were checked above, are good
-                bucket.good = [self.backend.memory_fingerprint(column) or True for column in bucket.arrays()]
+                bucket.good = bucket.memory_fingerprint()
 
     # --- its arrays ---
 
@@ -148,7 +149,7 @@ class Binding:
             column, own = bucket.arrays()[k], [arrays[i] for i in places]
             if not all(map(is_, column, own)):
                 column[:] = own
-                bucket.good[k] = None
+                bucket.good = None
                 bucket.cache.clear()  # it may hold addresses
         if k == 0 and self.backend.mutable:
             self._params[:] = arrays
@@ -215,10 +216,10 @@ class Binding:
         for bucket, places in zip(self.buckets, self.places, strict=True):
             if update not in bucket.prepared:
                 _prepare(bucket, update)
-            columns = _look(bucket)
+            _look(bucket)
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
-            job = PlannedJob(bucket, update.program, own, values, columns, places=places, clip_norm=clip_norm)
+            job = PlannedJob(bucket, update.program, own, values, places=places, clip_norm=clip_norm)
             job.location = bucket.engine.locate(job)
             jobs.append(job)
         return Plan(jobs)
@@ -233,6 +234,19 @@ def state_dtype_of(dtype: str, wanted: str | None) -> str:
     return wanted
 
 
+@contextmanager
+def restored(bindings: Sequence[Binding]) -> Iterator[None]:
+    """Put immutable arrays back if what is done with them fails."""
+    columns = [column for binding in bindings for bucket in binding.buckets for column in bucket.arrays()]
+    before = [list(column) for column in columns]
+    try:
+        yield
+    except BaseException:
+        for column, old in zip(columns, before, strict=True):
+            column[:] = old
+        raise
+
+
 def _prepare(bucket: Bucket, update: FusedUpdate) -> None:
     try:
         bucket.engine.prepare(update.program, bucket.dtypes)
@@ -245,17 +259,15 @@ def _prepare(bucket: Bucket, update: FusedUpdate) -> None:
     bucket.prepared.add(update)
 
 
-def _look(bucket: Bucket) -> Sequence[Sequence[Array]]:
-    """The bucket's arrays, found to be what they were when it was made, wherever they lie now."""
-    backend = bucket.backend
-    if not (backend.mutable and backend.swappable) and None not in bucket.good:
-        return bucket.arrays()
-    columns, bucket.asked = bucket.asked or [backend.described(column) for column in bucket.arrays()], None
-    found = [backend.memory_fingerprint(column) for column in columns]
-    if None in found or found != bucket.good:
-        _check_columns(bucket, columns)
-        bucket.good = [True if one is None else one for one in found]
-    return columns
+def _look(bucket: Bucket) -> None:
+    """Check that the bucket's arrays are what they were when it was made, wherever they lie now."""
+    movable = bucket.backend.mutable and bucket.backend.swappable
+    if bucket.good is not None and not movable:
+        return
+    found, bucket.asked = bucket.asked or bucket.memory_fingerprint(), None
+    if found is True or found != bucket.good:
+        _check_columns(bucket, bucket.arrays())
+        bucket.good = found
 
 
 def _check_columns(bucket: Bucket, columns: Sequence[Sequence[Array]]) -> None:

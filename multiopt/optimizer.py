@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .binding import Binding
+from .binding import Binding, restored
 from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of, with_settings
-from .plan import Plan, restored, run
+from .plan import Plan, run
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, FusedUpdate, compose
@@ -169,15 +170,10 @@ class Optimizer:
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
         binding = Binding(
-            self.rule,
-            structure.leaves,
-            structure.names,
-            state_dtype=self.state_dtype,
-            grad_dtypes="state" if self.accumulate > 1 else None,
-            engine=self.engine,
-            memory=self._occupied(),
+            self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
+            grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
-        )
+        )  # fmt: skip
         made.bind(binding)
         with_settings(self.settings, [made])
         binding.check(self._composed(made)[0])
@@ -285,7 +281,7 @@ class Optimizer:
             self.skipped += 1
             return self.params
         held = [*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]
-        with restored([bucket for binding in held for bucket in binding.buckets]):
+        with nullcontext() if self.backend.mutable else restored(held):
             run(adding)
             if not last:
                 self.micro_steps += 1

@@ -263,6 +263,10 @@ class Group(MutableMapping[str, Any]):
         self._options: dict[str, Any] = {}
         self.update({**{name: option.default for name, option in options_of(rule).items()}, **options})
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can be composed again: it may hold a schedule that was replaced, and does not pickle."""
+        return {**self.__dict__, "composed": None}
+
     def bind(self, holder: Holder) -> None:
         """Tell it what holds the parameters: its numbers must do for their dtypes from now on."""
         self.holder = holder
@@ -317,18 +321,13 @@ class Group(MutableMapping[str, Any]):
         return dict(self._options)
 
     def numbers(self, fixed: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Numbers of this group with the values of its schedules at a step."""
-        return {name: self.number(name, step) if callable(value) else value for name, value in fixed.items()}
+        """Numbers of this group at a step: schedules are called, and what they return is checked."""
+        return {name: self._called(name, value, step) if callable(value) else value for name, value in fixed.items()}
 
-    def number(self, name: str, step: int) -> float:
-        """The value of a number at a step: a schedule is called, and what it returns is checked."""
-        value = self._options[name]
-        if not callable(value):
-            return value
-        hyper = range_of(self.rule, name)
-        where = f"{self.where}{name} at step {step}"
+    def _called(self, name: str, schedule: Callable[[int], Any], step: int) -> float:
+        hyper, where = range_of(self.rule, name), f"{self.where}{name} at step {step}"
         # A rate that decays to nothing is no mistake, and ends no training: it is 0 once it is that small.
-        return check_fits(where, hyper.check(where, value(step)), self.computing, may_vanish=0.0 in hyper)
+        return check_fits(where, hyper.check(where, schedule(step)), self.computing, may_vanish=0.0 in hyper)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_short(value)}" for name, value in self._options.items())

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 from .backends.engines import norms
 from .backends.engines.control import with_default_control
 from .backends.generic import Array
-from .backends.protocol import Bucket, Job, Ranges
+from .backends.protocol import Job, Ranges
 
-__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "restored", "run"]
+__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "run"]
 
 #: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
 #: each row which plan it belongs to, and which of that plan's arrays.
@@ -51,19 +50,6 @@ class Plan:
         ]
 
 
-@contextmanager
-def restored(buckets: Sequence[Bucket]) -> Iterator[None]:
-    """Put immutable arrays back if what is done with them fails."""
-    columns = [column for bucket in buckets if not bucket.backend.mutable for column in bucket.arrays()]
-    before = [list(column) for column in columns]
-    try:
-        yield
-    except BaseException:
-        for column, old in zip(columns, before, strict=True):
-            column[:] = old
-        raise
-
-
 def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Reduce | None = None) -> Any:
     """Run plans that have been checked, one after another.
 
@@ -82,6 +68,8 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
         The global norm before it was clipped, where clipping by norm is on; on the gradients' device.
     """
     jobs = [job for plan in plans for job in plan.jobs]
+    if not jobs:
+        return None
     _copy_aliased_grads(jobs)
     scales: list[Any] = [None] * len(jobs)
     norm = None

@@ -40,8 +40,8 @@ class EagerEngine(Engine):
         for i, g in enumerate(job.grads):
             if g is not None:
                 check_memory(job.bucket, i, g)
-        begins, ends = zip(*(extents(backend, column) for column in job.columns), strict=True)
-        upon = np.array([g is p for g, p in zip(job.grads, job.columns[0], strict=True)])
+        begins, ends = zip(*(extents(backend, column) for column in job.bucket.arrays()), strict=True)
+        upon = np.array([g is p for g, p in zip(job.grads, job.bucket.params, strict=True)])
         return Location(Ranges(np.concatenate(begins), np.concatenate(ends)), extents(backend, job.grads), upon)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:

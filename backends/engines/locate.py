@@ -78,8 +78,8 @@ class Locations:
         self.table[:, 0] = self.sizes
         own = [bucket.dtype, *[bucket.state_dtype] * len(bucket.state)]
         *self.own_bytes, self.grad_bytes = (self.sizes * ITEMSIZES[FLOATING[d]] for d in (*own, bucket.grad_dtype))
-        #: What the table's columns of the parameters and the state were found from.
-        self.known: list[Any] = [None] * len(own)
+        #: The bucket's `good` that the table's columns of the parameters and the state were found from.
+        self.known: Any = None
         self.layouts: list[Any] = []
         #: Tensors whose parameter or state cannot be walked as one run.
         self.odd: set[int] = set()
@@ -94,18 +94,25 @@ class Locations:
         ValueError
             If a gradient's memory was freed.
         """
-        self._find_own(job.columns)
+        good, movable = self.bucket.good, self.bucket.backend.swappable
+        if self.known is None or (movable and (good is True or good != self.known)):
+            self._find_own()
+            self.known = good
         grads, found = job.grads, self.table[:, 2]
         if job.complete:
             self.memory.addresses(grads, self.layouts, found)
         else:
             found[:] = 0
             self.find_gradients(grads, [i for i, g in enumerate(grads) if g is not None])
-        self._check_gradients(grads)
+        if strange := bool((found < LOWEST).any()):
+            self._check_gradients(grads)
         read = self._extents(grads, found, self.grad_bytes)
-        upon = (found == self.table[:, 1]) & (found >= 0) & (read[1] == self.extents[0][1])
-        odd = sorted(self.odd.union(np.flatnonzero(found < 0).tolist()))
-        found[odd] = 0
+        upon = (found == self.table[:, 1]) & (read[1] == self.extents[0][1])
+        odd = list[int]()
+        if strange or self.odd:
+            upon &= found >= 0
+            odd = sorted(self.odd.union(np.flatnonzero(found < 0).tolist()))
+            found[odd] = 0
         return Location(self.written, read, upon, [i for i in odd if grads[i] is not None])
 
     def find_gradients(self, grads: Sequence[Array | None], which: Sequence[int]) -> None:
@@ -114,31 +121,23 @@ class Locations:
         self.memory.addresses([grads[i] for i in which], [self.layouts[i] for i in which], found)
         self.table[which, 2] = found
 
-    def _find_own(self, columns: Sequence[Sequence[Array]]) -> None:
-        backend, moved = self.bucket.backend, False
-        for k, arrays in enumerate(columns):
-            now = backend.memory_fingerprint(arrays) if backend.swappable else True
-            if now is not None and now == self.known[k]:
-                continue
-            if k == 0:
-                self.layouts = [self.memory.layout(p) for p in arrays]
-                self.known = [None] * len(columns)  # the state lies as the parameters do
+    def _find_own(self) -> None:
+        self.layouts = [self.memory.layout(p) for p in self.bucket.params]
+        self.odd, columns = set(), [1, *range(3, self.table.shape[1])]
+        for k, (arrays, column) in enumerate(zip(self.bucket.arrays(), columns, strict=True)):
             found = np.zeros(len(arrays), np.int64)
             self.memory.addresses(arrays, self.layouts, found)
-            self.table[:, 1 if k == 0 else 2 + k] = found
+            self.table[:, column] = found
+            self.odd.update(np.flatnonzero(found < 0).tolist())
             self.extents[k] = self._extents(arrays, found, self.own_bytes[k])
-            self.known[k], moved = now, True
-        if moved:
-            self.odd = set(np.flatnonzero((self.table[:, [1, *range(3, self.table.shape[1])]] < 0).any(1)).tolist())
-            begins, ends = zip(*self.extents, strict=True)
-            self.written = Ranges(np.concatenate(begins), np.concatenate(ends))
+        begins, ends = zip(*self.extents, strict=True)
+        self.written = Ranges(np.concatenate(begins), np.concatenate(ends))
 
     def _extents(self, arrays: Sequence[Array | None], found: np.ndarray, lengths: np.ndarray) -> Extents:
-        begins = np.where(lengths > 0, found, 0)
-        ends = np.where(begins > 0, found + lengths, 0)
-        odd = np.flatnonzero(found < 0).tolist()
-        if odd:
-            begins[odd], ends[odd] = extents(self.bucket.backend, [arrays[i] for i in odd])
+        begins, ends = found.copy(), found + lengths
+        if (strange := found <= 0).any():
+            which = np.flatnonzero(strange).tolist()
+            begins[which], ends[which] = extents(self.bucket.backend, [arrays[i] for i in which])
         return begins, ends
 
     def _check_gradients(self, grads: Sequence[Array | None]) -> None:

@@ -59,8 +59,8 @@ class TensorBinding(Binding):
 
     def is_current(self) -> bool:
         """Whether the parameters and the state are still those tensors, in the same memory."""
-        self.bucket.asked = [BACKEND.described(column) for column in self._arrays()]
-        return [BACKEND.memory_fingerprint(column) for column in self.bucket.asked] == self.bucket.good
+        self.bucket.asked = BACKEND.memory_fingerprint([tensor for column in self._arrays() for tensor in column])
+        return self.bucket.asked == self.bucket.good
 
     def plan(self, *args: Any, **options: Any) -> Plan:
         """Check a step; see `Binding.plan`."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cuda_devices import SHAPES, StandIn, arrays, assert_same_columns, pair, step_both
 from cuda_host import HostBackend
-from exact import worth
+from exact_norms import worth
 from multiopt.backends.engines import norms
 from multiopt.backends.engines.cuda import plan as cuda_plan
 from multiopt.backends.engines.cuda.driver import Driver, call
@@ -211,7 +211,7 @@ NORMED = FusedUpdate(ADADELTA, normed=True).program
 
 
 def located(bucket, program, grads):
-    job = Job(bucket, program, grads, VALUES, bucket.arrays())
+    job = Job(bucket, program, grads, VALUES)
     job.location = bucket.engine.locate(job)
     return job
 

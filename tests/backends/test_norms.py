@@ -5,7 +5,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from exact import norm, spread, squares, units_off, worth
+from exact_norms import norm, spread, squares, units_off, worth
 from hypothesis import given
 from hypothesis import strategies as st
 from multiopt.backends.engines.norms import BITS, clip_factors, columns, norms_of, square_sums, widened

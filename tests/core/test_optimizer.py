@@ -1,5 +1,7 @@
 """The optimizer: groups, schedules, counters, non-finite gradients, None, and what it says of itself."""
 
+import pickle
+
 import numpy as np
 import pytest
 from libraries import refused, snapshot
@@ -113,3 +115,11 @@ def test_state_is_live():
     assert opt.state["w"]["square_avg"] is opt.state["w"]["square_avg"]
     opt.step({"w": np.ones(2)})
     assert (opt.state["w"]["square_avg"] > 0).all()
+
+
+def test_a_schedule_that_was_replaced_is_forgotten():
+    opt = Adadelta(np.ones(3), lr=lambda step: 0.1)  # which does not pickle
+    opt.step(np.ones(3))
+    opt.lr = 0.1
+    twin = pickle.loads(pickle.dumps(opt))
+    assert (twin.lr, twin.steps) == (0.1, 1)

@@ -121,18 +121,18 @@ def test_what_a_schedule_assigns_holds_from_the_next_step_on(plain):
 
     def meddle(step):
         if step == 2:
-            opt.groups[0].update(lr=0.25, clip_norm=None)
+            opt.groups[0].update(lr=0.25, weight_decay=0.0, clip_norm=None)
             opt.groups[1].update(clip_norm=0.125, clip_value=0.5)
             opt.clip_global_norm, opt.ema = None, 0.75
         return 1.0
 
     opt, other = two_groups(plain, clip_norm=2.0), two_groups(plain, clip_norm=2.0)
-    opt.groups[0]["lr"] = meddle
-    other.groups[0]["lr"] = 1.0
+    for each, rate in ((opt, meddle), (other, 1.0)):
+        each.groups[0].update(lr=rate, weight_decay=lambda step: 0.1)
     for each in (opt, other):
         each.step(gradients(plain))
     assert snapshot(opt)[0] == snapshot(other)[0]
-    other.groups[0].update(lr=0.25, clip_norm=None)
+    other.groups[0].update(lr=0.25, weight_decay=0.0, clip_norm=None)
     other.groups[1].update(clip_norm=0.125, clip_value=0.5)
     other.clip_global_norm, other.ema = None, 0.75
     for each in (opt, other):

@@ -1,49 +1,67 @@
-"""Exact norms, by rational numbers and `decimal`: what sums of squares are measured by."""
-
-import decimal
-import math
-from fractions import Fraction
+"""Adadelta and every option in 40 digits: what the optimizer must compute, written down a second time."""
 
 import numpy as np
-from multiopt.backends.engines.norms import DIGITS, STEP
+from mpmath import mp, mpf
+
+SHAPES = [(5,), (2, 3), ()]
 
 
-def worth(row, computing):
-    """A row of integers as an exact number, and how many squares were infinite and how many NaN."""
-    start = Fraction(2) ** DIGITS[computing][0]
-    *digits, infinite, nan = map(int, row)
-    assert min(digits) >= 0
-    assert len(digits) == DIGITS[computing][1]
-    return start * sum(digit << STEP * k for k, digit in enumerate(digits)), infinite, nan
+def draw(rng, shapes=SHAPES, scale=1.0):
+    return [np.asarray(scale * rng.standard_normal(shape)) for shape in shapes]
 
 
-def squares(values):
-    """The exact sum of the squares, each of which is rounded to float64's 53 bits, though not to its range."""
-    total = Fraction(0)
-    for x in np.abs(np.asarray(values, np.float64).ravel()).tolist():
-        fraction, exponent = math.frexp(x)
-        total += Fraction(fraction * fraction) * Fraction(2) ** (2 * exponent)
-    return total
+def of(value, step):
+    return mpf(value(step)) if callable(value) else mpf(value)
 
 
-def norm(values):
-    """The norm, correctly rounded to float64."""
-    total = sum((Fraction(x) ** 2 for x in np.asarray(values, np.float64).ravel().tolist()), Fraction(0))
-    context = decimal.Context(prec=800, Emin=-(10**6), Emax=10**6)
-    return float(context.sqrt(context.divide(decimal.Decimal(total.numerator), decimal.Decimal(total.denominator))))
+def exactly(
+    params, batches, *, lr=1.0, rho=0.9, eps=1e-6, weight_decay=0.0, decoupled=False, maximize=False, clip_value=None,
+    clip_norm=None, clip_global_norm=None, accumulate=1, loss_scale=1.0, ema=None,
+):  # fmt: skip
+    """Zeiler's algorithm 1 and the documented order of options, in 40 digits, one number at a time."""
+    mp.dps = 40
+    x = [[mpf(float(a)) for a in p.ravel()] for p in params]
+    v, u = ([[mpf(0)] * len(p) for p in x] for _ in range(2))
+    mean = [list(p) for p in x]
+    for step in range(len(batches) // accumulate):
+        parts = batches[step * accumulate : (step + 1) * accumulate]
+        g = [[mpf(0)] * len(p) for p in x]
+        for batch in parts:
+            for i, array in enumerate(batch):
+                for k, number in enumerate([] if array is None else array.ravel()):
+                    g[i][k] += mpf(float(number)) / mpf(loss_scale) / accumulate
+        if maximize:
+            g = [[-a for a in row] for row in g]
+        if clip_value is not None:
+            bound = of(clip_value, step)
+            g = [[min(max(a, -bound), bound) for a in row] for row in g]
+        if clip_norm is not None:
+            g = [shrunk([row], clip_norm)[0] for row in g]
+        if clip_global_norm is not None:
+            g = shrunk(g, clip_global_norm)
+        rate, decay, r, e = of(lr, step), of(weight_decay, step), of(rho, step), of(eps, step)
+        for i, row in enumerate(g):
+            if all(batch[i] is None for batch in parts):
+                continue
+            for k, grad in enumerate(row):
+                if decoupled:
+                    x[i][k] -= rate * decay * x[i][k]
+                else:
+                    grad += decay * x[i][k]
+                v[i][k] = r * v[i][k] + (1 - r) * grad**2
+                delta = mp.sqrt(u[i][k] + e) / mp.sqrt(v[i][k] + e) * grad
+                u[i][k] = r * u[i][k] + (1 - r) * delta**2
+                x[i][k] -= rate * delta
+        if ema is not None:
+            mean = [
+                [mpf(ema) * m + (1 - mpf(ema)) * a for m, a in zip(*rows, strict=True)]
+                for rows in zip(mean, x, strict=True)
+            ]
+    shaped = [[np.array(list(map(float, row))).reshape(p.shape) for row, p in zip(rows, params, strict=True)]
+              for rows in (x, v, u, mean)]  # fmt: skip
+    return dict(zip(("params", "square_avg", "acc_delta", "ema"), shaped, strict=True))
 
 
-def units_off(got, values):
-    """By how many units in the last place a norm differs from the correctly rounded one."""
-    right = norm(values)
-    return 0.0 if float(got) == right else abs(float(got) - right) / np.spacing(right)
-
-
-def spread(rng, size, dtype):
-    """Numbers over a part of a dtype's range, down to subnormal ones, of which some are 0."""
-    low, high = {"float16": (-8, 4), "bfloat16": (-40, 38), "float32": (-45, 38), "float64": (-323, 307)}[dtype]
-    first = rng.uniform(low, high)
-    last = rng.uniform(first, min(high, first + rng.choice([1, 10, 1000])))
-    with np.errstate(over="ignore", under="ignore"):
-        made = rng.uniform(-1, 1, size) * 10.0 ** rng.uniform(first, last, size)
-    return np.where(rng.uniform(size=size) < 0.02, 0.0, made)
+def shrunk(rows, limit):
+    norm = mp.sqrt(sum(a**2 for row in rows for a in row))
+    return [[a * mpf(limit) / norm for a in row] for row in rows] if norm > limit else rows

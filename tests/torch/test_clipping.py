@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from exact import units_off
+from exact_norms import units_off
 from torch_pairs import assert_equal, torch
 
 from multiopt.clipping import clip

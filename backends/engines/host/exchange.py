@@ -42,15 +42,23 @@ _forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
 class Description:
     """What was found out about a list of arrays."""
 
-    #: The device, dtype and shape of each.
-    signature: bytes
-    #: Which object it is, its address and its strides, of each.
-    memory: bytes
+    #: Two rows: the device, dtype and shape of each; which object it is, its address and its strides.
+    words: np.ndarray
     addresses: np.ndarray
     #: Whether all lie in C order, in native bytes, aligned.
     contiguous: bool
     #: The flags of each, for NumPy's arrays.
     flags: np.ndarray | None = None
+
+    @property
+    def signature(self) -> bytes:
+        """The device, dtype and shape of each."""
+        return self.words[0].tobytes()
+
+    @property
+    def memory(self) -> bytes:
+        """The same, and which object each is, its address and its strides."""
+        return self.words.tobytes()
 
 
 class Exchange:
@@ -81,7 +89,7 @@ class Exchange:
             if used < 0:
                 return None
             if used <= words:
-                return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous)
+                return Description(room[:, :used], addresses, contiguous)
             words = used
 
     def increment(self, arrays: list[Any]) -> bool:
@@ -161,13 +169,11 @@ class Fields:
         addresses, flags, words = np.empty(len(arrays), np.int64), np.empty(len(arrays), np.int64), 8 * len(arrays)
         while True:
             room = np.empty((2, words), np.int64)
-            used = self._kernel(id(arrays), addresses, flags, room)
+            used, contiguous = self._kernel(id(arrays), addresses, flags, room)
             if used < 0:
                 return None
             if used <= words:
-                plain = C_ORDER | ALIGNED | NATIVE
-                contiguous = bool((flags & plain == plain).all())
-                return Description(room[0, :used].tobytes(), room[1, :used].tobytes(), addresses, contiguous, flags)
+                return Description(room[:, :used], addresses, contiguous, flags)
             words = used
 
     def _try(self) -> None:
@@ -181,7 +187,7 @@ class Fields:
             found is None
             or found.flags is None
             or found.signature != np.array(words, np.int64).tobytes()
-            or found.memory != np.array(places, np.int64).tobytes()
+            or found.memory != np.array(words + places, np.int64).tobytes()
         ):
             raise ImportError(f"NumPy {np.__version__} lays its arrays out in another way than is known")
 
@@ -193,23 +199,23 @@ def _flagged(array: np.ndarray) -> tuple[int, int]:
     return array.__array_interface__["data"][0], sum(flag for flag, on in known.items() if on)
 
 
-def _fields_kernel() -> Callable[..., int]:
+def _fields_kernel() -> Callable[..., tuple[int, bool]]:
     # struct PyArrayObject_fields: the object's head, whose last word is its type; then char *data; int nd;
     # npy_intp *dimensions, *strides; PyObject *base; PyArray_Descr *descr; int flags.
     # struct PyArray_Descr: the head; PyTypeObject *typeobj; char kind, type, byteorder, flags; int type_num.
     head, plain, mapped = object.__basicsize__, id(np.ndarray), id(np.memmap)
     native = (ord("="), ord("|"))
-    stored = C_ORDER | F_ORDER | ALIGNED | WRITABLE
+    stored, straight = C_ORDER | F_ORDER | ALIGNED | WRITABLE, C_ORDER | ALIGNED | NATIVE
 
-    @numba.njit("int64(int64, int64[::1], int64[::1], int64[:, ::1])")
-    def kernel(arrays: int, addresses: Any, flags: Any, out: Any) -> int:
-        """Return the words used, or needed if there is no room for them, or -1."""
-        used = 0
+    @numba.njit("Tuple((int64, boolean))(int64, int64[::1], int64[::1], int64[:, ::1])")
+    def kernel(arrays: int, addresses: Any, flags: Any, out: Any) -> tuple[int, bool]:
+        """Return the words used, or needed if there is no room for them, or -1; and whether all is in C order."""
+        used, contiguous = 0, True
         for i in range(len(addresses)):
             array = _list_item(arrays, i)
             kind = numba.carray(long_pointer(array + head - 8), 1)[0]
             if kind != plain and kind != mapped:
-                return -1
+                return -1, False
             fields = numba.carray(long_pointer(array + head), 7)
             ndim = fields[1] & 0xFFFFFFFF
             shape, strides = numba.carray(long_pointer(fields[2]), ndim), numba.carray(long_pointer(fields[3]), ndim)
@@ -217,12 +223,13 @@ def _fields_kernel() -> Callable[..., int]:
             order = (about >> 16) & 0xFF
             is_native = order == native[0] or order == native[1]
             addresses[i], flags[i] = fields[0], (fields[6] & stored) | (NATIVE if is_native else 0)
+            contiguous &= flags[i] & straight == straight
             start, used = used, used + HEAD + 1 + ndim
             if used <= out.shape[1]:
                 out[0, start], out[0, start + 1], out[0, start + 2] = about >> 32, is_native, ndim
                 out[1, start], out[1, start + 1], out[1, start + 2] = array, addresses[i], flags[i]
                 for k in range(ndim):
                     out[0, start + HEAD + 1 + k], out[1, start + HEAD + 1 + k] = shape[k], strides[k]
-        return used
+        return used, contiguous
 
     return kernel
