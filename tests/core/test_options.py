@@ -23,7 +23,7 @@ BAD = {
     "weight_decay": [-0.1, math.nan, math.inf],
     **{name: [] for name in ("decoupled", "maximize")},
     "clip_value": POSITIVE,
-    **dict.fromkeys(("clip_norm", "clip_global_norm"), [0.0, -1.0, math.nan, -math.inf]),
+    **{name: [0.0, -1.0, math.nan, -math.inf] for name in ("clip_norm", "clip_global_norm")},
     "loss_scale": POSITIVE,
     "nonfinite": ["ignore", None, True],
     "ema": [-0.1, 1.0, 1.5, math.nan],
