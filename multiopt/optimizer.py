@@ -99,7 +99,7 @@ class Optimizer:
     the parameters after it.
 
     Norms are exact sums, the same whatever the order, the threads and the split into arrays, and within one unit in the
-    last place of float64, however far from the threshold: so a threshold that is never reached watches `grad_norm`.
+    last place of float64, however far from the threshold: ``clip_global_norm=math.inf`` only watches `grad_norm`.
     """
 
     __slots__ = (

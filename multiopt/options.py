@@ -39,6 +39,7 @@ __all__ = [
 WEIGHT_DECAY = Hyper(0.0, low=0.0)
 THRESHOLD = Hyper(1.0, low=0.0, open_low=True)
 MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
+NORM_BOUND = "a number in (0, inf], or None"
 NONFINITE = ("propagate", "skip", "raise")
 STATE_DTYPES = (None, "float16", "bfloat16", "float32", "float64")
 #: The smallest and the largest positive number of each dtype that updates are computed in.
@@ -56,6 +57,11 @@ def check_number(name: str, value: Any, hyper: Hyper) -> Any:
 def check_optional(name: str, value: Any, hyper: Hyper) -> float | None:
     """A number, or None for off."""
     return None if value is None else hyper.check(name, value)
+
+
+def check_norm(name: str, value: Any) -> float | None:
+    """A bound of a norm, or None for off; an infinite one only has the norm measured."""
+    return value if isinstance(value, float) and value == math.inf else check_optional(name, value, THRESHOLD)
 
 
 def check_switch(name: str, value: Any) -> bool:
@@ -145,8 +151,8 @@ OPTIONS = {
         Option("decoupled", False, *_SWITCH, "group", "weight decay is not added to the gradient"),
         Option("maximize", False, *_SWITCH, "group", "maximize the objective"),
         Option("clip_value", None, *_optional(THRESHOLD), "group", "bound of each element of a gradient"),
-        Option("clip_norm", None, *_optional(THRESHOLD), "group", "bound of each gradient's norm"),
-        Option("clip_global_norm", None, *_optional(THRESHOLD), "step", "bound of the norm of all gradients together"),
+        Option("clip_norm", None, NORM_BOUND, check_norm, "group", "bound of each gradient's norm"),
+        Option("clip_global_norm", None, NORM_BOUND, check_norm, "step", "bound of the norm of all gradients together"),
         Option("loss_scale", 1.0, f"a number in {THRESHOLD}", THRESHOLD.check, "step", "gradients are divided by it"),
         Option("nonfinite", "propagate", *_words(NONFINITE), "step", "what to do with infinite or NaN gradients"),
         Option("ema", None, *_optional(MOMENTUM), "step", "momentum of an average of the parameters"),

@@ -187,7 +187,8 @@ def norm_of_lengths(xp: Any, lengths: Any) -> Any:
 def factors(xp: Any, norms: Any, threshold: Any) -> Any:
     """min(1, threshold / norm), and NaN for a NaN norm."""
     one = xp.ones_like(norms)
-    shrink = threshold / xp.where(norms > threshold, norms, one)
+    # An array is divided, because PyTorch multiplies a number by the reciprocal: rounded twice.
+    shrink = (threshold * one) / xp.where(norms > threshold, norms, one)
     return xp.where(norms > threshold, shrink, xp.where(norms == norms, one, norms))
 
 

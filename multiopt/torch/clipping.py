@@ -203,7 +203,9 @@ def _scale(named: dict[str, Any], max_norm: float, total_norm: Any) -> None:
     if is_sharded(total_norm):
         total_norm = total_norm.full_tensor()
     total = torch.as_tensor(total_norm, dtype=WIDE)
-    factor: Any = torch.where(total > max_norm, max_norm / total, torch.where(total == total, 1.0, total))
+    factor: Any = torch.where(
+        total > max_norm, torch.full_like(total, max_norm) / total, torch.where(total == total, 1.0, total)
+    )
     if total.device.type == "cpu" or any(tensor.device != total.device for tensor in tensors):
         factor = float(factor)
         if factor == 1.0:

@@ -109,6 +109,22 @@ def test_a_norm_at_the_threshold_is_left_alone():
     assert x.tobytes() == y.tobytes()
 
 
+@pytest.mark.parametrize("option", ["clip_norm", "clip_global_norm"])
+def test_an_infinite_threshold_watches_the_norm(engine, option, tmp_path):
+    x, y = np.zeros(2), np.zeros(2)
+    opt = Adadelta(x, engine=engine, **{option: math.inf})
+    opt.save(tmp_path / "opt")
+    opt.load(tmp_path / "opt")
+    for g in (np.array([3.0, 4.0]) * 1e-10, np.array([3.0, 4.0]) * 1e200):
+        opt.step(g)
+        # In units of float64's last place: both are right to one.
+        assert abs(float(opt.grad_norm) - math.hypot(*g)) <= 2 * math.ulp(math.hypot(*g))
+    other = Adadelta(y)
+    other.step(np.array([3.0, 4.0]) * 1e-10)
+    other.step(np.array([3.0, 4.0]) * 1e200)
+    assert x.tobytes() == y.tobytes()
+
+
 def test_nan_is_not_clipped_away(plain):
     opt = Adadelta(plain.param(np.ones(2)), engine=plain.engine, clip_value=1.0)
     assert np.isnan(plain.host(opt.step(plain.grad(np.array([np.nan, 1.0]))))).tolist() == [True, False]

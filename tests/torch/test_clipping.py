@@ -8,6 +8,7 @@ import pytest
 from exact_norms import units_off
 from torch_pairs import assert_equal, torch
 
+from multiopt.clipping import clip
 from multiopt.torch import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
 
 THEIRS = torch.nn.utils
@@ -56,6 +57,10 @@ def test_three_functions_agree(kind, foreach):
     assert_equal(copies(params), copies(others))
     for p, g in zip(params, before, strict=True):
         torch.testing.assert_close(p.grad, (g * (0.5 / total)).to(g.dtype))
+    if kind == 2:
+        # As the core clips, bit for bit.
+        grads = [p.grad.clone() for p in gradients()]
+        assert_equal(clip(grads, [str(i) for i in range(len(grads))], global_norm=0.5)[0], copies(params))
     # PyTorch adds 1e-6 to the norm, and its own roundings.
     mine, theirs = ([p for p in gradients() if p.numel()] for _ in range(2))
     clip_grad_norm_(mine, 0.5, kind)
