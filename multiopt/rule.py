@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["Hyper", "Rule"]
 
+#: What checkpoints call the parameters, their averages and the sums of micro-batches.
+RESERVED = {"params", "ema", "accumulated"}
+
 
 @dataclass(frozen=True)
 class Hyper:
@@ -93,7 +96,8 @@ class Rule:
     Raises
     ------
     ValueError
-        If the signature of `function` does not agree with `slots` and `hypers`.
+        If the signature of `function` does not agree with `slots` and `hypers`, or a slot is called ``params``,
+        ``ema`` or ``accumulated``.
     """
 
     name: str
@@ -118,6 +122,10 @@ class Rule:
             raise ValueError(
                 f"rule {self.name!r}: its function takes the keywords {sorted(keywords - {'step'})}, "
                 f"its hypers are {sorted(self.hypers)}; they must agree"
+            )
+        if taken := RESERVED & self.slots.keys():
+            raise ValueError(
+                f"rule {self.name!r}: slots called {sorted(taken)}; checkpoints have other arrays so called"
             )
         object.__setattr__(self, "uses_step", "step" in keywords)
 
