@@ -124,9 +124,7 @@ class Rule:
                 f"its hypers are {sorted(self.hypers)}; they must agree"
             )
         if taken := RESERVED & self.slots.keys():
-            raise ValueError(
-                f"rule {self.name!r}: slots called {sorted(taken)}; checkpoints have other arrays so called"
-            )
+            raise ValueError(f"rule {self.name!r}: slots called {sorted(taken)}; checkpoints call others so")
         object.__setattr__(self, "uses_step", "step" in keywords)
 
     def __repr__(self) -> str:
