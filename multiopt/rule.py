@@ -11,6 +11,9 @@ from typing import Any
 
 __all__ = ["Hyper", "Rule"]
 
+#: What checkpoints call the parameters, their averages and the sums of micro-batches.
+RESERVED = {"params", "ema", "accumulated"}
+
 
 @dataclass(frozen=True)
 class Hyper:
@@ -93,7 +96,8 @@ class Rule:
     Raises
     ------
     ValueError
-        If the signature of `function` does not agree with `slots` and `hypers`.
+        If the signature of `function` does not agree with `slots` and `hypers`, or a slot is called ``params``,
+        ``ema`` or ``accumulated``.
     """
 
     name: str
@@ -119,6 +123,8 @@ class Rule:
                 f"rule {self.name!r}: its function takes the keywords {sorted(keywords - {'step'})}, "
                 f"its hypers are {sorted(self.hypers)}; they must agree"
             )
+        if taken := RESERVED & self.slots.keys():
+            raise ValueError(f"rule {self.name!r}: slots called {sorted(taken)}; checkpoints call others so")
         object.__setattr__(self, "uses_step", "step" in keywords)
 
     def __repr__(self) -> str:

@@ -137,6 +137,8 @@ def test_rules_that_do_not_agree_with_themselves():
         Rule("bad", function, {"w": 0.0}, hypers)
     with pytest.raises(ValueError, match=r"takes the keywords \['beta', 'lr'\], its hypers are \['lr'\]"):
         Rule("bad", function, {"v": 0.0}, {"lr": Hyper(1.0)})
+    with pytest.raises(ValueError, match=r"rule 'bad': slots called \['ema'\]; checkpoints call others so"):
+        Rule("bad", lambda xp, x, g, ema, *, lr: (x, ema), {"ema": 0.0}, {"lr": Hyper(1.0)})
     with pytest.raises(ValueError, match="rule: expected a rule with a hyperparameter 'lr'"):
         Optimizer(Rule("no lr", lambda xp, x, g, *, beta: (x,), {}, {"beta": Hyper(0.9)}), np.ones(1))
     with pytest.raises(TypeError):

@@ -65,7 +65,7 @@ for _name in ("neg", "abs", "invert"):
     setattr(Array, f"__{_name}__", _wrapped(getattr(operator, _name)))
 _FUNCTIONS = """
 asarray astype sqrt abs sign where clip minimum maximum square isnan isfinite all sum max zeros zeros_like full_like
-empty_like ones_like reshape real imag
+empty_like ones_like reshape real imag any
 """
 for _name in _FUNCTIONS.split():
     globals()[_name] = _wrapped(getattr(np, _name))
