@@ -15,6 +15,8 @@ __all__ = ["Scaling", "checked", "number"]
 
 def checked(name: str, value: Any) -> Any:
     """A real number, or a tensor of one; TypeError or ValueError if it is something else, or NaN."""
+    if type(value) is float and value == value:  # quickly, as nearly always
+        return value
     if isinstance(value, (torch.SymInt, torch.SymFloat)):
         return value
     if isinstance(value, Tensor) and not value.is_complex():
