@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import cupy
 import numpy as np
@@ -18,7 +18,7 @@ __all__ = ["CupyBackend"]
 class CupyBackend(Backend):
     """Arrays of exact type `cupy.ndarray`, each on the device it was made on."""
 
-    swappable: ClassVar[bool] = False  # CuPy has no way to give an array other memory
+    swappable: bool = False  # CuPy has no way to give an array other memory
 
     def rejects(self, array: Array) -> str | None:
         if type(array) is not cupy.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class Backend:
     #: Whether arrays can be written in place.
     mutable: bool = True
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
-    swappable: ClassVar[bool] = True
+    swappable: bool = True
 
     def __init__(self, name: str, namespace: Any) -> None:
         #: What `multiopt.backends.get` finds this backend by: the library's name.
@@ -95,6 +95,7 @@ class Backend:
         self.xp = namespace
         if type(self) is Backend:
             self.mutable = _is_mutable(namespace)
+            self.swappable = False  # nothing but the library's own operations reads or writes these
 
     def __repr__(self) -> str:
         return f"<{self.name} backend>"
