@@ -77,7 +77,7 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
         scales, norm = _norm_scales(plans, clip_global_norm, reduce)
     for job, scale in zip(jobs, scales, strict=True):
         job.bucket.engine.update(job, scale)
-    if jobs and not jobs[0].bucket.backend.mutable:
+    if not jobs[0].bucket.backend.mutable:
         columns = [column for job in jobs for column in job.bucket.arrays()]
         settled = iter(jobs[0].bucket.backend.settle([array for column in columns for array in column]))
         for column in columns:
