@@ -10,7 +10,7 @@ import numpy as np
 from ...adadelta import ADADELTA
 from ..binding import AdadeltaStep
 from ..gradients import Pairs
-from ..variables.slices import IndexedSlices, take
+from ..variables.slices import IndexedSlices
 from ..variables.variable import Variable
 from .hyperparameters import Hyper
 from .optimizer import Optimizer
@@ -101,26 +101,35 @@ class Adadelta(Optimizer):
         return {"lr": local["lr_t"], "rho": local["rho"], "eps": local["epsilon"]}
 
     def _apply(self, pairs: Pairs, apply_state: Mapping[Any, Any]) -> None:
-        dense = [(g, v) for g, v in pairs if not isinstance(g, IndexedSlices)]
+        mine = [self._is_mine(isinstance(g, IndexedSlices)) for g, _ in pairs]
         # One by one if a subclass overrides the update, or if a variable occurs twice.
-        together = type(self)._resource_apply_dense is Adadelta._resource_apply_dense
-        if together and dense and len({v for _, v in pairs}) == len(pairs):
-            self._step(dense, apply_state)
-            pairs = [(g, v) for g, v in pairs if isinstance(g, IndexedSlices)]
+        if len({v for _, v in pairs}) == len(pairs) and any(mine):
+            self._step([pair for pair, own in zip(pairs, mine, strict=True) if own], apply_state)
+            pairs = [pair for pair, own in zip(pairs, mine, strict=True) if not own]
         super()._apply(pairs, apply_state)
 
+    def _is_mine(self, sparse: bool) -> bool:
+        """Whether no subclass overrides the update by such gradients."""
+        names = ["_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices"]
+        names = names if sparse else ["_resource_apply_dense"]
+        return all(getattr(type(self), name) is getattr(Adadelta, name) for name in names)
+
     def _step(self, pairs: Pairs, apply_state: Mapping[Any, Any] | None) -> None:
-        """One step of variables that are all different."""
+        """One step of variables that are all different; what is wrong with one is said before anything is written."""
         given = {v: g for g, v in pairs}
         # All variables with slots, so that every step has the same ones; or a single one that is updated alone.
         known = list(self._slots) if len(given) > 1 else list(given)
         groups = [tuple(v for v in known if v.backend is library) for library in {v.backend: None for v in known}]
-        for group in groups:  # what is wrong with one is said before anything is written
+        for group in groups:
             if group not in self._steps:
                 slots = [[self.get_slot(v, name) for v in group] for name in _SLOTS]
                 self._steps[group] = AdadeltaStep([group, *slots])
-        for group in groups:
-            self._steps[group].step([given.get(v) for v in group], lambda v: self._values(v, apply_state))
+        planned = [
+            self._steps[group].plan([given.get(v) for v in group], lambda v: self._values(v, apply_state))
+            for group in groups
+        ]
+        for group, plans in zip(groups, planned, strict=True):
+            self._steps[group].run(plans)
 
     def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Mapping[Any, Any] | None = None) -> None:
         self._step([(grad, var)], apply_state)
@@ -128,14 +137,7 @@ class Adadelta(Optimizer):
     def _resource_apply_sparse(
         self, grad: Any, var: Variable, indices: np.ndarray, apply_state: Mapping[Any, Any] | None = None
     ) -> None:
-        if not len(indices):
-            return
-        # Rows, taken out of their arrays, are variables like any other.
-        whole = [var, *(self.get_slot(var, name) for name in _SLOTS)]
-        rows = [Variable(take(box.value, indices), trainable=False, name=var.name) for box in whole]
-        AdadeltaStep([[box] for box in rows]).step([grad], lambda _: self._values(var, apply_state))
-        for box, some in zip(whole, rows, strict=True):
-            self._resource_scatter_update(box, indices, some.value)
+        self._step([(IndexedSlices(grad, indices), var)], apply_state)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the values of `weights`. With one array less, as Keras 1 wrote them, the iterations become 0."""
