@@ -227,7 +227,6 @@ class Binding:
             jobs.append(job)
         return Plan(jobs)
 
-
     def plan_rows(
         self, update: FusedUpdate, i: int, rows: np.ndarray, g: Array, values: Mapping[str, Any], name: str
     ) -> Plan:

@@ -149,7 +149,7 @@ class Locations:
                 found[i] = found[i] or -1
 
 
-class RowLocations:
+class RowLocations(Locations):
     """Where the rows of a bucket's parameter, of its gradient and its state lie: each row is a tensor of the table."""
 
     def __init__(self, bucket: Bucket, memory: HostMemory) -> None:
@@ -158,7 +158,7 @@ class RowLocations:
         size = math.prod(bucket.params[0].shape[1:]) * parts_of(bucket.dtype)
         self.sizes = np.full(len(self.rows), size, np.int64)
         self.table = np.zeros((len(self.rows), 3 + len(bucket.state)), np.int64)
-        self.odd: set[int] = set()
+        self.odd = set()
 
     def find(self, job: Job) -> Location:
         """Fill the table; see `Locations.find`."""
@@ -180,7 +180,7 @@ class RowLocations:
         return Location(Ranges(found[own], ends[own]), (found[1:2], ends[1:2]), np.zeros(1, bool))
 
 
-def locations_of(bucket: Bucket, memory: HostMemory) -> Locations | RowLocations:
+def locations_of(bucket: Bucket, memory: HostMemory) -> Locations:
     """Where a bucket's arrays lie, whole or by rows."""
     return Locations(bucket, memory) if bucket.rows is None else RowLocations(bucket, memory)
 

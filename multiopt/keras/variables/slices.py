@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import backends
 from ...backends.generic import Array
-from .variable import Variable, as_array, detached
+from .variable import Variable, as_array
 
 __all__ = ["IndexedSlices", "as_gradient", "dense", "put", "summed", "take"]
 
