@@ -263,13 +263,14 @@ class Binding:
             _prepare(whole, update)
         _look(whole)
         x, *state = (column[place] for column in whole.arrays())
-        check_gradient(name, self.backend, g[:0], x[:0], whole.grad_dtype)
-        if len(g) != len(rows):
-            raise ValueError(f"{name}: expected {len(rows)} rows, got {len(g)}")
+        given, whole_shape = tuple(getattr(g, "shape", ())), tuple(x.shape)
+        if not whole_shape or given[:1] != (len(rows),):
+            raise ValueError(f"{name}: expected {len(rows)} rows of an array of shape {whole_shape}, got shape {given}")
+        check_gradient(name, self.backend, g[:0, ...], x[:0, ...], whole.grad_dtype)
         if len(rows) == 0:
             return Plan([])
-        if rows.min() < 0 or rows.max() >= len(x):
-            raise ValueError(f"{name}: expected indices of rows in [0, {len(x)}), got {rows}")
+        if rows.min() < 0 or rows.max() >= whole_shape[0]:
+            raise ValueError(f"{name}: expected indices of rows in [0, {whole_shape[0]}), got {rows}")
         walked = walks_rows(self.backend, whole.device, [x, *state])
         engine = whole.engine if walked else backends.engine("eager")
         dtypes = whole.dtype, whole.grad_dtype, whole.state_dtype

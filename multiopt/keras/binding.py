@@ -18,7 +18,7 @@ from .distribute.mesh import is_dtensor, local, reducer, shards
 from .variables.slices import IndexedSlices, summed
 from .variables.variable import Variable, detached
 
-__all__ = ["EPSILON", "KERAS_ADADELTA", "AdadeltaStep", "VariableBinding", "stateless"]
+__all__ = ["EPSILON", "KERAS_ADADELTA", "AdadeltaStep", "Planned", "VariableBinding", "stateless"]
 
 #: As in Keras, 0 is accepted; nothing moves then.
 EPSILON = Hyper(1e-7, low=0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...adadelta import ADADELTA
-from ..binding import AdadeltaStep
+from ..binding import AdadeltaStep, Planned
 from ..gradients import Pairs
 from ..variables.slices import IndexedSlices
 from ..variables.variable import Variable
@@ -102,10 +102,13 @@ class Adadelta(Optimizer):
 
     def _apply(self, pairs: Pairs, apply_state: Mapping[Any, Any]) -> None:
         mine = [self._is_mine(isinstance(g, IndexedSlices)) for g, _ in pairs]
-        # One by one if a subclass overrides the update, or if a variable occurs twice.
-        if len({v for _, v in pairs}) == len(pairs) and any(mine):
-            self._step([pair for pair, own in zip(pairs, mine, strict=True) if own], apply_state)
-            pairs = [pair for pair, own in zip(pairs, mine, strict=True) if not own]
+        own = [pair for pair, one in zip(pairs, mine, strict=True) if one]
+        if len({v for _, v in pairs}) < len(pairs):  # one by one, in their order
+            for pair in own:
+                self._planned([pair], apply_state)  # what is wrong with one is said before anything is written
+        elif own:
+            self._step(own, apply_state)
+            pairs = [pair for pair, one in zip(pairs, mine, strict=True) if not one]
         super()._apply(pairs, apply_state)
 
     def _is_mine(self, sparse: bool) -> bool:
@@ -115,7 +118,14 @@ class Adadelta(Optimizer):
         return all(getattr(type(self), name) is getattr(Adadelta, name) for name in names)
 
     def _step(self, pairs: Pairs, apply_state: Mapping[Any, Any] | None) -> None:
-        """One step of variables that are all different; what is wrong with one is said before anything is written."""
+        """One step of variables that are all different."""
+        for step, planned in self._planned(pairs, apply_state):
+            step.run(planned)
+
+    def _planned(
+        self, pairs: Pairs, apply_state: Mapping[Any, Any] | None
+    ) -> list[tuple[AdadeltaStep, list[Planned]]]:
+        """A step that has been checked, for each library's variables; nothing is written."""
         given = {v: g for g, v in pairs}
         # All variables with slots, so that every step has the same ones; or a single one that is updated alone.
         known = list(self._slots) if len(given) > 1 else list(given)
@@ -124,12 +134,11 @@ class Adadelta(Optimizer):
             if group not in self._steps:
                 slots = [[self.get_slot(v, name) for v in group] for name in _SLOTS]
                 self._steps[group] = AdadeltaStep([group, *slots])
-        planned = [
-            self._steps[group].plan([given.get(v) for v in group], lambda v: self._values(v, apply_state))
-            for group in groups
+        steps = [self._steps[group] for group in groups]
+        return [
+            (step, step.plan([given.get(v) for v in group], lambda v: self._values(v, apply_state)))
+            for step, group in zip(steps, groups, strict=True)
         ]
-        for group, plans in zip(groups, planned, strict=True):
-            self._steps[group].run(plans)
 
     def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Mapping[Any, Any] | None = None) -> None:
         self._step([(grad, var)], apply_state)
