@@ -48,8 +48,11 @@ def step(binding, g, rows):
     return [column[0] for column in plan.jobs[0].bucket.arrays()]
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
-@pytest.mark.parametrize("shape", [(9, 2, 3), (9,)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "shape"),
+    [*((dtype, (9, 2, 3)) for dtype in ("float16", "bfloat16", "float64", "complex64")), ("float32", (9,))],
+    ids=str,
+)
 def test_rows_have_the_bits_of_a_table_of_their_own(lib, dtype, shape):
     if dtype in ("float16", "bfloat16") and not lib.half:
         pytest.skip("this library has no half precision")
@@ -114,7 +117,11 @@ def test_a_gradient_may_lie_in_the_table_or_in_what_the_same_step_writes(lib):
     [
         (lambda g, rows: (g, np.array([7, 0, 9])), ValueError, r"the gradient: expected indices of rows in \[0, 9\)"),
         (lambda g, rows: (g, np.array([7, -1, 4])), ValueError, r"expected indices of rows in \[0, 9\)"),
-        (lambda g, rows: (g[:2], rows), ValueError, r"the gradient: expected 3 rows of an array of shape \(9, 4\), got shape \(2, 4\)"),
+        (
+            lambda g, rows: (g[:2], rows),
+            ValueError,
+            r"the gradient: expected 3 rows of an array of shape \(9, 4\), got shape \(2, 4\)",
+        ),
         (lambda g, rows: (g[:, :2], rows), ValueError, r"expected shape \(0, 4\)"),
         (lambda g, rows: (g.astype(np.float64), rows), TypeError, "the gradient: expected dtype float32"),
     ],

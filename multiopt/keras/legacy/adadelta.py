@@ -25,7 +25,8 @@ class Adadelta(Optimizer):
     """Adadelta (Zeiler 2012, arXiv 1212.5701) with TensorFlow's names, defaults and numbers.
 
     Variables of one array library, device and dtype are updated together, by the fastest engine for them. Repeated
-    rows of a sparse gradient are added up; rows that it does not have keep their values and their state.
+    rows of a sparse gradient are added up; rows that it does not have keep their values and their state, and are not
+    touched. (`multiopt.keras.Adadelta` decays the state of all rows, as the later optimizers of tf_keras and Keras 3 do.)
 
     Parameters
     ----------
@@ -122,9 +123,7 @@ class Adadelta(Optimizer):
         for step, planned in self._planned(pairs, apply_state):
             step.run(planned)
 
-    def _planned(
-        self, pairs: Pairs, apply_state: Mapping[Any, Any] | None
-    ) -> list[tuple[AdadeltaStep, list[Planned]]]:
+    def _planned(self, pairs: Pairs, apply_state: Mapping[Any, Any] | None) -> list[tuple[AdadeltaStep, list[Planned]]]:
         """A step that has been checked, for each library's variables; nothing is written."""
         given = {v: g for g, v in pairs}
         # All variables with slots, so that every step has the same ones; or a single one that is updated alone.
