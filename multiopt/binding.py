@@ -235,7 +235,7 @@ class Binding:
         Parameters
         ----------
         update : FusedUpdate
-            See `plan`; it may not be `normed`.
+            See `plan`. `multiopt.plan.run` refuses one that is `normed`.
         i : int
             Which parameter.
         rows : array of int64, shape (n,)

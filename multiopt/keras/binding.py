@@ -166,8 +166,6 @@ class AdadeltaStep:
                 plans.append(Planned(group, group.plan(update, whole, numbers, clip_norm)))
             for i, g in enumerate(own):
                 if isinstance(g, IndexedSlices):
-                    if normed:
-                        raise TypeError("gradients of rows: expected them clipped already, got a threshold for norms")
                     plans.append(Planned(group, group.plan_rows(update, i, g, numbers), i))
         return plans
 
@@ -180,7 +178,8 @@ class AdadeltaStep:
     ) -> None:
         """Take a step. Everything is checked before anything is written.
 
-        `IndexedSlices` update their rows alone: repeated ones are added up, the others keep their state, too. `values`
+        `IndexedSlices` update their rows alone: repeated ones are added up, the others keep their state, too. Norms are
+        not asked of them; `multiopt.keras.gradients.clipped` clips them before, as TensorFlow does. `values`
         returns the numbers for a variable, and is called once for each device and dtype: ``lr``, ``rho``, ``eps``, and
         optionally ``scale`` (1), ``clip_value`` (None) and ``weight_decay`` (0).
         """

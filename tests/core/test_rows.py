@@ -138,6 +138,16 @@ def test_what_is_refused_changes_nothing(change, kind, message):
         np.testing.assert_array_equal(array, old)
 
 
+def test_rows_are_not_measured():
+    columns, g = columns_of((9, 4), "float32", ROWS)
+    before, normed = columns[0].copy(), FusedUpdate(ADADELTA, normed=True)
+    plan = bind(columns).plan_rows(normed, 0, ROWS, g, NUMBERS, "the gradient")
+    for measure in (lambda: run([plan], 1.0), plan.nonfinite):
+        with pytest.raises(ValueError, match="gradient of table: expected no question of its norm"):
+            measure()
+    np.testing.assert_array_equal(columns[0], before)
+
+
 def test_no_rows_are_no_work():
     columns, g = columns_of((9, 4), "float32", ROWS)
     assert bind(columns).plan_rows(UPDATE, 0, ROWS[:0], g[:0], NUMBERS, "the gradient").jobs == []

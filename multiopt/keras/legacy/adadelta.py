@@ -26,7 +26,7 @@ class Adadelta(Optimizer):
 
     Variables of one array library, device and dtype are updated together, by the fastest engine for them. Repeated
     rows of a sparse gradient are added up; rows that it does not have keep their values and their state, and are not
-    touched. (`multiopt.keras.Adadelta` decays the state of all rows, as the later optimizers of tf_keras and Keras 3 do.)
+    touched. (`multiopt.keras.Adadelta` decays the state of all rows, as tf_keras' later optimizers and Keras 3's do.)
 
     Parameters
     ----------

@@ -104,9 +104,10 @@ def summed(slices: IndexedSlices) -> IndexedSlices:
     """
     order = np.argsort(slices.indices, kind="stable")
     rows = slices.indices[order]
-    starts = np.flatnonzero(np.diff(rows, prepend=-1))
-    if len(starts) == len(rows):
+    again = rows[1:] == rows[:-1]
+    if not again.any():
         return slices
+    starts = np.flatnonzero(np.append(True, ~again))
     lengths = np.diff(starts, append=len(rows))
     values = take(slices.values, order)
     within = np.arange(len(rows)) - np.repeat(starts, lengths)
