@@ -80,7 +80,7 @@ class OptimizerVariables:
 
     def add_variable(
         self,
-        shape: Sequence[int] | None = None,
+        shape: Any = None,
         dtype: str | None = None,
         initializer: Any = "zeros",
         name: str | None = None,
@@ -89,12 +89,13 @@ class OptimizerVariables:
 
         Parameters
         ----------
-        shape : sequence of int or None
+        shape : sequence or 1-D array of int, or None
             Scalar if None.
         dtype : str or None
             ``"float32"`` if None.
-        initializer : {"zeros", "ones"}, callable, array or number
-            A callable is called with ``shape`` and ``dtype`` and returns a value.
+        initializer : str, callable, array or number
+            The name of one of Keras' initializers, with its defaults: ``"ones"``, ``"glorot_uniform"``, … A callable is
+            called with ``shape`` and ``dtype`` and returns a value.
         name : str or None
             Its name.
 
@@ -105,11 +106,11 @@ class OptimizerVariables:
 
         Raises
         ------
-        ValueError
-            If the initializer is not known.
+        TypeError, ValueError
+            If the shape is not one of integers, or the initializer is not known.
         """
         like = self._trainable_variables[0] if self._trainable_variables and self.mesh is None else None
-        value = initializers.fresh(shape or (), dtype, initializer, like)
+        value = initializers.fresh(() if shape is None else shape, dtype, initializer, like)
         if self.mesh is not None:
             value = meshes.replicated(value, self.mesh)
         made = Variable(value, trainable=False, name=name or "variable")
@@ -120,7 +121,7 @@ class OptimizerVariables:
         self,
         model_variable: Any,
         variable_name: str,
-        shape: Sequence[int] | None = None,
+        shape: Any = None,
         initial_value: Any = None,
     ) -> Variable:
         """Create a variable for a model variable, of its library, dtype and sharding.
@@ -131,7 +132,7 @@ class OptimizerVariables:
             The reference.
         variable_name : str
             The new variable is called ``{variable_name}/{model_variable.name}``.
-        shape : sequence of int or None
+        shape : sequence or 1-D array of int, or None
             The reference's shape if None.
         initial_value : Variable, array, number or None
             0 if None.

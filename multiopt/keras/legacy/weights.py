@@ -80,8 +80,9 @@ class Weights:
         ----------
         var : Variable or array
         slot_name : str
-        initializer : {"zeros", "ones"}, callable of shape and dtype, or value
-        shape : sequence of int or None
+        initializer : str, callable of shape and dtype, or value
+            A string is the name of one of Keras' initializers; see `multiopt.keras.Optimizer.add_variable`.
+        shape : sequence or 1-D array of int, or None
             The variable's shape if None.
         """
         variable = self._boxes.of(var, "var")
@@ -113,7 +114,7 @@ class Weights:
     def add_weight(
         self,
         name: str,
-        shape: Sequence[int],
+        shape: Any,
         dtype: str | None = None,
         initializer: Any = "zeros",
         trainable: bool | None = None,
