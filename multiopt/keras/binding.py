@@ -80,9 +80,11 @@ class VariableBinding:
             run([self.plan(update, grads, hypers)])
             self.put_back()
             return
+        own = {name: hypers[name] for name in self.rule.hypers}
         for variable, g in zip(self.columns[0], grads, strict=True):
             if g is not None:
-                variable.value = stateless(self.rule, variable.value, g, **hypers)
+                g = update.measured(variable.backend.xp, g, hypers)
+                variable.value = stateless(self.rule, variable.value, g, **own)
 
 
 def stateless(rule: Rule, x: Array, g: Array, **options: Any) -> Array:

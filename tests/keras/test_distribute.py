@@ -8,6 +8,7 @@ import pytest
 from keras_arrays import made
 from processes import run_python
 
+from multiopt import keras
 from multiopt.keras import IndexedSlices, Variable
 from multiopt.keras.distribute import ReplicaContext, Replicas, get_replica_context
 from multiopt.keras.distribute.aggregation import VariableAggregation, VariableSynchronization
@@ -64,6 +65,29 @@ def test_the_user_may_aggregate(lib):
     Replicas(3).run(step, [(1.0,), (2.0,), (4.0,)])
     np.testing.assert_array_equal(v.numpy(), alone([[14.0]], np.float32))
     assert int(opt.iterations) == 1
+
+
+def test_the_later_optimizer_sums_over_threads(lib):
+    """As that of tf_keras; an optimizer that threads share takes one step for all of them."""
+
+    def run(gradients, **options):
+        v, table = made(lib, [0.0]), made(lib, np.zeros((2, 1)))
+        opt = keras.Adadelta(1.0)
+
+        def step(gradient):
+            pairs = [(grad(lib, [gradient]), v), (IndexedSlices(grad(lib, [[gradient]]), [1]), table)]
+            opt.apply_gradients(pairs, **options)
+
+        Replicas(len(gradients)).run(step, [(g,) for g in gradients])
+        assert int(opt.iterations) == 1
+        np.testing.assert_array_equal(table.numpy()[:, 0], [0, v.numpy()[0]])
+        return v.numpy().tolist(), opt.variables[1].numpy().tolist()
+
+    assert run([1.0, 2.0, 4.0]) == run([7.0])
+    for aggregated in ({"skip_gradients_aggregation": True}, {"experimental_aggregate_gradients": False}):
+        assert run([7.0, 7.0], **aggregated) == run([7.0])
+    with Replicas(2).scope(), pytest.raises(RuntimeError, match="called in a cross-replica context"):
+        keras.Adadelta().apply_gradients([(np.ones(1), Variable(np.ones(1)))])
 
 
 def test_means_and_rows(lib):

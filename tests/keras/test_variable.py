@@ -224,7 +224,7 @@ def test_initial_values(lib):
         box = Variable(fresh((2,), None, initializer, v), trainable=False)
         assert (box.shape, box.dtype, box.backend.name) == ((2,), "float32", lib.name)
     assert fresh((2,), "int64", "ones", None).dtype == np.int64
-    with pytest.raises(ValueError, match="expected one of zeros, .*got 'glorot'"):
+    with pytest.raises(ValueError, match=r"expected one of zeros, .*got 'glorot'"):
         like(v, "glorot")
 
 

@@ -114,7 +114,7 @@ def _identity(box: Variable) -> np.ndarray:
     _generator(box)
     if box.ndim != 2:
         raise ValueError(f"initializer: expected two axes for 'identity', got shape {box.shape}")
-    return np.eye(*box.shape)
+    return np.eye(box.shape[0], box.shape[1])
 
 
 _NAMED: dict[str, Callable[[Variable], Any]] = {
