@@ -38,6 +38,9 @@ def test_minimize_with_a_function(lib):
     opt = Adadelta(1.0)
     done = opt.minimize(lambda: (3 * var1 * var1 + 2 * var2 * var2).sum(), var_list=[var1, var2], name="both")
     assert done == Operation("both", 1)
+    done.run()  # in a graph this would do the update, which is done here
+    with pytest.raises(RuntimeError, match="both: this update was done once"):
+        done.run()
     np.testing.assert_allclose(var1.numpy(), moved(6 * np.array([1.0, -2.0]), np.array([1.0, -2.0])), **CLOSE)
     np.testing.assert_allclose(var2.numpy(), moved(4 * np.array([3.0, 0.5]), np.array([3.0, 0.5])), **CLOSE)
     for _ in range(300):

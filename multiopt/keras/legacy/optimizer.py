@@ -8,7 +8,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -31,12 +31,25 @@ _NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_./>-]*")
 _OPTIONS = (*CLIPS, "lr", "decay")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Operation:
     """What an update returns: its name, and the number of updates done. The work itself is done already."""
 
     name: str
     iterations: int
+    _is_run: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def run(self) -> None:
+        """Say that the update is to be done, as a program of TensorFlow's graphs does: it is done already.
+
+        Raises
+        ------
+        RuntimeError
+            If it is called again: an update does not repeat itself here.
+        """
+        if self._is_run:
+            raise RuntimeError(f"{self.name}: this update was done once; call minimize or apply_gradients for another")
+        self._is_run = True
 
 
 class Optimizer(Hyperparameters, Weights, ABC):
@@ -70,10 +83,10 @@ class Optimizer(Hyperparameters, Weights, ABC):
     Raises
     ------
     TypeError
-        If an option is unknown, or of a wrong type.
+        If an option is unknown.
     ValueError
-        If an option is negative, if both norms are given, or if the name is empty or has characters other than
-        letters, digits and ``_ . - / >``.
+        If an option is negative or of a wrong type, if both norms are given, or if the name is empty or has characters
+        other than letters, digits and ``_ . - / >``.
 
     Notes
     -----
@@ -103,12 +116,14 @@ class Optimizer(Hyperparameters, Weights, ABC):
             warnings.warn("lr: this option has a new name; use learning_rate", stacklevel=3)
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm, global_clipnorm: expected one of the two, got both")
-        transformers = list(gradient_transformers or [])
+        what = "gradient_aggregator, gradient_transformers"
         aggregator = _sum_over_replicas if gradient_aggregator is None else gradient_aggregator
+        if not isinstance(gradient_transformers or [], Iterable):
+            raise ValueError(f"{what}: expected functions of a list of pairs, got {gradient_transformers!r}")
+        transformers = list(gradient_transformers or [])
         for function in [aggregator, *transformers]:
             if not callable(function):
-                what = "gradient_aggregator, gradient_transformers"
-                raise TypeError(f"{what}: expected functions of a list of pairs, got {function!r}")
+                raise ValueError(f"{what}: expected functions of a list of pairs, got {function!r}")
         self.gradient_aggregator: Transformer = aggregator
         self.gradient_transformers: list[Transformer] = transformers
         for clip in CLIPS:  # each is checked when it is set
