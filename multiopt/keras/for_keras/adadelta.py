@@ -30,7 +30,7 @@ class Adadelta(keras.optimizers.Optimizer):
         learning_rate: Any = 0.001,
         rho: float = 0.95,
         epsilon: float = 1e-7,
-        name: str = "adadelta",
+        name: str | None = None,
         **options: Any,
     ) -> None:
         if isinstance(learning_rate, schedules.LearningRateSchedule):
@@ -76,8 +76,10 @@ class Adadelta(keras.optimizers.Optimizer):
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
-        # Before accumulation and clipping, so that repeated rows are added up first.
-        super()._backend_apply_gradients([_dense(g) for g in grads], trainable_variables)
+        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, and does not add up repeated
+        # rows on TensorFlow.
+        dense = grads if _on_torch() else [keras.ops.convert_to_tensor(g, sparse=False) for g in grads]
+        super()._backend_apply_gradients(dense, trainable_variables)
 
     # --- on PyTorch, one pass of our engines does all three ---
 
@@ -99,15 +101,6 @@ class Adadelta(keras.optimizers.Optimizer):
 
 def _on_torch() -> bool:
     return keras.backend.backend() == "torch"
-
-
-def _dense(gradient: Any) -> Any:
-    """The gradient; TensorFlow's ``IndexedSlices`` as a dense tensor, with repeated rows added up."""
-    if type(gradient).__name__ != "IndexedSlices":
-        return gradient
-    import tensorflow as tf
-
-    return tf.convert_to_tensor(gradient)
 
 
 def _positive(threshold: float | None) -> float | None:
