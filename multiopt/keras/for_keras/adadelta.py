@@ -76,8 +76,8 @@ class Adadelta(keras.optimizers.Optimizer):
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
 
     def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
-        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, and does not add up repeated
-        # rows on TensorFlow.
+        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, and does not add up
+        # repeated rows on TensorFlow.
         dense = grads if _on_torch() else [keras.ops.convert_to_tensor(g, sparse=False) for g in grads]
         super()._backend_apply_gradients(dense, trainable_variables)
 

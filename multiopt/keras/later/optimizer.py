@@ -132,7 +132,9 @@ class Optimizer(Stepper, Rated):
         loss : callable or tensor
             A callable takes no arguments and returns the loss. A tensor needs the tape under which it was computed.
         var_list : sequence of Variable, or callable that returns one
-            The variables.
+            The variables. A callable is called after the loss, which may make them. JAX has to know before what it
+            differentiates, so the callable is called before the loss, too; variables that are only there after it cost
+            a second call of the loss.
         tape : GradientTape or None
             See `multiopt.keras.GradientTape`.
         grad_fn : callable or None

@@ -92,7 +92,14 @@ class Optimizer(Hyperparameters, Weights, ABC):
     -----
     Where TensorFlow deviates from its documentation, this class does not: setting the hyperparameter ``decay`` has an
     effect; a function keeps its name in the configuration, so that `from_config` finds it in `custom_objects`; a
-    schedule sees the exact number of the iteration in float16, too. An optimizer may be used by several threads: their
+    schedule sees the exact number of the iteration in float16, too; an argument of a wrong type is a ValueError (but an
+    unknown one a TypeError, as in TensorFlow).
+
+    There are no graphs: an update is done when it is asked for, ``minimize(...).run()`` adds nothing to that, and a
+    second ``run()`` is refused. Initializers have TensorFlow's names and distributions, not its random numbers. A
+    variable that is synchronized on read learns how many replicas there are when the first of them uses it.
+
+    An optimizer may be used by several threads: their
     updates come one after another. One that is interrupted (Ctrl-C, a signal handler that raises) leaves variables
     partly updated, and is not counted; no thread of its own still writes when the exception goes on.
     """
@@ -149,7 +156,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
         loss, tape, grad_fn
             See `multiopt.keras.Optimizer.compute_gradients`.
         var_list : container of Variables or arrays, or callable that returns it
-            A callable is called after the loss, which may create the variables.
+            A callable is called after the loss, which may create the variables; see `compute_gradients` for JAX.
         grad_loss : array or None
             The gradient of the loss itself; ones by default.
         name : str or None
