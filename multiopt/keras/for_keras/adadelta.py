@@ -69,17 +69,14 @@ class Adadelta(keras.optimizers.Optimizer):
     @locked
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
         """Do one step; that of another thread comes before it or after it."""
-        return super().apply(grads, trainable_variables)
+        # Before anything else: sparse gradients Keras neither accumulates nor clips on JAX, and neither unscales nor adds
+        # up on TensorFlow.
+        dense = grads if _on_torch() else [_dense(g) for g in grads]
+        return super().apply(dense, trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """The options, as Keras writes them."""
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
-
-    def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
-        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, and does not add up
-        # repeated rows on TensorFlow.
-        dense = grads if _on_torch() else [keras.ops.convert_to_tensor(g, sparse=False) for g in grads]
-        super()._backend_apply_gradients(dense, trainable_variables)
 
     # --- on PyTorch, one pass of our engines does all three ---
 
@@ -101,6 +98,15 @@ class Adadelta(keras.optimizers.Optimizer):
 
 def _on_torch() -> bool:
     return keras.backend.backend() == "torch"
+
+
+def _dense(gradient: Any) -> Any:
+    """The gradient, or None; TensorFlow's ``IndexedSlices`` and sparse arrays as dense ones, repeated rows added up."""
+    if type(gradient).__name__ == "IndexedSlices":  # for Keras, these are tensors
+        import tensorflow as tf
+
+        return tf.convert_to_tensor(gradient)
+    return None if gradient is None else keras.ops.convert_to_tensor(gradient, sparse=False)
 
 
 def _positive(threshold: float | None) -> float | None:
