@@ -69,8 +69,8 @@ class Adadelta(keras.optimizers.Optimizer):
     @locked
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
         """Do one step; that of another thread comes before it or after it."""
-        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, nor adds them up or unscales
-        # them on TensorFlow.
+        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, nor sums or unscales them
+        # on TensorFlow.
         dense = grads if _on_torch() else [_dense(g) for g in grads]
         return super().apply(dense, trainable_variables)
 
