@@ -95,9 +95,11 @@ class VariableBinding:
             run([plan])
             self.put_back(plan)
             return
+        own = {name: hypers[name] for name in self.rule.hypers}
         for variable, g in zip(self.columns[0], grads, strict=True):
             if g is not None:
-                variable.value = stateless(self.rule, variable.value, g, **hypers)
+                g = update.measured(variable.backend.xp, g, hypers)
+                variable.value = stateless(self.rule, variable.value, g, **own)
 
 
 def stateless(rule: Rule, x: Array, g: Array, **options: Any) -> Array:

@@ -73,14 +73,23 @@ def test_a_malformed_name_is_refused(name):
         ({"rho": 1.5}, ValueError, r"rho: expected a number in \[0, 1\]"),
         ({"learning_rate": -0.1}, ValueError, "learning_rate: expected a number in"),
         ({"epsilon": -1e-7}, ValueError, "epsilon: expected a number in"),
-        ({"learning_rate": "fast"}, TypeError, "learning_rate: expected a real number"),
-        ({"clipnorm": "one"}, TypeError, "clipnorm: expected a number"),
+        ({"learning_rate": "fast"}, ValueError, "learning_rate: expected a real number"),
+        ({"learning_rate": None}, ValueError, "learning_rate: expected a real number"),
+        ({"rho": [0.5, 0.5]}, ValueError, "rho: expected a real number"),
+        ({"epsilon": "x"}, ValueError, "epsilon: expected a real number"),
+        ({"clipnorm": "one"}, ValueError, "clipnorm: expected a number"),
+        ({"decay": [1.0]}, ValueError, "decay: expected a number"),
+        ({"lr": "x"}, ValueError, "learning_rate: expected a real number"),
+        ({"gradient_aggregator": 3}, ValueError, "expected functions of a list of pairs"),
+        ({"gradient_transformers": [3]}, ValueError, "expected functions of a list of pairs"),
+        ({"gradient_transformers": 3}, ValueError, "expected functions of a list of pairs"),
+        # As TensorFlow and Python do, whatever the document says of any invalid argument.
         ({"momentum": 0.9}, TypeError, "momentum: unknown option"),
-        ({"gradient_aggregator": 3}, TypeError, "expected functions of a list of pairs"),
-        ({"gradient_transformers": [3]}, TypeError, "expected functions of a list of pairs"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:lr")
 def test_invalid_arguments_are_refused(options, error, message):
+    """Also those of a wrong type are ValueErrors, as the document says; TensorFlow's are of any kind, and late."""
     with pytest.raises(error, match=message):
         Adadelta(**options)
 
@@ -579,6 +588,13 @@ def test_add_slot(lib):
     assert opt.add_slot(v, "row", shape=(3,)).shape == (3,)
     assert opt.get_slot_names() == ["memory", "row"]
     assert float(opt.add_slot(v, "count", initializer=lambda shape, dtype: 7, shape=())) == 7
+    drawn = opt.add_slot(v, "drawn", initializer="glorot_uniform")
+    assert drawn.dtype == "float64"
+    assert 0 < abs(drawn.numpy()).max() <= (6 / 5) ** 0.5
+    assert opt.add_slot(v, "eye", initializer="Identity").numpy().tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert opt.add_weight("w", [2, 2], initializer="orthogonal").shape == (2, 2)
+    with pytest.raises(ValueError, match="initializer: expected one of zeros, "):
+        opt.add_slot(v, "another", initializer="xavier")
     assert opt.weights[0] is slot  # and iterations is not first then, as in TensorFlow
 
 
@@ -592,8 +608,11 @@ def test_add_weight(lib):
     assert weight.backend.name == lib.name
     assert opt.add_weight("n", (), dtype="float64", trainable=False).dtype == "float64"
     assert weight not in opt.weights
-    with pytest.raises(ValueError, match="synchronization: expected auto, none or on_write"):
-        opt.add_weight("each", (), synchronization="on_read")
+    assert opt.add_weight("each", (), synchronization="on_read").trainable is False
+    with pytest.raises(ValueError, match="trainable: expected False with synchronization on_read"):
+        opt.add_weight("each", (), synchronization="on_read", trainable=True)
+    with pytest.raises(ValueError, match="synchronization: expected one of auto, none, on_write, on_read, got 'later'"):
+        opt.add_weight("each", (), synchronization="later")
     with pytest.raises(ValueError, match="aggregation: expected one of none, sum, mean"):
         opt.add_weight("each", (), aggregation="median")
 

@@ -12,7 +12,7 @@ from ..binding import AdadeltaStep, Planned
 from ..gradients import Pairs
 from ..variables.slices import IndexedSlices
 from ..variables.variable import Variable
-from .hyperparameters import Hyper
+from .hyperparameters import Hyper, valid
 from .optimizer import Optimizer
 
 __all__ = ["Adadelta"]
@@ -43,8 +43,8 @@ class Adadelta(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        See `Optimizer`; also if a hyperparameter is out of range: when it is set or, if it is a callable, in the
-        update, before anything is written.
+        See `Optimizer`. A hyperparameter that is out of range or of a wrong type is a ValueError when it is set; what a
+        callable returns is checked in the update, before anything is written.
 
     Notes
     -----
@@ -70,13 +70,13 @@ class Adadelta(Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "epsilon":
             value = 1e-7 if value is None or not value else value
-            ADADELTA.hypers["eps"].check("epsilon", value)
+            valid(ADADELTA.hypers["eps"], "epsilon", value)
         super().__setattr__(name, value)
 
     def _set_hyper(self, name: str, value: Any) -> None:
         if not callable(value) and name in ("learning_rate", "rho", "decay"):
             rule = {"learning_rate": "lr", "rho": "rho", "decay": "lr"}[name]  # a decay's range is a rate's
-            ADADELTA.hypers[rule].check(name, value)
+            valid(ADADELTA.hypers[rule], name, value)
         super()._set_hyper(name, value)
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
