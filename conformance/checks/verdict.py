@@ -32,7 +32,8 @@ class Verdict:
     """One thing judged."""
 
     #: ``"trace"`` (against a recorded framework), ``"oracle"`` (against the published rule), ``"explained"`` (a
-    #: framework's trace against the rule with its deviations), ``"rate"`` (learning rates), ``"bits"`` (across libraries), ``"law"``, ``"mutant"``.
+    #: framework's trace against the rule with its deviations), ``"rate"`` (learning rates), ``"bits"`` (across
+    #: libraries), ``"law"``, ``"mutant"``.
     what: str
     #: Ours, theirs, and in what; empty where there is none.
     target: str

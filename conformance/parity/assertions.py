@@ -33,8 +33,8 @@ from .sides import Gradients, trajectories
 #: Explanations that a message tells, at most.
 MOST = 4
 UNKNOWN = (
-    "It looks like none of the differences that are known here, and is no Adadelta as far as can be told: neither other "
-    "options, nor any mistake in the gradients, in one equation or in several, nor another optimizer gives these numbers."
+    "It looks like none of the differences that are known here, and is no Adadelta as far as can be told:\n"
+    "neither other options, nor mistakes in gradients or equations, nor another optimizer give these numbers."
 )
 
 

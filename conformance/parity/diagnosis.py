@@ -2,10 +2,10 @@
 
 First each side by itself: is it the published rule, with some options? Options are those that it says it was asked
 for, those of frameworks' defaults, and those that its numbers give away. Where one side is the rule and the other is
-not, the other is compared with every mutant, made with the options of the first. Where none of these is it, its equations
-are looked at one by one, each step from the states before it (`dissection`); and at last it is compared with other
-optimizers (`others`). A guess counts only if it gives all states after all steps within the tolerances, so that the
-answer is not an opinion; if several do, all of them are told.
+not, the other is compared with every mutant, made with the options of the first. Where none of these is it, its
+equations are looked at one by one, each step from the states before it (`dissection`); and at last it is compared with
+other optimizers (`others`). A guess counts only if it gives all states after all steps within the tolerances, so that
+the answer is not an opinion; if several do, all of them are told.
 """
 
 from __future__ import annotations
@@ -77,7 +77,9 @@ def explain(a: Trajectory, b: Trajectory) -> Diagnosis:
     if rule_a is not None and rule_b is not None:
         return Diagnosis([_both(a, b, rule_a, rule_b)], [])
     # Which rule is meant: that of the side which follows it, or else the one that is asked for.
-    wrong = [(b, rule_a)] if rule_a else [(a, rule_b)] if rule_b else [(s, s.case) for s in (a, b) if s.options_known]
+    wrong: list[tuple[Trajectory, Case | None]] = (
+        [(b, rule_a)] if rule_a else [(a, rule_b)] if rule_b else [(s, s.case) for s in (a, b) if s.options_known]
+    )
     found = [told for side, rule in wrong if rule for told in _mistakes(side, rule)]
     found = found or [told for side, _ in wrong or [(a, None), (b, None)] for told in _another(side)]
     return Diagnosis(found, [] if found else [note for side, rule in wrong if rule for note in _notes(side, rule)])

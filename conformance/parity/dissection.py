@@ -89,14 +89,10 @@ def _equations(s: Steps, limit: float) -> list[Finding]:
     wrong = wrong_u | wrong_x
     if not wrong.any():
         return [one + other for one in averages for other in _with_update(s, right, [], limit)]
-    (u_places, few_u), (x_places, few_x) = s.some(wrong_u), s.some(wrong_x)
     # Not both, or something else than the update is wrong, and the update explains one of the two.
-    told: list[tuple[Guess, bool]] = []
-    for guess in updates(s, wrong) if limit >= 1 else ():
-        d = np.broadcast_to(guess.value, wrong.shape).ravel()
-        of_u, of_x = _held(few_u, d[u_places])["acc_delta"].all(), _held(few_x, d[x_places])["x"].all()
-        if of_u or (of_x and _says(s, wrong_x)):
-            told.append((guess, bool(of_u and of_x)))
+    table, says = updates(s, wrong) if limit >= 1 else [], _says(s, wrong_x)
+    mends = zip(table, _mend(s, table, "acc_delta", wrong_u), _mend(s, table, "x", wrong_x), strict=True)
+    told = [(guess, bool(u and x)) for guess, u, x in mends if u or (x and says)]
     motions: list[Finding] = []
     for both in (True, False):
         for where, at in places(s, wrong):
@@ -110,6 +106,16 @@ def _equations(s: Steps, limit: float) -> list[Finding]:
         if both and _least(motions) >= 1:
             motions += _with_update(s, right, told, min(limit, _least(motions)))
     return [one + other for one in averages for other in _cheapest(motions)]
+
+
+def _mend(s: Steps, table: list[Guess], kind: str, wrong: Array) -> Array:
+    """Tell which updates mend a few of the numbers of this kind that are wrong."""
+    places, few = s.some(wrong if wrong.any() else ~wrong)
+    if not table:
+        return np.zeros(0, dtype=bool)
+    d = np.stack([np.broadcast_to(guess.value, wrong.shape).ravel()[places] for guess in table])
+    value, old = (few.x0 - few.lr * d, few.x0) if kind == "x" else (s.rho * few.u0 + (1 - s.rho) * d**2, few.u0)
+    return np.asarray(few.holds(kind, np.where(few.given, value, old)).all(axis=1))
 
 
 def _says(s: Steps, wrong: Array) -> bool:

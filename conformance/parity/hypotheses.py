@@ -35,7 +35,7 @@ def others(s: Steps, values: Array) -> Iterator[tuple[str, Array]]:
         yield "the next tensor", s.of_tensor(values, lambda i: numbers[(place[i] + 1) % len(numbers)])
         yield "the tensor before", s.of_tensor(values, lambda i: numbers[place[i] - 1])
         for number in numbers[:4]:
-            yield f"params[{number}]", s.of_tensor(values, lambda i, number=number: number)
+            yield f"params[{number}]", s.of_tensor(values, dict.fromkeys(numbers, number).__getitem__)
 
 
 def changed(s: Steps, values: Array) -> Iterator[tuple[str, str, Array]]:
@@ -73,8 +73,7 @@ def inputs(s: Steps, at: Array) -> Iterator[tuple[str, str, Steps]]:
 
 def gradients(s: Steps, at: Array) -> Iterator[Entry]:
     """Yield other gradients."""
-    for entry in changed(s, s.g):
-        yield entry
+    yield from changed(s, s.g)
     g = s.g
     yield "sign-turned", "taken with the other sign", -g
     yield "unprocessed", "taken as it came, neither clipped nor decayed", s.raw
@@ -91,14 +90,15 @@ def gradients(s: Steps, at: Array) -> Iterator[Entry]:
             yield "momentum", f"{words}, as momentum {beta:g}", np.array(averages)
     with np.errstate(all="ignore"):
         squares = (s.v1 - s.rho * s.v0) / (1 - s.rho)
-    if found := fitted(s, squares, [g * g], at & (squares > 0)):
+    at = at & (squares > 0.01 * s.v1)  # where the difference has lost few digits
+    if found := fitted(s, squares, [g * g], at):
         for k in rounder(float(np.sqrt(max(found[0], 0.0)))):
             yield "factor", f"multiplied by {k:.6g}", k * g
-    known = at & (squares > 0) & np.isfinite(squares)
+    known = at & np.isfinite(squares)
     if known.any():
         for bound in rounder(float(np.sqrt(squares[known].max()))):
             yield "clipped", f"clipped to ±{bound:.6g}", np.clip(g, -bound, bound)
-    if found := fitted(s, squares, [g * g, g * s.x0, s.x0**2], at & (squares > 0)):
+    if found := fitted(s, squares, [g * g, g * s.x0, s.x0**2], at):
         for decay in rounder(found[1] / 2):
             yield "decayed", f"increased by {decay:.6g} times the parameter: weight decay", g + decay * s.x0
 
@@ -111,8 +111,8 @@ def averages(s: Steps, slot: str, old: Array, seen: Array, news: Sequence[Entry]
     """Yield what ρ a + (1 − ρ) n may have been instead; of ``news`` and ``olds`` the first entry is the right one."""
     rho, rest = s.rho, 1 - s.rho
     for cause, text, new in news:
-        if found := _weights(s, slot, old, new, seen, at):
-            a, b = found
+        if weights := _weights(s, slot, old, new, seen, at):
+            a, b = weights
             wrong = (a, b) != (rho, rest)
             told = [text, *([_weighed(a, b, rho)] if wrong else [])]
             causes = [cause, *([_cause_of(a, b, rho)] if wrong else [])]
@@ -147,8 +147,8 @@ def _weights(s: Steps, slot: str, old: Array, new: Array, seen: Array, at: Array
     """Return the simplest factors of the old value and the new one that give what was seen, or None."""
     rho, rest = s.rho, 1 - s.rho
 
-    def fits(a: float, b: float, at: Array = at) -> bool:
-        return bool(s.holds(slot, a * old + b * new)[at].all())
+    def fits(a: float, b: float, there: Array = at) -> bool:
+        return bool(s.holds(slot, a * old + b * new)[there].all())
 
     if fits(rho, rest):
         return rho, rest
@@ -157,14 +157,14 @@ def _weights(s: Steps, slot: str, old: Array, new: Array, seen: Array, at: Array
         weight = fitted(s, seen, [new], at & (old == 0))
         found = None if weight is None else [rho, weight[0]]
     # A factor that should be 0 and is fitted as nearly that does not give zeros.
-    if found is None or not fits(*found, at & (seen != 0)):
+    if found is None or not fits(found[0], found[1], at & (seen != 0)):
         return (1.0, 0.0) if fits(1.0, 0.0) else (0.0, 0.0) if fits(0.0, 0.0) else None
     for a in _near(found[0], [rho, 0.0, 1.0, rest, *map(_single, (rho,)), *rounder(found[0])]):
         weights = [1 - a, rest, 0.0, 1.0, rho, *(k * rest for k in rounder(found[1] / rest)), *rounder(found[1])]
         for b in _near(found[1], weights):
             if fits(a, b):
                 return a, b
-    return (found[0], found[1]) if fits(*found) else None
+    return (found[0], found[1]) if fits(found[0], found[1]) else None
 
 
 def _near(value: float, choice: Sequence[float]) -> list[float]:

@@ -87,7 +87,8 @@ def _read(s: Steps, which: str) -> list[Entry]:
     correct = 1 - s.rho**s.t
     found: list[Entry] = [
         ("bias-corrected", f"{name} / (1 − ρ^t), a bias correction", state / correct),
-        ("bias-corrected", f"{name} / (1 − ρ^(t+1)), a bias correction of the next step", state / (1 - s.rho ** (s.t + 1))),
+        ("bias-corrected", f"{name} / (1 − ρ^(t+1)), a bias correction of the next step",
+         state / (1 - s.rho ** (s.t + 1))),
         ("bias-corrected", f"{name} / (1 − ρ^(t−1)), a bias correction of the step before",
          np.where(s.t == 1, state, state / np.where(s.t == 1, 1.0, 1 - s.rho ** (s.t - 1)))),
         ("bias-multiplied", f"{name} · (1 − ρ^t), a bias correction upside down", state * correct),
@@ -107,7 +108,7 @@ def _read(s: Steps, which: str) -> list[Entry]:
 
 
 def _with_other_eps(s: Steps, at: Array) -> Iterator[Guess]:
-    """Yield updates with another ε in one root or both, or another factor of the whole, as the numbers give them away."""
+    """Yield updates with another ε in one root or both, or longer ones, as the numbers give them away."""
     rest, u, v, g2 = 1 - s.rho, s.u0, s.v1, s.g**2
     of_u, of_x = (s.u1 - s.rho * u) / rest, ((s.x0 - s.x1) / s.lr) ** 2
     error = s.epsilon * s.u1 / rest, 2 * np.abs(s.x0 - s.x1) * s.epsilon * np.abs(s.x0) / s.lr**2
@@ -195,19 +196,17 @@ def _lengths(s: Steps, d: Array, at: Array) -> Iterator[Guess]:
         if found is None:
             continue
         if cause:
-            for factor in rounder(found[0]):
-                yield Guess(
-                    f"x-{cause}", f"the parameter moves by {factor:.6g} lr times {text}", s.x0 - s.lr * factor * along
-                )
+            for k in rounder(found[0]):
+                yield Guess(f"x-{cause}", f"the parameter moves by {k:.6g} lr times {text}", s.x0 - s.lr * k * along)
             continue
-        for factor in rounder(found[0]):
-            turned = "; it is added, not subtracted" if factor < 0 else ""
-            yield Guess("x-factor", f"the step is {factor:.6g} times as long as lr times the update{turned}",
-                        s.x0 - s.lr * factor * along)  # fmt: skip
+        for k in rounder(found[0]):
+            turned = "; it is added, not subtracted" if k < 0 else ""
+            yield Guess("x-factor", f"the step is {k:.6g} times as long as lr times the update{turned}",
+                        s.x0 - s.lr * k * along)  # fmt: skip
         weight = np.where(sharp & np.isfinite(along), 1.0, 0.0)
         many = weight.sum(axis=1, keepdims=True) > 2
         size = np.sum(weight * along**2, axis=1, keepdims=True)
         each = np.where(many & (size > 0), np.sum(weight * along * moved / s.lr, axis=1, keepdims=True) / size, 1.0)
-        told = ", ".join(f"{k:.4g}" for k in each[:4, 0])
+        told = ", ".join(f"{length:.4g}" for length in each[:4, 0])
         yield Guess("x-lr-changes", f"the step is as long as lr times the update times {told}, … in turn",
                     s.x0 - s.lr * each * along, 2)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -30,14 +31,17 @@ def _adam(g: Array, eps: float) -> Array:
     return np.asarray(m / (np.sqrt(v) + eps))
 
 
+def _rmsprop(decay: float, g: Array) -> Array:
+    return np.asarray(g / (np.sqrt(_averaged(g * g, decay, 1 - decay)) + 1e-8))
+
+
 RULES: Mapping[str, Rule] = {
     "gradient descent": lambda g: g,
     "gradient descent with momentum 0.9": lambda g: _averaged(g, 0.9, 1.0),
     "gradient descent with Nesterov's momentum 0.9": lambda g: g + 0.9 * _averaged(g, 0.9, 1.0),
     "gradient descent by signs": np.sign,
     "Adagrad": lambda g: g / (np.sqrt(np.cumsum(g * g, axis=0)) + 1e-10),
-    **{f"RMSprop with decay {decay}": lambda g, decay=decay: g / (np.sqrt(_averaged(g * g, decay, 1 - decay)) + 1e-8)
-       for decay in (0.9, 0.95, 0.99)},
+    **{f"RMSprop with decay {decay}": partial(_rmsprop, decay) for decay in (0.9, 0.95, 0.99)},
     "Adam, eps 1e-8": lambda g: _adam(g, 1e-8),
     "Adam, eps 1e-7": lambda g: _adam(g, 1e-7),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,7 +125,12 @@ def narrower(dtype: str) -> Iterator[tuple[str, Callable[[Array], Array]]]:
     """Yield formats with fewer bits, and what rounds to them."""
     for name, held in (("float32", "float32"), ("float16", "float16"), ("bfloat16", "float32")):
         if format_of(name).precision < format_of(dtype).precision:
-            yield name, lambda a, name=name, held=held: rounded(np.asarray(a, dtype=held), name).astype(np.float64)
+            yield name, partial(_through, name, held)
+
+
+def _through(name: str, held: str, values: Array) -> Array:
+    with np.errstate(all="ignore"):
+        return np.asarray(rounded(np.asarray(values, dtype=held), name).astype(np.float64))
 
 
 def steps_of(seen: Trajectory, case: Case) -> Steps | None:
@@ -183,7 +189,7 @@ def _chosen(count: int, most: int) -> Array:
 def places(s: Steps, failing: Array) -> list[tuple[str, Array]]:
     """Return where something may be wrong, in words and as a mask, that takes in all that fails: everywhere first."""
     whole = np.ones(failing.shape, dtype=bool)
-    times, columns = failing.any(axis=1), failing.any(axis=0)
+    times, columns = np.asarray(failing.any(axis=1)), np.asarray(failing.any(axis=0))
     mine = np.isin(s.owner, s.owner[columns])
     tensors = " and ".join(f"params[{i}]" for i in np.unique(s.owner[columns]))
     found = [("", whole), (f"in {tensors}", whole & mine)]

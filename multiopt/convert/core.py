@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..optimizer import Optimizer
-from .state import Converter, State, cast_like, fitted, to_host
+from .state import Converter, State, cast_like, fitted, to_host, whole
 
 __all__ = ["CONVERTER"]
 
@@ -31,7 +31,7 @@ def _write(state: State, opt: Any) -> Any:
     state = fitted(state, [tuple(arrays[key].shape) for key in columns[0]])
     if (state.average is None) != (about["ema"] is None):
         raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
-    for keys, values in zip(columns, (state.square_avg, state.acc_delta, state.average), strict=False):
+    for keys, values in zip(columns, (whole(state.square_avg), whole(state.acc_delta), state.average), strict=False):
         for key, value in zip(keys, values or [], strict=True):
             arrays[key] = cast_like(value, arrays[key])
     about["steps"] = state.steps

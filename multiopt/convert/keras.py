@@ -170,7 +170,7 @@ def _write(state: State, optimizer: Any) -> Any:
     target = _unpack(generation, _held(generation, optimizer), config)
     if generation != "legacy" and (state.average is None) == bool(config.get("use_ema")):
         raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
-    state = fitted(state, [np.shape(array) for array in target.square_avg])
+    state = fitted(state, [array.shape for array in whole(target.square_avg)])
     optimizer.set_weights(_pack(generation, replace(state, options=target.options)))  # which say the layout
     return optimizer
 

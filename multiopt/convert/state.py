@@ -145,8 +145,8 @@ def fitted(state: State, shapes: Sequence[tuple[int, ...]]) -> State:
         for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
             if array is not None and array.shape != shape:
                 raise ValueError(f"{slot}[{i}]: expected shape {shape}, got {array.shape}")
-    squares, deltas = (
+    made = [
         [np.zeros(shape) if array is None else array for array, shape in zip(arrays, shapes, strict=True)]
         for arrays in (state.square_avg, state.acc_delta)
-    )
-    return replace(state, square_avg=squares, acc_delta=deltas)
+    ]
+    return replace(state, square_avg=list(made[0]), acc_delta=list(made[1]))
