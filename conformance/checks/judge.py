@@ -20,7 +20,7 @@ from ..data.rates import rates_of
 from ..data.trajectory import Trajectory
 from ..reference.accuracy import Accuracy, accuracy_of, distances
 from ..reference.compare import Distance, differences
-from ..reference.tolerances import BITS, COMPILED, RATE, RUN, TRACE, against_oracle
+from ..reference.tolerances import BITS, COMPILED, RATE, RUN, TRACE, Tolerance, against_oracle
 from ..targets.arguments import learning_rate
 from ..targets.build import rejection, unsupported
 from ..targets.run import run_target
@@ -81,12 +81,14 @@ class Judge:
 
     # --- against the rule ---
 
-    def from_oracle(self, answer: Trajectory, *, stepwise: bool) -> Mapping[str, Distance]:
-        """Return how far an answer of ours is from the published rule."""
-        # In 16 bits ours computes in float32: its hyperparameters are not rounded to the parameters' dtype.
-        as_held = answer.dtype not in ("float16", "bfloat16")
-        key = ("distances", answer.bits(), stepwise)
-        return self._once(key, lambda: distances(answer, stepwise=stepwise, as_held=as_held))
+    def accuracy(self, run: Trajectory, *, ours: bool = False) -> Accuracy:
+        """Return how far a whole run, a framework's or ours, is from the rule."""
+        return self._once(("accuracy", run.bits(), ours), lambda: accuracy_of(run, as_held=_as_held(run, ours)))
+
+    def one_step(self, answer: Trajectory) -> Mapping[str, Distance]:
+        """Return how far an answer of ours is from the rule, one step at a time."""
+        key = ("distances", answer.bits())
+        return self._once(key, lambda: distances(answer, stepwise=True, as_held=_as_held(answer, ours=True)))
 
     def against_oracle(self, target: Target, case: Case) -> list[Verdict]:
         """Judge a target by the published rule, one step at a time and over the whole run."""
@@ -95,11 +97,11 @@ class Judge:
         answer = self._answer_or_verdict(blank, target, case)
         if isinstance(answer, Verdict):
             return [answer]
+        accuracy = self.accuracy(answer, ours=True)
         return [
-            replace(blank, kind=kind, over=over).judged(found, against_oracle(kind, case.dtype, stepwise=stepwise))
-            for over, stepwise in ((ONE_STEP, True), (WHOLE_RUN, False))
-            for kind, found in self.from_oracle(answer, stepwise=stepwise).items()
-        ]
+            replace(blank, kind=kind, over=ONE_STEP).judged(found, against_oracle(kind, case.dtype, stepwise=True))
+            for kind, found in self.one_step(answer).items()
+        ] + _whole_run(blank, accuracy, lambda kind: against_oracle(kind, case.dtype, stepwise=False))
 
     def rates(self, case: Case) -> Verdict:
         """Judge our schedules by the suite's own formulas."""
@@ -113,10 +115,6 @@ class Judge:
 
     # --- against frameworks ---
 
-    def accuracy(self, trace: Trajectory) -> Accuracy:
-        """Return how far a framework's trace is from the rule."""
-        return self._once(("accuracy", trace.bits()), lambda: accuracy_of(trace))
-
     def explained(self, trace: Trajectory) -> list[Verdict]:
         """Judge a framework's trace: whether the rule, with the deviations that are named, explains it."""
         blank = Verdict("explained", "", trace.name, trace.scenario, "", "deviation")
@@ -124,14 +122,7 @@ class Judge:
             return [replace(blank, reason=f"it raises {trace.refusal}: there is nothing to compare")]
         if unknown := NOT_FOLLOWED & set(trace.deviations):
             return [replace(blank, reason="; ".join(DEVIATIONS[name].about for name in sorted(unknown)))]
-        accuracy = self.accuracy(trace)
-        return [
-            replace(blank, kind=kind, over=WHOLE_RUN).judged(found, RUN[kind])
-            for kind, found in accuracy.followed.items()
-        ] + [
-            replace(blank, what="published", kind=kind, outcome="passed", observed=found.units, unit=TRACE[kind].unit)
-            for kind, found in accuracy.published.items()
-        ]
+        return _whole_run(blank, self.accuracy(trace), RUN.__getitem__)
 
     def against_trace(self, target: Target, trace: Trajectory) -> list[Verdict]:
         """Judge a target by a framework's trace; one in which the framework raised gives nothing."""
@@ -165,7 +156,7 @@ class Judge:
         if unsupported(target, published) or rejection(target, published):
             return told + "; ours rejects or does not support it"
         answer = self.answer(target, published)
-        return told if isinstance(answer, str) else told + f", we {_worst(self.from_oracle(answer, stepwise=False))}"
+        return told if isinstance(answer, str) else told + f", we {_worst(self.accuracy(answer, ours=True).published)}"
 
     # --- against NumPy's bits ---
 
@@ -195,6 +186,18 @@ def cases_of(traces: Iterable[Trajectory]) -> list[Case]:
     for case in (trace.case.published() for trace in traces if trace.refusal is None):
         found.setdefault(case.key, case)
     return list(found.values())
+
+
+def _as_held(run: Trajectory, ours: bool) -> bool:
+    """Whether hyperparameters are rounded to the parameters' dtype. In 16 bits ours computes in float32."""
+    return not (ours and run.dtype in ("float16", "bfloat16"))
+
+
+def _whole_run(blank: Verdict, accuracy: Accuracy, allowed: Callable[[str], Tolerance]) -> list[Verdict]:
+    return [
+        replace(blank, kind=kind, over=WHOLE_RUN, published=accuracy.published[kind].units).judged(found, allowed(kind))
+        for kind, found in accuracy.followed.items()
+    ]
 
 
 def _subnormal(trace: Trajectory) -> bool:

@@ -32,8 +32,8 @@ class Verdict:
     """One thing judged."""
 
     #: ``"trace"`` (against a recorded framework), ``"oracle"`` (against the published rule), ``"explained"`` (a
-    #: framework's trace against the rule with its deviations), ``"published"`` (the same without: shown, not judged),
-    #: ``"rate"`` (learning rates), ``"bits"`` (across libraries), ``"law"``, ``"mutant"``.
+    #: framework's trace against the rule with its deviations), ``"rate"`` (learning rates), ``"bits"`` (across
+    #: libraries), ``"law"``, ``"mutant"``.
     what: str
     #: Ours, theirs, and in what; empty where there is none.
     target: str
@@ -45,6 +45,9 @@ class Verdict:
     outcome: str
     #: The worst number seen: infinite where one is NaN or infinite and the other is not.
     observed: float | None = None
+    #: Over a whole run, for the tables: the same from the rule with lr, rho and eps as they were asked for, in double
+    #: precision, whoever rounds them and to what. One yardstick for ours and theirs.
+    published: float | None = None
     #: ``"ulp"``, ``"motion"`` (see `accuracy`) or ``"values that differ"``.
     unit: str = ""
     #: What the number must not exceed; and why it is that, which deviation it is, or why there is nothing to judge.

@@ -86,8 +86,10 @@ _TABLE = (
     Deviation("accumulates-in-float32", "optax.MultiSteps keeps its running mean in float32 unless told otherwise",
         OPTAX, lambda _, s: _double(s) and s.config.accumulate > 1),
     Deviation("squares-scaled-first",
-        "(1 − ρ) g is formed before it is multiplied by g, so that squares overflow and underflow later",
-        (*TORCH, *NEW), lambda _, s: s.name.startswith(("magnitudes-float32", "subnormals"))),
+        "(1 − ρ) g is formed before it is multiplied by g, so that squares overflow and underflow later: with ρ = 0.9 "
+        "from 5.8e19 on in float32, not from 1.8e19, where square_avg becomes inf and the parameter stays for good",
+        (*TORCH, *NEW),
+        lambda _, s: s.name.startswith(("magnitudes-float32", "subnormals", "squares-overflow"))),
     Deviation("one-minus-rho-in-parameter-dtype",
         "1 − rho is formed from rho as already rounded to the parameters' data type", (*LEGACY, *V1, *RAW),
         lambda _, s: not _double(s)),

@@ -146,6 +146,8 @@ _TABLE = (
     Scenario("magnitudes-float64", "gradients from 1e-20 to 1e20", EVERY, gradients=_WIDE),
     Scenario("magnitudes-float32", "gradients from 1e-20 to 1e20: squares underflow and overflow", EVERY,
         dtype="float32", gradients=_WIDE),
+    Scenario("squares-overflow-float32", "squares that overflow unless (1 − ρ) is multiplied in first", EVERY,
+        dtype="float32", gradients=_listed(3e19, 1.8e19, -2e19, 1.0, 4e19), shapes=((7,),), steps=4),
     Scenario("zeros", "gradients that are +0 and -0", EVERY, gradients=_listed(0.0, 1.5, -0.0, 0.0, -0.25, 0.0, -0.0)),
     Scenario("zeros-throughout", "no gradient is ever anything but 0", EVERY, gradients=_listed(0.0), steps=3),
     Scenario("subnormals-float64", "subnormal gradients", EVERY, gradients=Draw("decades", low=-320, high=-309),

@@ -26,9 +26,16 @@ from ..data.case import Array
 from ..data.trajectory import Trajectory
 from ..reference.accuracy import distances
 from ..reference.tolerances import against_oracle
-from .diagnosis import Explanation, explain, simulate
+from .diagnosis import Diagnosis, Explanation, explain, simulate
 from .differences import LIMITS, StateDifference, check_comparable, first_differences, worst
 from .sides import Gradients, trajectories
+
+#: Explanations that a message tells, at most.
+MOST = 4
+UNKNOWN = (
+    "It looks like none of the differences that are known here, and is no Adadelta as far as can be told:\n"
+    "neither other options, nor mistakes in gradients or equations, nor another optimizer give these numbers."
+)
 
 
 class TrajectoryError(AssertionError):
@@ -102,8 +109,8 @@ def assert_same_trajectory(
     found = first_differences(one, other, limits)
     if not found:
         return worst(one, other, limits)
-    explanations = explain(one, other) if diagnose else []
-    raise TrajectoryError(_message(one, other, found, explanations, diagnose), found, explanations)
+    told = explain(one, other) if diagnose else Diagnosis([], [])
+    raise TrajectoryError(_message(one, other, found, told, diagnose), found, told.explanations)
 
 
 def assert_same_bits(a: Any, b: Any, **options: Any) -> None:
@@ -170,7 +177,7 @@ def assert_published_rule(
         assert true is not None
         told = explain(true, one)
         lines = [f"{one.name} does not follow the published rule:", *(f"  {d}" for d in wrong), *_looks(told, True)]
-        raise TrajectoryError("\n".join(lines), first_differences(true, one), told)
+        raise TrajectoryError("\n".join(lines), first_differences(true, one), told.explanations)
     return {kind: d.units for kind, d in far.items()}
 
 
@@ -184,9 +191,7 @@ def _checked(limits: Mapping[str, float]) -> Mapping[str, float]:
 # --- messages ---
 
 
-def _message(
-    a: Trajectory, b: Trajectory, found: list[StateDifference], explanations: list[Explanation], diagnosed: bool
-) -> str:
+def _message(a: Trajectory, b: Trajectory, found: list[StateDifference], told: Diagnosis, diagnosed: bool) -> str:
     bad = [p for p in found if not p.units <= p.allowed]
     good = [p.kind for p in found if p.units <= p.allowed]
     step = f"after step {found[0].step} of {a.steps}"
@@ -195,7 +200,7 @@ def _message(
         lines.append(f"  {' and '.join(good)} still agree{'s' * (len(good) == 1)} at that step")
     given = a if a.case.gradients else b
     lines.extend(_given(given, bad[0]))
-    return "\n".join([*lines, *_looks(explanations, diagnosed and bool(given.case.gradients))])
+    return "\n".join([*lines, *_looks(told, diagnosed and bool(given.case.gradients))])
 
 
 def _given(t: Trajectory, at: StateDifference) -> list[str]:
@@ -207,7 +212,10 @@ def _given(t: Trajectory, at: StateDifference) -> list[str]:
     return [f"  the gradient there was {gradient}, the parameter {parameter!r}"]
 
 
-def _looks(explanations: list[Explanation], diagnosed: bool) -> list[str]:
-    if explanations:
-        return ["It looks like this:", *(f"  {explanation}" for explanation in explanations[:4])]
-    return ["It looks like none of the differences that are known here."] if diagnosed else []
+def _looks(told: Diagnosis, diagnosed: bool) -> list[str]:
+    lines = [str(explanation) for explanation in told.explanations]
+    if lines:
+        more = [f"… and {len(lines) - MOST} more (see .explanations)"] if len(lines) > MOST else []
+        alike = "It looks like this:" + " one of these, which give the same numbers" * (len(lines) > 1)
+        return [alike, *(f"  {line}" for line in [*lines[:MOST], *more])]
+    return [UNKNOWN, *(f"  {note}" for note in told.notes)] if diagnosed else []

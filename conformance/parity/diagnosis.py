@@ -2,14 +2,17 @@
 
 First each side by itself: is it the published rule, with some options? Options are those that it says it was asked
 for, those of frameworks' defaults, and those that its numbers give away. Where one side is the rule and the other is
-not, the other is compared with every mutant, made with the options of the first. A guess counts only if it gives all
-states after all steps within the tolerances for two frameworks, so that the answer is not an opinion.
+not, the other is compared with every mutant, made with the options of the first. Where none of these is it, its
+equations are looked at one by one, each step from the states before it (`dissection`); and at last it is compared with
+other optimizers (`others`). A guess counts only if it gives all states after all steps within the tolerances, so that
+the answer is not an opinion; if several do, all of them are told.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,7 +23,10 @@ from ..mutation.mutants import MUTANTS, TRUE, Mutant
 from ..targets.build import unsupported
 from ..targets.run import run_target
 from .differences import LIMITS, worst
+from .dissection import dissect, spoken
 from .estimates import estimated
+from .others import another
+from .stepwise import Steps, steps_of
 
 #: Defaults of frameworks: lr, rho, eps.
 DEFAULTS: Mapping[str, Config] = {
@@ -31,6 +37,8 @@ DEFAULTS: Mapping[str, Config] = {
     # Without a learning rate, optax.adadelta ascends.
     "optax": Config(lr=1.0, rho=0.9, eps=1e-6, maximize=True),
 }
+#: Steps that a guess is tried on before all of them.
+FIRST = 3
 #: Elements that a diagnosis looks at, at most, where no norm needs them all.
 MOST = 4000
 
@@ -44,24 +52,37 @@ class Explanation:
     text: str
     #: How well the guess fits: the worst distance of each kind of state from what was seen.
     units: Mapping[str, float]
+    #: Whether each step is begun at the states that were seen before it; else errors add up.
+    from_step_to_step: bool = False
 
     def __str__(self) -> str:
-        fit = max(self.units.values(), default=0.0)
-        return f"{self.text} (this gives every number that was seen, within {fit:.2g} units)"
+        fit, what = max(self.units.values(), default=0.0), "every step" if self.from_step_to_step else "every number"
+        return f"{self.text} (this gives {what} that was seen, within {fit:.2g} units)"
 
 
-def explain(a: Trajectory, b: Trajectory) -> list[Explanation]:
-    """Return what the difference between two trajectories looks like, the most likely first; empty if unknown."""
+class Diagnosis(NamedTuple):
+    """What a difference looks like, the most likely first; or, if that is not known, what can be said all the same."""
+
+    explanations: list[Explanation]
+    notes: list[str]
+
+
+def explain(a: Trajectory, b: Trajectory) -> Diagnosis:
+    """Return what the difference between two trajectories looks like."""
     gradients = a.case.gradients or b.case.gradients
     if not gradients:
-        return []
+        return Diagnosis([], [])
     a, b = (_smaller(replace(side, case=replace(side.case, gradients=gradients))) for side in (a, b))
     rule_a, rule_b = _rule(a, b), _rule(b, a)
-    if rule_a is not None:
-        return _mistakes(b, rule_a) if rule_b is None else [_both(a, b, rule_a, rule_b)]
-    if rule_b is not None:
-        return _mistakes(a, rule_b)
-    return [told for side in (a, b) if side.options_known for told in _mistakes(side, side.case)]
+    if rule_a is not None and rule_b is not None:
+        return Diagnosis([_both(a, b, rule_a, rule_b)], [])
+    # Which rule is meant: that of the side which follows it, or else the one that is asked for.
+    wrong: list[tuple[Trajectory, Case | None]] = (
+        [(b, rule_a)] if rule_a else [(a, rule_b)] if rule_b else [(s, s.case) for s in (a, b) if s.options_known]
+    )
+    found = [told for side, rule in wrong if rule for told in _mistakes(side, rule)]
+    found = found or [told for side, _ in wrong or [(a, None), (b, None)] for told in _another(side)]
+    return Diagnosis(found, [] if found else [note for side, rule in wrong if rule for note in _notes(side, rule)])
 
 
 def simulate(case: Case, mutant: Mutant = TRUE) -> Trajectory | None:
@@ -75,11 +96,16 @@ def simulate(case: Case, mutant: Mutant = TRUE) -> Trajectory | None:
 
 def fits(seen: Trajectory, case: Case, mutant: Mutant = TRUE) -> dict[str, float] | None:
     """Return how far a guess is from what was seen, or None if it is too far."""
-    made = simulate(case, mutant)
-    if made is None or seen.states.keys() - made.states.keys():
-        return None  # it has averages, say, and the guess has none
-    far = worst(made, seen)
-    return far if all(far[kind] <= LIMITS[kind] for kind in far) else None
+    far: dict[str, float] = {}
+    # Most guesses are wrong from the start.
+    for steps in sorted({min(FIRST, case.steps), case.steps}):
+        made = simulate(case.first(steps), mutant)
+        if made is None or seen.states.keys() - made.states.keys():
+            return None  # it has averages, say, and the guess has none
+        far = worst(made, seen.first(steps))
+        if not all(far[kind] <= LIMITS[kind] for kind in far):
+            return None
+    return far
 
 
 # --- one side by itself ---
@@ -179,9 +205,40 @@ def _mistakes(side: Trajectory, rule: Case) -> list[Explanation]:
             for name, mutant in MUTANTS.items()
             if (far := fits(side, case, mutant)) is not None
         ]
+        found = found or _dissected(side, case, options)
         if found:
             return found
     return []
+
+
+def _dissected(side: Trajectory, case: Case, options: str) -> list[Explanation]:
+    """Return what is wrong with the equations, each looked at by itself, one step at a time."""
+    steps = _steps(side, case)
+    return [] if steps is None else [
+        Explanation("+".join(found.causes), f"{side.name} makes this difference{options}: {'; '.join(found.texts)}",
+                    found.units, from_step_to_step=True)
+        for found in dissect(steps)
+    ]  # fmt: skip
+
+
+def _steps(side: Trajectory, case: Case) -> Steps | None:
+    """Return the steps of a side; where accumulators are not shown, with those that the rule has."""
+    made = None if side.has("square_avg") and side.has("acc_delta") else simulate(case)
+    return steps_of(side if made is None else replace(side, states={**made.states, **side.states}), case)
+
+
+def _another(side: Trajectory) -> list[Explanation]:
+    """Return the optimizer that it is, if it is no Adadelta."""
+    if (found := another(side)) is None:
+        return []
+    name, lr, far = found
+    text = f"{side.name} is not Adadelta at all: its parameters move as by {name}, with a learning rate of {lr:.6g}"
+    return [Explanation("not-adadelta", text, {"x": far})]
+
+
+def _notes(side: Trajectory, case: Case) -> list[str]:
+    steps = _steps(side, replace(side.case, config=case.config, rates=case.rates))
+    return [] if steps is None else [f"{side.name}: {spoken(steps)}"]
 
 
 def _lower(text: str) -> str:

@@ -12,19 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from multiopt import ADADELTA, Rule
-
 from ..data.case import Array, Case
 from ..data.floats import parts
 from ..data.specification import Config
 from ..data.trajectory import Trajectory
 from ..mutation.mutants import build
 from ..targets.run import record
+from .stepwise import GRADIENT
 
 #: How far a rounder number may be from the estimate: a hundredth. Whether it is right, the trajectory says.
 NEAR = 0.02
-#: The gradient as a rule gets it, scaled and clipped, in place of the parameter.
-_GRADIENT = Rule("gradient", lambda xp, x, g, *, lr, rho, eps: (g,), {}, ADADELTA.hypers)
 
 
 class _First(NamedTuple):
@@ -67,7 +64,7 @@ def _first(seen: Trajectory, base: Case) -> _First | None:
     zeros = [np.zeros_like(x) for x in base.start]
     plain = replace(base.first(1), start=zeros).with_options(weight_decay=0.0, decay_kind=None, ema_momentum=None)
     try:
-        given = record(build(plain, "eager", _GRADIENT), plain).states["x"]
+        given = record(build(plain, "eager", GRADIENT), plain).states["x"]
     except ValueError:
         return None
     there = [i for i, g in enumerate(base.gradients[0]) if g is not None]

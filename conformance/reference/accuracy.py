@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..data.case import Array
 from ..data.floats import format_of, spacing
 from ..data.trajectory import STATES, Trajectory
-from .arithmetic import Digits
+from .arithmetic import Digits, through
 from .compare import Distance
 from .reference import Reference
 
@@ -135,7 +135,18 @@ class Accuracy:
     published: Mapping[str, Distance]
 
 
-def accuracy_of(trace: Trajectory) -> Accuracy:
-    """Return both distances of ``trace``."""
-    published = distances(trace, stepwise=False, deviations=(), as_held=False)
-    return Accuracy(distances(trace, stepwise=False), published)
+def accuracy_of(trace: Trajectory, *, as_held: bool = True) -> Accuracy:
+    """Return both distances of ``trace``; ``as_held`` as for `walk`, in the first."""
+    followed = distances(trace, stepwise=False, as_held=as_held)
+    same = not trace.deviations and (not as_held or _asked(trace))
+    return Accuracy(followed, followed if same else distances(trace, stepwise=False, deviations=(), as_held=False))
+
+
+def _asked(trace: Trajectory) -> bool:
+    """Tell whether a trace's hyperparameters are held as they were asked for."""
+    c, every = trace.config, trace.config.accumulate
+    numbers = (c.lr, c.rho, 1.0 - c.rho, c.eps, c.weight_decay)
+    rates = trace.case.update_rates() if trace.lr is None else list(trace.lr[every - 1 :: every])
+    return rates == trace.case.update_rates()[: len(rates)] and all(
+        number is None or through(number, trace.dtype) == number for number in (*numbers, *rates)
+    )

@@ -120,10 +120,12 @@ def _figures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         if v.observed is None:
             continue
         what = f"oracle, {v.over}" if v.what == "oracle" else v.what
-        tree = trees.setdefault(v.target or "frameworks", {})
-        for step in (what, v.system or "the rule", v.scenario):
-            tree = tree.setdefault(step, {})
-        tree[v.kind] = _figure(v.observed)
+        for name, units in ((what, v.observed), ("published", v.published)):
+            if units is not None:
+                tree = trees.setdefault(v.target or "frameworks", {})
+                for step in (name, v.system or "the rule", v.scenario):
+                    tree = tree.setdefault(step, {})
+                tree[v.kind] = _figure(units)
     first: dict[str, str] = {}
     return {
         target: {

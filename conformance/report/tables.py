@@ -41,12 +41,12 @@ class Tally:
         self.outcomes[max((v.outcome for v in verdicts), key=list(OUTCOMES).index)] += 1
         for v in verdicts:
             if v.outcome in ("passed", "failed"):
-                self.see(v)
+                self.see(v.unit, v.observed)
 
-    def see(self, v: Verdict) -> None:
+    def see(self, unit: str, units: float | None) -> None:
         """Take in a number."""
-        if v.observed is not None:
-            self.worst[v.unit] = max(self.worst[v.unit], v.observed)
+        if units is not None:
+            self.worst[unit] = max(self.worst[unit], units)
 
     @property
     def judged(self) -> int:
@@ -166,7 +166,7 @@ def accuracy(verdicts: Iterable[Verdict]) -> Table:
 
     Targets that took part of the steps only are left out; their bits are others'.
     """
-    # As they were asked (published), and with the numbers as they rounded them (followed).
+    # From the rule as it was asked for (published), and with the numbers as they rounded them (followed).
     found: dict[str, dict[str, tuple[Tally, Tally]]] = defaultdict(lambda: defaultdict(lambda: (Tally(), Tally())))
     targets = all_targets()
     for v in verdicts:
@@ -175,16 +175,16 @@ def accuracy(verdicts: Iterable[Verdict]) -> Table:
         brief = v.target in targets and targets[v.target].slow
         if v.observed is None or brief or v.scenario not in FAIR.get(dtype, ()):
             continue
-        for place, what in enumerate(("published", "explained")):
-            if ours or v.what == what:
-                found[v.target or v.system][dtype][place].see(v)
+        if ours or v.what == "explained":
+            for place, units in enumerate((v.published, v.observed)):
+                found[v.target or v.system][dtype][place].see(v.unit, units)
     order = [*targets, *SYSTEMS]
     alike: dict[tuple[Cell, ...], list[str]] = defaultdict(list)
     for who in sorted(found, key=order.index):
         alike[tuple(_accuracy(found[who].get(dtype)) for dtype in FAIR)].append(who)
     return Table(
         "Who is how accurate: worst distance from the published rule in 50 digits, over the scenarios that all share",
-        f"{_UNITS}; below: with lr, ρ and ε as the framework rounded them first, where that differs.",
+        f"{_UNITS}; below: with lr, ρ and ε as they were rounded first, where that differs.",
         ("", *FAIR),
         [[", ".join(names), *cells] for cells, names in alike.items()],
         grid=True,
@@ -204,10 +204,12 @@ def deviations(findings: Findings) -> Table:
     theirs: dict[tuple[str, str], Tally] = defaultdict(Tally)
     ours: dict[str, Tally] = defaultdict(Tally)
     for v in findings.verdicts:
-        if v.what == "published":
-            theirs[v.system, v.scenario].see(v)
-        elif v.what == "oracle" and v.over == WHOLE_RUN:
-            ours[v.scenario].see(v)
+        if v.published is None:
+            continue
+        if v.what == "explained":
+            theirs[v.system, v.scenario].see(v.unit, v.published)
+        elif v.what == "oracle":
+            ours[v.scenario].see(v.unit, v.published)
     shown = defaultdict(list)
     for system, scenario in theirs:
         trace = findings.files[system].traces[scenario]

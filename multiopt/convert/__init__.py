@@ -2,8 +2,9 @@
 
 `State` is that data: NumPy arrays and numbers. ``State.of(source)`` reads it from an Adadelta of multiopt, PyTorch,
 Keras 3 or tf_keras (legacy or not), or from optax' state; ``state.into(target)`` writes it into any of these
-optimizers. The functions do the same for what these libraries save: PyTorch's ``state_dict``, Keras' lists of weights
-and configurations, optax' tuples. No framework is imported unless its objects are given.
+optimizers, and returns what goes on: the optimizer, or for optax a new state. The functions do the same for what these
+libraries save: PyTorch's ``state_dict``, Keras' lists of weights and configurations, optax' tuples.
+No framework is imported unless its objects are given.
 
 ==========================  =================================================================================
 PyTorch                     ``state[i] = {step, square_avg, acc_delta}``; weight decay is coupled

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from ..optimizer import Optimizer
-from .state import Converter, State, cast_like, check_shapes, to_host
+from .state import Converter, State, cast_like, fitted, to_host, whole
 
 __all__ = ["CONVERTER"]
 
@@ -27,18 +25,18 @@ def _read(opt: Any) -> State:
     return State(about["steps"], [*squares], [*deltas], average, {**options[0], **whole})
 
 
-def _write(state: State, opt: Any) -> None:
+def _write(state: State, opt: Any) -> Any:
     snapshot, columns = _snapshot(opt)
     about, arrays = snapshot["about"], snapshot["arrays"]
-    check_shapes(state, [tuple(arrays[key].shape) for key in columns[0]])
+    state = fitted(state, [tuple(arrays[key].shape) for key in columns[0]])
     if (state.average is None) != (about["ema"] is None):
         raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
-    for keys, values in zip(columns, (state.square_avg, state.acc_delta, state.average), strict=False):
+    for keys, values in zip(columns, (whole(state.square_avg), whole(state.acc_delta), state.average), strict=False):
         for key, value in zip(keys, values or [], strict=True):
-            held = arrays[key]
-            arrays[key] = cast_like(np.zeros(held.shape) if value is None else value, held)
+            arrays[key] = cast_like(value, arrays[key])
     about["steps"] = state.steps
     opt.load_state_dict(snapshot)
+    return opt
 
 
 def _snapshot(opt: Any) -> tuple[dict[str, Any], list[list[str]]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import schedules
 from ..keras import schedules as keras_schedules
-from .state import Arrays, Converter, State, only, to_host, whole
+from .state import Arrays, Converter, State, fitted, only, to_host, whole
 
 __all__ = [
     "CONVERTER",
@@ -165,16 +165,14 @@ def _read(optimizer: Any) -> State:
     return _unpack(generation, _held(generation, optimizer), optimizer.get_config())
 
 
-def _write(state: State, optimizer: Any) -> None:
+def _write(state: State, optimizer: Any) -> Any:
     generation, config = _generation(optimizer) or "", optimizer.get_config()
-    held = _held(generation, optimizer)
+    target = _unpack(generation, _held(generation, optimizer), config)
     if generation != "legacy" and (state.average is None) == bool(config.get("use_ema")):
         raise ValueError("average: expected averages of the parameters in both optimizers or in neither")
-    weights = _pack(generation, replace(state, options=_options(config)))  # the target's options say the layout
-    expected, got = ([np.shape(array) for array in arrays] for arrays in (held, weights))
-    if expected != got:
-        raise ValueError(f"state: expected arrays of the shapes {expected}, got {got}")
-    optimizer.set_weights(weights)
+    state = fitted(state, [array.shape for array in whole(target.square_avg)])
+    optimizer.set_weights(_pack(generation, replace(state, options=target.options)))  # which say the layout
+    return optimizer
 
 
 def _held(generation: str, optimizer: Any) -> list[Any]:

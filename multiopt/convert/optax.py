@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..tree import Structure
-from .state import Converter, State, cast_like, check_shapes, to_host, whole
+from .state import Converter, State, cast_like, fitted, to_host, whole
 
 __all__ = ["CONVERTER", "from_optax", "to_optax"]
 
@@ -51,18 +51,18 @@ def to_optax(state: State, like: Any = None, params: Any = None) -> Any:
     """
     if like is None:
         return {"e_g": whole(state.square_avg), "e_x": whole(state.acc_delta), "count": state.steps}
-    check_shapes(state, [array.shape for array in from_optax(like, params).square_avg if array is not None])
+    held = fitted(state, [array.shape for array in from_optax(like, params).square_avg if array is not None])
 
     def filled(tree: Any, arrays: list[Any]) -> Any:
         own = Structure(tree)
         positions = own.unflatten(range(len(own.leaves)))  # in the state's own tree, whose order may differ
         order = Structure(tree if params is None else params).flatten(positions, "like")
-        by_position = dict(zip(order, whole(arrays), strict=True))
+        by_position = dict(zip(order, arrays, strict=True))
         return own.unflatten([cast_like(by_position[i], leaf) for i, leaf in enumerate(own.leaves)])
 
     def rebuilt(node: Any) -> Any:
         if hasattr(node, "e_g"):
-            return node._replace(e_g=filled(node.e_g, state.square_avg), e_x=filled(node.e_x, state.acc_delta))
+            return node._replace(e_g=filled(node.e_g, held.square_avg), e_x=filled(node.e_x, held.acc_delta))
         if "count" in getattr(node, "_fields", ()):
             node = node._replace(count=cast_like(np.asarray(state.steps), node.count))
         if type(node) is tuple:
@@ -78,8 +78,4 @@ def _nodes(tree: Any) -> list[Any]:
     return [tree, *inner]
 
 
-def _write(state: State, target: Any) -> None:
-    raise TypeError("target: optax' state is immutable; to_optax(state, like=target) returns a new one")
-
-
-CONVERTER = Converter(lambda thing: isinstance(thing, tuple), from_optax, _write)
+CONVERTER = Converter(lambda thing: isinstance(thing, tuple), from_optax, to_optax)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import backends
 
-__all__ = ["CONVERTERS", "Arrays", "Converter", "State", "cast_like", "check_shapes", "only", "to_host", "whole"]
+__all__ = ["CONVERTERS", "Arrays", "Converter", "State", "cast_like", "fitted", "only", "to_host", "whole"]
 
 Arrays = list[np.ndarray]
 
@@ -24,8 +24,8 @@ class State:
     steps : int
         Number of updates done.
     square_avg, acc_delta : list of arrays or None
-        In the order of the parameters; bfloat16 as float32, which holds it exactly. None stands for zeros: PyTorch
-        has no state for a parameter before its first gradient.
+        In the order of the parameters; bfloat16 as float32, which holds it exactly. None stands for zeros of a shape
+        that is not known: a ``state_dict`` of PyTorch holds nothing of a parameter before its first gradient.
     average : list of arrays, or None
         Moving averages of the parameters, where the optimizer keeps them.
     options : dict
@@ -51,17 +51,28 @@ class State:
         """
         return _converter(source).read(source)
 
-    def into(self, target: Any) -> None:
+    def into(self, target: Any) -> Any:
         """Write the state, without the options, into an optimizer that already has its parameters.
+
+        Parameters
+        ----------
+        target : optimizer, or optax' state
+            Of ``optax.adadelta`` what ``init(params)`` returned. It is immutable, and what is returned is to be used in
+            its place. Its arrays are taken in the order that they have in it: see `to_optax` for another one.
+
+        Returns
+        -------
+        object
+            What goes on with this state: the optimizer, or a new state of optax.
 
         Raises
         ------
         TypeError
-            If `target` is not supported, or is optax' state, which is immutable: see `to_optax`.
+            If `target` is not supported.
         ValueError
             If the number of arrays or their shapes differ; nothing has been written then.
         """
-        _converter(target).write(self, target)
+        return _converter(target).write(self, target)
 
 
 class Converter(NamedTuple):
@@ -69,7 +80,8 @@ class Converter(NamedTuple):
 
     recognises: Callable[[Any], bool]
     read: Callable[[Any], State]
-    write: Callable[[State, Any], None]
+    #: Returns what holds the state afterwards.
+    write: Callable[[State, Any], Any]
 
 
 #: Filled by the package: the first converter that recognises an object is the one that converts it.
@@ -116,13 +128,14 @@ def whole(arrays: Sequence[np.ndarray | None]) -> Arrays:
     missing = [i for i, array in enumerate(arrays) if array is None]
     if missing:
         raise ValueError(
-            f"state: expected an array for each parameter, got none for {missing}, which never had gradients"
+            f"state: expected an array for each parameter, got none for {missing}, which never had gradients; "
+            "State.of(optimizer), or into(optimizer), knows the shapes of their zeros"
         )
     return [array for array in arrays if array is not None]
 
 
-def check_shapes(state: State, shapes: Sequence[tuple[int, ...]]) -> None:
-    """Check the number and the shapes of a state's arrays."""
+def fitted(state: State, shapes: Sequence[tuple[int, ...]]) -> State:
+    """Check the number and the shapes of a state's arrays, and make zeros of what never had a gradient."""
     for slot in ("square_avg", "acc_delta", "average"):
         arrays = getattr(state, slot)
         if arrays is None:
@@ -132,3 +145,8 @@ def check_shapes(state: State, shapes: Sequence[tuple[int, ...]]) -> None:
         for i, (array, shape) in enumerate(zip(arrays, shapes, strict=True)):
             if array is not None and array.shape != shape:
                 raise ValueError(f"{slot}[{i}]: expected shape {shape}, got {array.shape}")
+    made = [
+        [np.zeros(shape) if array is None else array for array, shape in zip(arrays, shapes, strict=True)]
+        for arrays in (state.square_avg, state.acc_delta)
+    ]
+    return replace(state, square_avg=list(made[0]), acc_delta=list(made[1]))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .state import Converter, State, check_shapes, only, to_host
+from .state import Converter, State, fitted, only, to_host
 
 __all__ = ["CONVERTER", "from_torch", "to_torch"]
 
@@ -17,6 +17,9 @@ _OPTIONS = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "weight_decay": 0, "maximize": F
 
 def from_torch(source: Any) -> State:
     """Read ``torch.optim.Adadelta``, or its ``state_dict()``.
+
+    Of a parameter that never had a gradient there is no state: from the optimizer it is zeros, which PyTorch would
+    make at the first gradient; from a ``state_dict`` it is None, for nobody knows the shape.
 
     Raises
     ------
@@ -30,12 +33,16 @@ def from_torch(source: Any) -> State:
         raise ValueError(f"param_groups: expected groups with the same options, got {options}")
     numbers = {name: value if isinstance(value, bool) else float(value) for name, value in options[0].items()}
     held = [saved["state"].get(i, {}) for group in groups for i in group["params"]]
-    return State(
-        steps=max((int(entry["step"]) for entry in held if "step" in entry), default=0),
-        square_avg=[to_host(entry["square_avg"]) if entry else None for entry in held],
-        acc_delta=[to_host(entry["acc_delta"]) if entry else None for entry in held],
-        options={**numbers, "decoupled": False},
-    )
+    params = [None] * len(held) if saved is source else _params(source)
+
+    def slot(name: str) -> list[np.ndarray | None]:
+        return [
+            to_host(entry[name]) if entry else None if param is None else np.zeros_like(to_host(param))
+            for entry, param in zip(held, params, strict=True)
+        ]
+
+    steps = max((int(entry["step"]) for entry in held if "step" in entry), default=0)
+    return State(steps, slot("square_avg"), slot("acc_delta"), options={**numbers, "decoupled": False})
 
 
 def to_torch(state: State, optimizer: Any = None) -> dict[str, Any]:
@@ -73,10 +80,14 @@ def to_torch(state: State, optimizer: Any = None) -> dict[str, Any]:
     return {"state": entries, "param_groups": groups}
 
 
-def _write(state: State, optimizer: Any) -> None:
-    params = [param for group in optimizer.param_groups for param in group["params"]]
-    check_shapes(state, [tuple(param.shape) for param in params])
+def _params(optimizer: Any) -> list[Any]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def _write(state: State, optimizer: Any) -> Any:
+    state = fitted(state, [tuple(param.shape) for param in _params(optimizer)])
     optimizer.load_state_dict(to_torch(state, optimizer))
+    return optimizer
 
 
 CONVERTER = Converter(

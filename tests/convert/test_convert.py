@@ -148,7 +148,8 @@ HALF_DONE = [np.array(3), np.array(0.5), *[np.zeros(2)] * 3]
         (lambda: convert.to_keras(convert.State(1, [None], [None])), "which never had gradients"),
         (lambda: small().into(core()[0]), "square_avg: expected 3 arrays"),
         (lambda: WRONG_SHAPE.into(core()[0]), r"acc_delta\[0\]: expected shape \(3, 4\)"),
-        (lambda: WRONG_SHAPE.into(ours_keras()[0]), "expected arrays of the shapes"),
+        (lambda: WRONG_SHAPE.into(ours_keras()[0]), r"acc_delta\[0\]: expected shape \(3, 4\)"),
+        (lambda: small().into(ours_keras()[0]), "square_avg: expected 3 arrays"),
     ],
 )
 def test_what_would_mean_something_else_is_rejected(act, message):
@@ -215,17 +216,31 @@ def test_pytorch(kind):
             opt.load_state_dict({**plain, "state": tensors})
         run(opt, params, range(4, 9), drive)
         same([p.detach() for p in params], want, **CLOSE)
-    # What never had a gradient has no state there.
-    opt, params = optimizer()
-    params[0].grad = torch.ones_like(params[0])
+
+
+@pytest.mark.parametrize("kind", ["torch.optim", "multiopt.torch"])
+def test_pytorch_parameters_that_never_had_a_gradient(kind):
+    # There is no state of them: zeros, of a state_dict unknown until a target says the shapes.
+    torch = pytest.importorskip("torch")
+    make = torch.optim.Adadelta if kind == "torch.optim" else __import__("multiopt.torch").torch.Adadelta
+    opt = make([torch.nn.Parameter(torch.tensor(x)) for x in numbers(0)])
+    opt.param_groups[0]["params"][0].grad = torch.ones(SHAPES[0], dtype=torch.float64)
     opt.step()
-    partial = convert.State.of(opt)
-    assert partial.square_avg[1] is None
-    target, _ = core()
-    partial.into(target)
-    assert not target.state[1]["square_avg"].any()
-    assert target.state[0]["square_avg"].all()
-    partial.into(optimizer()[0])
+    state, saved = convert.State.of(opt), convert.from_torch(opt.state_dict())
+    assert [a.shape for a in state.square_avg] == SHAPES
+    assert [a.dtype.name for a in state.acc_delta] == ["float64"] * 3
+    assert saved.square_avg[1] is None is saved.acc_delta[2]
+    assert len(convert.to_keras(state)) == 2 + 2 * len(SHAPES)
+    with pytest.raises(ValueError, match=r"none for \[1, 2\].*knows the shapes"):
+        convert.to_keras(saved)
+    for given in (state, saved):
+        for target in (core()[0], ours_keras()[0], ours_legacy()[0], make(opt.param_groups[0]["params"])):
+            assert given.into(target) is target
+            found = convert.State.of(target)
+            for slot in ("square_avg", "acc_delta"):
+                same(getattr(found, slot), getattr(state, slot))
+            assert state.square_avg[0].all()
+            assert not state.square_avg[1].any()
 
 
 # --- optax ---
@@ -267,8 +282,13 @@ def test_optax(rate):
         held = {"state": convert.to_optax(convert.State.of(begun), like=tx.init(params), params=dict.fromkeys(names))}
         run(held, params, range(4, 9), drive)
         same([params[name] for name in names], want, **CLOSE)
-        with pytest.raises(TypeError, match="to_optax"):
-            state.into(tx.init(params))
+        # In the state's own order: JAX sorts the names.
+        resumed = convert.from_optax(held["state"]).into(tx.init(params))
+        assert jax.tree.structure(resumed) == jax.tree.structure(held["state"])
+        for a, b in zip(jax.tree.leaves(resumed), jax.tree.leaves(held["state"]), strict=True):
+            np.testing.assert_array_equal(a, b)
+        unused = convert.State(1, [None] * 3, [None] * 3).into(tx.init(params))
+        assert not any(leaf.any() for leaf in jax.tree.leaves(unused[0]))
         assert convert.to_optax(state)["e_g"][0].shape == SHAPES[0]
 
 
