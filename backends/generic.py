@@ -264,6 +264,10 @@ class Backend:
         """Whether every element is finite."""
         return bool(self.xp.all(self.xp.isfinite(array)))
 
+    def hold(self, arrays: Sequence[Array | None]) -> Sequence[Array | None]:
+        """Called with gradients that a step reads more than once: a lazy library sees to it that it makes them once."""
+        return arrays
+
     def settle(self, arrays: list[Array]) -> list[Array]:
         """Called with all new arrays of a step: a lazy library computes them here, in one go."""
         return arrays

@@ -62,6 +62,7 @@ class EagerEngine(Engine):
         def prepare(xp: Any, g: Array) -> Array:
             return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), job.values)
 
+        job.grads = backend.hold(job.grads)
         table = np.zeros((len(job.grads), norms.columns(computing)), np.int64)
         for i, g in enumerate(job.grads):
             if g is None:
@@ -73,6 +74,7 @@ class EagerEngine(Engine):
 
     def finite(self, job: Job) -> list[bool]:
         backend = job.bucket.backend
+        job.grads = backend.hold(job.grads)
         return [g is None or all(map(backend.finite, backend.parts(g))) for g in job.grads]
 
 
