@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import product
 from operator import getitem
@@ -91,9 +91,11 @@ class DaskBackend(Backend):
             new.append(da.Array(whole, name, first.chunks, dtype=old.dtype))
         return tuple(new)
 
-    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
-        tasks = [dask.delayed(_row)(prepare, computing, chunk) for chunk in g.to_delayed(optimize_graph=False).ravel()]
-        return [sum(column) for column in zip(*dask.compute(*tasks), strict=True)]
+    def square_rows(self, prepare: Any, arrays: Iterable[Array], computing: str) -> list[list[int]]:
+        row = dask.delayed(partial(_row, prepare, computing), pure=False)
+        # As they are: see `elementwise`.
+        tasks = [[row(chunk) for chunk in g.to_delayed(optimize_graph=False).ravel()] for g in arrays]
+        return [[sum(column) for column in zip(*rows, strict=True)] for rows in dask.compute(*tasks)]
 
     def finite(self, array: Array) -> bool:
         return bool(da.isfinite(array).all().compute())

@@ -8,7 +8,7 @@ is a class derived from `Backend`, which says where the library differs from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -259,6 +259,10 @@ class Backend:
             return with_default_control(
                 lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), computing)
             )
+
+    def square_rows(self, prepare: Any, arrays: Iterable[Array], computing: str) -> Iterable[list[int]]:
+        """The `square_sums` of many arrays: a lazy library computes them in one go."""
+        return (self.square_sums(prepare, array, computing) for array in arrays)
 
     def finite(self, array: Array) -> bool:
         """Whether every element is finite."""
