@@ -81,12 +81,12 @@ class DaskBackend(Backend):
         # then merged, graphs have different tasks under one key, and a cluster loses some.
         made, positions = f"multiopt-chunk-{uuid4().hex}", list(product(*map(range, first.numblocks)))
         compute = partial(_chunk, function)
-        tasks = {(made, *at): (compute, *((a.name, *at) for a in arrays)) for at in positions}
+        tasks: dict[Any, Any] = {(made, *at): (compute, *((a.name, *at) for a in arrays)) for at in positions}
         graph = HighLevelGraph.from_collections(made, tasks, dependencies=arrays)
         new = []
         for j, old in enumerate(outputs):
             name = _name(max(map(_age, arrays)) + 1)
-            own = {(name, *at): (getitem, (made, *at), j) for at in positions}
+            own: dict[Any, Any] = {(name, *at): (getitem, (made, *at), j) for at in positions}
             whole = HighLevelGraph({**graph.layers, name: own}, {**graph.dependencies, name: {made}})
             new.append(da.Array(whole, name, first.chunks, dtype=old.dtype))
         return tuple(new)

@@ -85,7 +85,9 @@ def _boxes(backend: Backend, array: Array) -> Iterable[Any]:
 def _parts(backend: Backend, grads: Sequence[Array | None], places: list[int]) -> Iterator[Array]:
     """The real parts of all blocks of all gradients; where each gradient stands is added to `places`."""
     for i, g in enumerate(grads):
-        for box in [] if g is None else _boxes(backend, g):
+        if g is None:
+            continue
+        for box in _boxes(backend, g):
             for part in backend.parts(g if box is None else g[box]):
                 places.append(i)
                 yield part
