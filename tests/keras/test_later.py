@@ -579,6 +579,30 @@ def test_sparse_rows_are_the_dense_gradient(lib):
         opt.apply([IndexedSlices(lib.grad(rows), [2, 0, 9])], [v])
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3},
+        {"gradient_accumulation_steps": 2},
+        {"global_clipnorm": 0.5, "weight_decay": 0.1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_see_sparse_rows_as_the_dense_gradient(options):
+    # As in tf_keras and Keras 3, the rows without a gradient decay, and are averaged, like all others.
+    tables, rng = [np.ones((4, 2), np.float32) for _ in range(2)], np.random.default_rng(0)
+    opts = [Adadelta(1.0, **options) for _ in tables]
+    for _ in range(4):
+        rows, values = rng.integers(0, 3, 2), rng.standard_normal((2, 2)).astype(np.float32)
+        whole = np.zeros((4, 2), np.float32)
+        np.add.at(whole, rows, values)
+        for opt, table, g in zip(opts, tables, (whole, IndexedSlices(values, rows)), strict=True):
+            opt.apply([g], [table])
+    for one, other in zip(*(opt.variables for opt in opts), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    np.testing.assert_array_equal(*tables)
+
+
 def test_norms_are_exact_for_optimizers_of_ones_own(lib):
     """In float32, the squares of these would overflow."""
     options = {"learning_rate": 1.0, "momentum": 0.0, "clipnorm": 5.0}
