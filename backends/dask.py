@@ -71,7 +71,7 @@ class DaskBackend(Backend):
     def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
         places, among = np.zeros(len(array), np.int64), np.zeros((len(array), *[1] * (array.ndim - 1)), bool)
         places[rows], among[rows] = np.arange(len(rows)), True
-        return da.where(among, values[places], array).rechunk(array.chunks)
+        return _aged(da.where(among, values[places], array).rechunk(array.chunks))
 
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else _whole(parts, dtype)
@@ -109,12 +109,7 @@ class DaskBackend(Backend):
         return bool(da.isfinite(array).all().compute())
 
     def hold(self, arrays: Sequence[Array | None]) -> Sequence[Array | None]:
-        return dask.persist(
-            *(
-                g if g is None else da.map_blocks(_same, g, dtype=g.dtype, meta=g._meta, name=_name(_age(g)))
-                for g in arrays
-            )
-        )
+        return dask.persist(*(None if g is None else _aged(g) for g in arrays))
 
     def settle(self, arrays: list[Array]) -> list[Array]:
         # Otherwise the graph would grow with every step, and each look at a value would start from the first.
@@ -164,6 +159,11 @@ def _wait(arrays: Sequence[Array]) -> bool:
 
 def _same(chunk: np.ndarray) -> np.ndarray:
     return chunk
+
+
+def _aged(array: Array) -> Array:
+    """The same under a name that says its age, which it keeps when it is computed."""
+    return da.map_blocks(_same, array, dtype=array.dtype, meta=array._meta, name=_name(_age(array)))
 
 
 def _whole(parts: list[Array], dtype: str) -> Array:
