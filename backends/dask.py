@@ -1,18 +1,33 @@
-"""Dask arrays. They are immutable and lazy: a step is one task per chunk, computed at its end."""
+"""Dask arrays. They are immutable and lazy: a step is one task per chunk, computed at its end.
+
+On a cluster the workers hold the new chunks, and the scheduler how each was made, back to what Dask can make again, so
+that it can replace a lost worker's. Steps would make that history ever longer. So after a number of steps the arrays
+are fetched and handed to the scheduler as values: history begins anew with them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from functools import partial
+from itertools import product
+from operator import getitem
 from typing import Any
+from uuid import uuid4
 
 import dask
 import dask.array as da
 import numpy as np
+from dask.highlevelgraph import HighLevelGraph
 
 from .generic import Array, Backend
 from .registry import get
 
 __all__ = ["DaskBackend"]
+
+#: Steps after which history begins anew: at most so many are done again when a worker is lost, and remembered.
+HISTORY = 16
 
 
 def _chunk(function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
@@ -56,10 +71,10 @@ class DaskBackend(Backend):
     def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
         places, among = np.zeros(len(array), np.int64), np.zeros((len(array), *[1] * (array.ndim - 1)), bool)
         places[rows], among[rows] = np.arange(len(rows)), True
-        return da.where(among, values[places], array).rechunk(array.chunks)
+        return _aged(da.where(among, values[places], array).rechunk(array.chunks))
 
     def join(self, parts: list[Array], dtype: str) -> Array:
-        return parts[0] if len(parts) == 1 else da.map_blocks(_complex, *parts, dtype=dtype)
+        return parts[0] if len(parts) == 1 else _whole(parts, dtype)
 
     def to_host(self, array: Array) -> np.ndarray:
         return get("numpy").to_host(np.asarray(array.compute()))
@@ -68,27 +83,91 @@ class DaskBackend(Backend):
         return da.from_array(get("numpy").from_host(array, dtype), chunks="auto" if like is None else like.chunks)
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
-        first = arrays[0]
-        outputs = (first, *arrays[2:])
-        chunks = zip(*(a.rechunk(first.chunks).to_delayed().ravel() for a in arrays), strict=True)
-        grids = [np.empty(first.numblocks, dtype=object) for _ in outputs]
-        for position, chunk in zip(np.ndindex(first.numblocks), chunks, strict=True):
-            task = dask.delayed(_chunk, pure=False)(function, *chunk)
-            size = tuple(first.chunks[axis][k] for axis, k in enumerate(position))
-            for j, (grid, old) in enumerate(zip(grids, outputs, strict=True)):
-                grid[position] = da.from_delayed(task[j], size, dtype=old.dtype)
-        return tuple(da.block(grid.tolist()) for grid in grids)
+        first, outputs = arrays[0], (arrays[0], *arrays[2:])
+        arrays = [a.rechunk(first.chunks) for a in arrays]
+        # The graph is made of the arrays' own, as they are. Optimized one by one (as `to_delayed` does by default) and
+        # then merged, graphs have different tasks under one key, and a cluster loses some.
+        made, positions = f"multiopt-chunk-{uuid4().hex}", list(product(*map(range, first.numblocks)))
+        compute = partial(_chunk, function)
+        tasks: dict[Any, Any] = {(made, *at): (compute, *((a.name, *at) for a in arrays)) for at in positions}
+        graph = HighLevelGraph.from_collections(made, tasks, dependencies=arrays)
+        new = []
+        for j, old in enumerate(outputs):
+            name = _name(max(map(_age, arrays)) + 1)
+            own: dict[Any, Any] = {(name, *at): (getitem, (made, *at), j) for at in positions}
+            whole = HighLevelGraph({**graph.layers, name: own}, {**graph.dependencies, name: {made}})
+            new.append(da.Array(whole, name, first.chunks, dtype=old.dtype))
+        return tuple(new)
 
-    def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
-        tasks = [dask.delayed(_row)(prepare, computing, chunk) for chunk in g.to_delayed().ravel()]
-        return [sum(column) for column in zip(*dask.compute(*tasks), strict=True)]
+    def square_rows(self, prepare: Any, arrays: Iterable[Array], computing: str) -> list[list[int]]:
+        row = dask.delayed(partial(_row, prepare, computing), pure=False)
+        # As they are: see `elementwise`.
+        tasks = [[row(chunk) for chunk in g.to_delayed(optimize_graph=False).ravel()] for g in arrays]
+        return [[sum(column) for column in zip(*rows, strict=True)] for rows in dask.compute(*tasks)]
 
     def finite(self, array: Array) -> bool:
         return bool(da.isfinite(array).all().compute())
 
+    def hold(self, arrays: Sequence[Array | None]) -> Sequence[Array | None]:
+        return dask.persist(*(None if g is None else _aged(g) for g in arrays))
+
     def settle(self, arrays: list[Array]) -> list[Array]:
         # Otherwise the graph would grow with every step, and each look at a value would start from the first.
-        return list(dask.persist(*arrays))
+        age = max(map(_age, arrays))
+        arrays = list(dask.persist(*arrays))
+        if not _wait(arrays) or age < HISTORY:
+            return arrays
+        # All of them: what is left of one array's history would hold the others' through gradients.
+        pairs = zip(dask.compute(*arrays), arrays, strict=True)
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PB"}):  # it is meant to hold them
+            arrays = list(dask.persist(*(da.from_array(np.asarray(v), a.chunks, name=_name(0)) for v, a in pairs)))
+        _wait(arrays)
+        return arrays
+
+
+def _name(age: int) -> str:
+    """A name for a new array, which says how many steps its history has."""
+    return f"multiopt-{age}-{uuid4().hex}"
+
+
+def _age(array: Array) -> int:
+    """The steps in the history of an array and of what it is made from, as far as its graph tells."""
+    found = (re.fullmatch(r"multiopt-(\d+)-[0-9a-f]{32}", layer) for layer in array.dask.layers)
+    return max((int(name[1]) for name in found if name), default=0)
+
+
+def _wait(arrays: Sequence[Array]) -> bool:
+    """Wait for chunks that a cluster computes, and raise what went wrong; False if they are in this process.
+
+    On a cluster `persist` returns at once; until the new chunks are there, nobody may let go of the old ones.
+    """
+    if "distributed" not in sys.modules:
+        return False
+    from distributed import CancelledError, futures_of, wait
+
+    futures = futures_of(arrays)
+    try:
+        if futures:
+            wait(futures)
+        for future in futures:
+            if future.status in ("error", "cancelled"):
+                future.result()  # raises
+    except CancelledError as error:
+        raise RuntimeError(f"Dask's cluster has lost a step, and its arrays are as before: {error}") from error
+    return bool(futures)
+
+
+def _same(chunk: np.ndarray) -> np.ndarray:
+    return chunk
+
+
+def _aged(array: Array) -> Array:
+    """The same under a name that says its age, which it keeps when it is computed."""
+    return da.map_blocks(_same, array, dtype=array.dtype, meta=array._meta, name=_name(_age(array)))
+
+
+def _whole(parts: list[Array], dtype: str) -> Array:
+    return da.map_blocks(_complex, *parts, dtype=dtype, name=_name(max(map(_age, parts))))
 
 
 def _complex(real: np.ndarray, imaginary: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ is a class derived from `Backend`, which says where the library differs from the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -279,9 +279,17 @@ class Backend:
                 lambda: square_sums(self.xp, self.xp.astype(prepare(self.xp, g), self.xp.float64), computing)
             )
 
+    def square_rows(self, prepare: Any, arrays: Iterable[Array], computing: str) -> Iterable[list[int]]:
+        """The `square_sums` of many arrays: a lazy library computes them in one go."""
+        return (self.square_sums(prepare, array, computing) for array in arrays)
+
     def finite(self, array: Array) -> bool:
         """Whether every element is finite."""
         return bool(self.xp.all(self.xp.isfinite(array)))
+
+    def hold(self, arrays: Sequence[Array | None]) -> Sequence[Array | None]:
+        """Called with gradients that a step reads more than once: a lazy library sees to it that it makes them once."""
+        return arrays
 
     def settle(self, arrays: list[Array]) -> list[Array]:
         """Called with all new arrays of a step: a lazy library computes them here, in one go."""

@@ -10,8 +10,8 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name, folder):
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name)]
+def run(name, folder, *arguments):
+    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert list(folder.iterdir()) == []  # it leaves nothing behind
@@ -33,6 +33,15 @@ def test_cupy_training(tmp_path):
     found = rates(output)
     assert len(found) == (1 if "On the CPU alone" in output else 2)  # where there is no GPU, or there is one
     assert min(found) > 95
+
+
+def test_dask_cluster(tmp_path):
+    pytest.importorskip("distributed", reason="distributed is not installed")
+    output = run("dask_cluster.py", tmp_path, "--chunks", "3", "--steps", "10")
+    found = rates(output)
+    assert output.startswith("24 MiB of data")
+    assert len(found) == 2
+    assert found[-1] > 95
 
 
 def test_custom_rule(tmp_path):

@@ -7,7 +7,7 @@ elementwise, so the blocking does not change a bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,17 +62,17 @@ class EagerEngine(Engine):
         def prepare(xp: Any, g: Array) -> Array:
             return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), job.values)
 
+        job.grads = backend.hold(job.grads)
+        places: list[int] = []
+        rows = backend.square_rows(prepare, _parts(backend, job.grads, places), computing)
         table = np.zeros((len(job.grads), norms.columns(computing)), np.int64)
-        for i, g in enumerate(job.grads):
-            if g is None:
-                continue
-            for box in _boxes(backend, g):
-                for part in backend.parts(g if box is None else g[box]):
-                    table[i] += np.asarray(backend.square_sums(prepare, part, computing))
+        for at, row in enumerate(rows):
+            table[places[at]] += np.asarray(row)
         return NormTable(np, table)
 
     def finite(self, job: Job) -> list[bool]:
         backend = job.bucket.backend
+        job.grads = backend.hold(job.grads)
         return [g is None or all(map(backend.finite, backend.parts(g))) for g in job.grads]
 
 
@@ -80,6 +80,17 @@ def _boxes(backend: Backend, array: Array) -> Iterable[Any]:
     """Indices of the blocks that an array is walked in; None where it is taken whole."""
     whole = math.prod(array.shape) <= BLOCK or not backend.blocked(backend.device(array))
     return [None] if whole else blocks(tuple(array.shape), BLOCK)
+
+
+def _parts(backend: Backend, grads: Sequence[Array | None], places: list[int]) -> Iterator[Array]:
+    """The real parts of all blocks of all gradients; where each gradient stands is added to `places`."""
+    for i, g in enumerate(grads):
+        if g is None:
+            continue
+        for box in _boxes(backend, g):
+            for part in backend.parts(g if box is None else g[box]):
+                places.append(i)
+                yield part
 
 
 def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
