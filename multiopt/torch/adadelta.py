@@ -170,7 +170,8 @@ class Adadelta(torch.optim.Optimizer):
     # (`torch.compiler.disable` would import the compiler along with this module.)
     @torch._disable_dynamo
     @locked
-    def _step(self) -> None:
+    def _step(self, given: Sequence[Sequence[Tensor | None]] | None = None) -> None:
+        """Do a step with the gradients that the parameters have, or with those `given`, a list a group."""
         _health_check(self)
         amp = Scaling.of(self)
         if amp.found_on_host:
@@ -182,7 +183,7 @@ class Adadelta(torch.optim.Optimizer):
             where = f"groups[{i}]." if len(self.param_groups) > 1 else ""
             numbers = {name: checked(f"{where}{name}", group[name]) for name in _NUMBERS}
             update, values = _update(group, numbers, amp), partial(_values, group, numbers, amp, where)
-            grads = [p.grad for p in group["params"]]
+            grads = [p.grad for p in group["params"]] if given is None else list(given[i])
             cache, local_grads = self._cached(i, group, grads, observed, where)
             planned.append((cache, grads, update, values(None) if cache.by_operations else {}))
             plans += cache.plans(local_grads, update, values)
@@ -193,6 +194,7 @@ class Adadelta(torch.optim.Optimizer):
         self._states = list(self.state.values())
         run(plans)
         for cache, grads, update, own in planned:
+            cache.touched(grads)
             cache.update_by_operations(grads, update, own)
             cache.count(grads, amp.found_inf)
         amp.unscale(g for _, grads, *_ in planned for g in grads if g is not None)

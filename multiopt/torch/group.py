@@ -149,6 +149,14 @@ class GroupCache:
             if (g := grads[self.indices[j]]) is not None:
                 update_by_operations(update, numbers, self.params[j], g, self.states[j])
 
+    def touched(self, grads: Grads) -> None:
+        """Tell autograd of DTensors whose shards were written to; an engine told it of the shards."""
+        for binding, places in self.bindings:
+            if binding.sharded:
+                live = [j for j in places if grads[self.indices[j]] is not None]
+                states = (self.states[j][slot] for j in live for slot in ADADELTA.slots)
+                BACKEND.touched([*(self.params[j] for j in live), *states])
+
     def count(self, grads: Grads, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
         own = self._own(grads)
