@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -216,19 +216,23 @@ class Adadelta(torch.optim.Optimizer):
 
 
 def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
-    return FusedUpdate(
-        ADADELTA,
-        scaled=bool(group["maximize"]) or amp.scale is not None,
-        coupled=bool(numbers["weight_decay"] != 0),
-        guarded=amp.found_inf is not None,
-    )
+    scaled, coupled = bool(group["maximize"]) or amp.scale is not None, bool(numbers["weight_decay"] != 0)
+    return _fused(scaled, coupled, amp.found_inf is not None)
+
+
+@cache
+def _fused(scaled: bool, coupled: bool, guarded: bool) -> FusedUpdate:
+    return FusedUpdate(ADADELTA, scaled=scaled, coupled=coupled, guarded=guarded)
 
 
 def _values(
     group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling, where: str, device: torch.device | None
 ) -> dict[str, Any]:
     """The update's numbers as its engine wants them on a device; as they are for None."""
-    made = {name: number(f"{where}{name}", value, device) for name, value in numbers.items()}
+    made = {
+        name: value if type(value) is float else number(f"{where}{name}", value, device)
+        for name, value in numbers.items()
+    }
     sign = -1.0 if group["maximize"] else 1.0
     made["scale"] = sign if amp.scale is None else sign / number("grad_scale", amp.scale, device)
     made["skip"] = None if amp.found_inf is None else number("found_inf", amp.found_inf, device)

@@ -108,14 +108,18 @@ class Scaling:
         """Leave gradients unscaled in their own memory, as PyTorch's fused optimizers do."""
         if self.scale is None:
             return
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for g in grads:
-            by_device.setdefault(g.device, []).append(local(g))
-        for device, own in by_device.items():
+        kinds: dict[tuple[torch.device, bool], list[Tensor]] = {}
+        for g in map(local, grads):
+            kinds.setdefault((g.device, g.is_neg() or g.is_conj()), []).append(g)
+        for (device, lazy), own in kinds.items():
             factor = 1.0 / number("grad_scale", self.scale, device)
             if self.found_inf is not None:
                 factor = torch.where(self.found_inf.to(device, non_blocking=True) != 0, 1.0, factor)
-            torch._foreach_mul_(own, factor)
+            if lazy:  # which PyTorch takes one by one only
+                for g in own:
+                    g.mul_(factor)
+            else:
+                torch._foreach_mul_(own, factor)
 
 
 def _is_locked(tensor: Tensor) -> bool:
