@@ -77,13 +77,13 @@ class Scaling:
         found: Any = getattr(optimizer, "found_inf", None)
         if hasattr(found, "full_tensor"):
             found = found.full_tensor()  # of gradients that are DTensors
-        if found is None or found.device.type != "cpu":
+        if isinstance(found, Tensor) and found.device.type != "cpu":
             return cls(scale, found, False)
-        return cls(scale, None, bool(found.item()))
+        return cls(scale, None, bool(found))  # None, and 0 where there is no gradient
 
     def check(self, plans: Sequence[Plan]) -> None:
         """Check that `unscale` can write to the gradients, and to nothing else."""
-        if self.scale is None:
+        if self.scale is None or not plans:
             return
         jobs = [job for plan in plans for job in plan.jobs]
         written = Ranges.union([job.location.written for job in jobs])

@@ -206,6 +206,14 @@ def test_fused_has_the_bits_of_unscaling_before(dtype):
     assert_equal(train(True), train(None))
 
 
+def test_a_fused_step_without_gradients_does_nothing():
+    _, opt = tiny(Adadelta, fused=True)
+    scaler = scaler_of()
+    scaler.scale(torch.ones(()))
+    scaler.step(opt)
+    assert not opt.state
+
+
 def test_the_choice_of_fused_is_the_programs():
     """It is kept by copies and pickles, and no part of checkpoints: those of any other load, and fit any other."""
     params, opt = tiny(Adadelta, fused=True)
