@@ -59,6 +59,15 @@ class CupyBackend(Backend):
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype), copy=False)
 
+    def take(self, array: Array, rows: np.ndarray) -> Array:
+        with array.device:
+            return array.take(cupy.asarray(rows), axis=0)
+
+    def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
+        with array.device:
+            array[cupy.asarray(rows)] = values
+        return array
+
     def copy(self, array: Array) -> Array:
         with array.device:
             return array.copy(order="K")

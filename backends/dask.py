@@ -50,6 +50,14 @@ class DaskBackend(Backend):
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype))
 
+    def take(self, array: Array, rows: np.ndarray) -> Array:
+        return array[rows]
+
+    def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
+        places, among = np.zeros(len(array), np.int64), np.zeros((len(array), *[1] * (array.ndim - 1)), bool)
+        places[rows], among[rows] = np.arange(len(rows)), True
+        return da.where(among, values[places], array).rechunk(array.chunks)
+
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else da.map_blocks(_complex, *parts, dtype=dtype)
 

@@ -225,6 +225,21 @@ class Backend:
         array[...] = value
         return array
 
+    def take(self, array: Array, rows: np.ndarray) -> Array:
+        """A copy of some rows."""
+        return self.xp.take(array, self.from_host(rows, "int64", array), axis=0)
+
+    def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
+        """The array with some rows replaced, each once: itself where it is mutable."""
+        # The standard knows no assignment to rows.
+        places, among = np.zeros(array.shape[0], np.int64), np.zeros((array.shape[0], *[1] * (array.ndim - 1)), bool)
+        places[rows], among[rows] = np.arange(len(rows)), True
+        new = self.xp.where(self.from_host(among, "bool", array), self.take(values, places), array)
+        if not self.mutable:
+            return new
+        self.write(array, new)
+        return array
+
     def copy(self, array: Array) -> Array:
         """A copy that shares no memory; the array itself where it is immutable."""
         return self.xp.asarray(array, copy=True) if self.mutable else array

@@ -41,6 +41,12 @@ class JaxBackend(Backend):
         # The device argument takes a sharding, which the state shares with its parameter.
         return jax.numpy.full_like(array, value, dtype=dtype, device=array.sharding)
 
+    def take(self, array: Array, rows: np.ndarray) -> Array:
+        return array[rows]  # NumPy's integers are no array of a device
+
+    def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
+        return array.at[rows].set(values)
+
     def join(self, parts: list[Array], dtype: str) -> Array:
         return parts[0] if len(parts) == 1 else jax.lax.complex(*parts)
 

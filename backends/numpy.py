@@ -63,6 +63,13 @@ class NumpyBackend(Backend):
     def cast(self, array: Array, dtype: str) -> Array:
         return array.astype(self.native(dtype), copy=False)
 
+    def take(self, array: Array, rows: np.ndarray) -> Array:
+        return array.take(rows, axis=0)
+
+    def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
+        array[rows] = values
+        return array
+
     def copy(self, array: Array) -> Array:
         return array.copy(order="K")
 

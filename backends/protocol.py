@@ -47,6 +47,9 @@ class Bucket:
     state: dict[str, list[Array]]
     #: The engine that was asked for.
     wanted: str = "auto"
+    #: Rows of the one parameter, and of its state, that are updated, each once; the gradient has these rows only. None:
+    #: parameters are updated whole. Gradients of rows are not measured.
+    rows: np.ndarray | None = None
     #: The engine's own; it holds nothing that cannot be made again.
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     #: Updates that the engine has compiled, by whoever had it compile them.

@@ -131,6 +131,13 @@ class TorchBackend(Backend):
         with torch.no_grad():
             array.copy_(new)
 
+    def take(self, array: Array, rows: np.ndarray) -> Array:
+        return array.detach().index_select(0, self.from_host(rows, "int64", array))
+
+    def put(self, array: Array, rows: np.ndarray, values: Array) -> Array:
+        with torch.no_grad():
+            return array.index_copy_(0, self.from_host(rows, "int64", array), values)
+
     def copy(self, array: Array) -> Array:
         return array.detach().clone()
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from multiopt.backends import thread_count
 
+from .contenders import rows as of_rows
 from .harness.contender import Contender, missing
 from .harness.figures import FLOOR, Point, Result, Row
 from .harness.process import peak
 from .harness.race import Race
-from .harness.workload import Shapes, Workload, gpt2, resnet50
+from .harness.workload import Shapes, Table, Workload, gpt2, resnet50
 
 __all__ = ["CASES", "CUDA_CASES", "Run"]
 
@@ -45,7 +46,7 @@ class Run:
         """Measure contenders, by default all, on one workload."""
         if self.quick:
             shapes = [tuple(min(n, 16) for n in shape) if len(shape) > 1 else shape for shape in shapes]
-        contenders = list(self.contenders.values()) if contenders is None else contenders
+        contenders = [c for c in self.contenders.values() if c.whole] if contenders is None else contenders
         if dtype == "float64":
             contenders = with_environment(contenders, JAX_ENABLE_X64="1")
         return self.race(name, Workload(shapes, dtype), contenders)
@@ -128,6 +129,20 @@ def options(run: Run) -> Result:
     return Result("options", f"multiopt, NumPy, one tensor of {n:,} elements, float32", points)
 
 
+def embedding(run: Run) -> Result:
+    """A sparse gradient: some rows of an embedding."""
+    table = Table([(2000, 16)], rows=20) if run.quick else Table([(1_000_000, 64)], rows=1000)
+    contenders = [
+        *run.some(FLOOR, label="floor, these rows", build=of_rows.floor_of_rows),
+        *run.some("multiopt-numpy", label="multiopt.keras.legacy, NumPy", build=of_rows.legacy_numpy),
+        *run.some("multiopt-tensors", label="multiopt.keras.legacy, PyTorch", build=of_rows.legacy_tensors),
+        *run.some("tf-keras"),
+    ]
+    (n, width), dtype = table.shapes[0], table.dtype
+    points = [run.race("embedding", table, contenders)]
+    return Result("embedding", f"{table.rows:,} rows of an embedding of {n:,} × {width}, {dtype}", points)
+
+
 def threads(run: Run) -> Result:
     """One thread and all."""
     n, points = run.size(32_000_000), []
@@ -144,7 +159,7 @@ def memory(run: Run) -> Result:
     if not run.quick:
         shapes["GPT-2 small"] = gpt2()
     clipped = {"label": "multiopt, NumPy, global norm clipped", "options": {"clip_global_norm": 1.0}}
-    contenders = [c for c in run.contenders.values() if c.key != FLOOR]
+    contenders = [c for c in run.contenders.values() if c.whole and c.key != FLOOR]
     contenders += run.some("multiopt-numpy", key="multiopt-global", **clipped)
     race = replace(run.race, rounds=0, extra=peak)
     points = [race(name, Workload(tensors), contenders) for name, tensors in shapes.items()]
@@ -185,6 +200,7 @@ CASES: dict[str, Callable[[Run], Result]] = {
     "count": count,
     "sweep": sweep,
     "options": options,
+    "embedding": embedding,
     "threads": threads,
     "memory": memory,
     "import": imports,

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from operator import is_
 from typing import Any, Literal
 
+import numpy as np
+
 from . import backends
+from .backends.engines.locate import walks_rows
 from .backends.engines.program import TraceError
 from .backends.generic import FLOATING, Array, Backend, Described, wider
 from .backends.protocol import Bucket
@@ -223,6 +226,59 @@ class Binding:
             job.location = bucket.engine.locate(job)
             jobs.append(job)
         return Plan(jobs)
+
+    def plan_rows(
+        self, update: FusedUpdate, i: int, rows: np.ndarray, g: Array, values: Mapping[str, Any], name: str
+    ) -> Plan:
+        """Check a step of some rows of one parameter; nothing is written. The other rows keep their state, too.
+
+        Parameters
+        ----------
+        update : FusedUpdate
+            See `plan`. `multiopt.plan.run` refuses one that is `normed`.
+        i : int
+            Which parameter.
+        rows : array of int64, shape (n,)
+            Each row once.
+        g : array
+            The gradient of these rows.
+        values : mapping of str to number
+            Every number that the update reads.
+        name : str
+            The gradient's, for messages.
+
+        Returns
+        -------
+        Plan
+            Of one job, whose bucket has this parameter alone: where arrays are immutable, the new ones are put there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If there is no such row, or the gradient is not like its rows; see also `check`.
+        """
+        found = zip(self.buckets, self.places, strict=True)
+        whole, place = next((bucket, places.index(i)) for bucket, places in found if i in places)
+        if update not in whole.prepared:
+            _prepare(whole, update)
+        _look(whole)
+        x, *state = (column[place] for column in whole.arrays())
+        given, whole_shape = tuple(getattr(g, "shape", ())), tuple(x.shape)
+        if not whole_shape or given[:1] != (len(rows),):
+            raise ValueError(f"{name}: expected {len(rows)} rows of an array of shape {whole_shape}, got shape {given}")
+        check_gradient(name, self.backend, g[:0, ...], x[:0, ...], whole.grad_dtype)
+        if len(rows) == 0:
+            return Plan([])
+        if rows.min() < 0 or rows.max() >= whole_shape[0]:
+            raise ValueError(f"{name}: expected indices of rows in [0, {whole_shape[0]}), got {rows}")
+        walked = walks_rows(self.backend, whole.device, [x, *state])
+        engine = whole.engine if walked else backends.engine("eager")
+        dtypes = whole.dtype, whole.grad_dtype, whole.state_dtype
+        alone = {slot: [array] for slot, array in zip(whole.state, state, strict=True)}
+        bucket = Bucket(self.backend, engine, whole.device, *dtypes, [self.names[i]], [x], alone, rows=rows)
+        job = PlannedJob(bucket, update.program, [g], values, places=[i], clip_norm=None)
+        job.location = engine.locate(job)
+        return Plan([job])
 
 
 def state_dtype_of(dtype: str, wanted: str | None) -> str:

@@ -42,6 +42,7 @@ class Plan:
 
     def nonfinite(self) -> list[str]:
         """Names of the parameters whose gradient has an element that is infinite or NaN."""
+        _check_measurable(self.jobs)
         return [
             name
             for job in self.jobs
@@ -106,9 +107,19 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
             job.location = job.bucket.engine.locate(job)
 
 
+def _check_measurable(jobs: Sequence[PlannedJob]) -> None:
+    """Refuse gradients of rows, which engines do not measure."""
+    for job in jobs:
+        if job.bucket.rows is not None:
+            raise ValueError(
+                f"gradient of {job.bucket.names[0]}: expected no question of its norm, got rows of a table"
+            )
+
+
 def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: Reduce | None) -> tuple[list[Any], Any]:
     rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
     jobs = [job for plan in plans for job in plan.jobs]
+    _check_measurable(jobs)
     tables = [job.bucket.engine.norm_table(job) for job in jobs]
     xp, table = tables[0].xp, tables[0].table
     if len(tables) > 1:

@@ -97,6 +97,7 @@ ROOTS = {
     "multiopt.clipping": "a norm's",
     "multiopt.cli": "of the sizes of layers, for the first weights",
     "multiopt.keras.later.step": "a norm's, where nothing can be looked at",
+    "multiopt.keras.variables.initializers": "of variances, for initial values",
 }
 
 

@@ -83,18 +83,23 @@ def _boxes(backend: Backend, array: Array) -> Iterable[Any]:
 
 
 def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
-    backend, old = bucket.backend, [arrays[i] for arrays in bucket.arrays()]
+    backend, rows, old = bucket.backend, bucket.rows, [arrays[i] for arrays in bucket.arrays()]
+    if rows is not None:
+        old = [backend.take(array, rows) for array in old]
+    made = list(old)
     dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
     for box in _boxes(backend, g):
         x, *state = views = old if box is None else [a[box] for a in old]
         parts = zip(*(backend.parts(view) for view in (x, g if box is None else g[box], *state)), strict=True)
         new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
         joined = [backend.join(list(pieces), dtype) for pieces, dtype in zip(new, dtypes, strict=True)]
-        for arrays, view, array in zip(bucket.arrays(), views, joined, strict=True):
+        for k, (view, array) in enumerate(zip(views, joined, strict=True)):
             if backend.mutable:
                 backend.write(view, array)
             else:
-                arrays[i] = array
+                made[k] = array
+    for arrays, new in zip(bucket.arrays(), made, strict=True):
+        arrays[i] = new if rows is None else backend.put(arrays[i], rows, new)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from ..generic import FLOATING, Array, Backend, HostMemory
 from ..protocol import Bucket, Extents, Job, Location, Ranges
 
 __all__ = [
-    "ITEMSIZES", "Copies", "Locations", "blocks", "check_memory", "copy_blocks", "extents", "mixes",
-    "parts_of", "real_dtypes",
+    "ITEMSIZES", "Copies", "Locations", "RowLocations", "blocks", "check_memory", "copy_blocks", "extents",
+    "locations_of", "mixes", "parts_of", "real_dtypes", "walks_rows",
 ]  # fmt: skip
 
 #: No array lies below. The address of a view of memory that was freed is the view's offset.
@@ -147,6 +147,48 @@ class Locations:
             if (g := grads[i]) is not None:
                 check_memory(self.bucket, i, g)
                 found[i] = found[i] or -1
+
+
+class RowLocations(Locations):
+    """Where the rows of a bucket's parameter, of its gradient and its state lie: each row is a tensor of the table."""
+
+    def __init__(self, bucket: Bucket, memory: HostMemory) -> None:
+        assert bucket.rows is not None
+        self.bucket, self.memory, self.rows = bucket, memory, bucket.rows
+        size = math.prod(bucket.params[0].shape[1:]) * parts_of(bucket.dtype)
+        self.sizes = np.full(len(self.rows), size, np.int64)
+        self.table = np.zeros((len(self.rows), 3 + len(bucket.state)), np.int64)
+        self.odd = set()
+
+    def find(self, job: Job) -> Location:
+        """Fill the table; see `Locations.find`."""
+        bucket, g = self.bucket, job.grads[0]
+        found = np.zeros(self.table.shape[1] - 1, np.int64)
+        arrays, layouts = [bucket.params[0], g, *(column[0] for column in bucket.state.values())], ["C"] * len(found)
+        self.memory.addresses(arrays, layouts, found)
+        if found[1] < LOWEST:  # another layout, or no memory
+            check_memory(bucket, 0, g)
+            job.grads = [self.memory.contiguous(g)]
+            arrays[1] = job.grads[0]
+            self.memory.addresses(arrays, layouts, found)
+        steps = self.sizes[:1] * [ITEMSIZES[FLOATING[dtype]] for dtype in bucket.dtypes]
+        places = np.repeat(self.rows[:, None], len(found), axis=1)
+        places[:, 1] = np.arange(len(self.rows))
+        self.table[:, 0], self.table[:, 1:] = self.sizes, found + places * steps
+        ends = found + steps * [len(array) for array in arrays]
+        own = np.arange(len(found)) != 1
+        return Location(Ranges(found[own], ends[own]), (found[1:2], ends[1:2]), np.zeros(1, bool))
+
+
+def locations_of(bucket: Bucket, memory: HostMemory) -> Locations:
+    """Where a bucket's arrays lie, whole or by rows."""
+    return Locations(bucket, memory) if bucket.rows is None else RowLocations(bucket, memory)
+
+
+def walks_rows(backend: Backend, device: Any, arrays: Sequence[Array]) -> bool:
+    """Whether each row of these arrays is one run of memory that a compiled engine can walk."""
+    memory = backend.host_memory(device) or backend.cuda_memory(device)
+    return memory is not None and all(memory.layout(array) == "C" for array in arrays)
 
 
 def check_memory(bucket: Bucket, i: int, g: Array) -> None:

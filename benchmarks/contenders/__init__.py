@@ -13,6 +13,7 @@ from .floor import floor
 from .jax import multiopt_jax, optax_adadelta
 from .keras import keras_jax, keras_torch
 from .numpy import multiopt_numpy, plain_numpy
+from .rows import tf_keras_legacy
 from .torch import multiopt_tensors, multiopt_torch, torch_adadelta, torch_adam, torch_compiled
 
 __all__ = ["CPU", "CUDA", "choose"]
@@ -35,6 +36,7 @@ CPU = [
     Contender("keras-torch", "Keras 3 on PyTorch", keras_torch, ("torch", "keras"), 8, {}, ON_TORCH),
     Contender("multiopt-eager", "multiopt, NumPy, eager engine", multiopt_numpy, (), 4, EAGER),
     Contender("numpy", "the rule in plain NumPy", plain_numpy, (), 8),
+    Contender("tf-keras", "tf_keras legacy", tf_keras_legacy, ("tensorflow", "tf_keras"), whole=False),
 ]
 CUDA = [
     Contender(FLOOR, "device-to-device copy", copy),

@@ -50,6 +50,7 @@ class Contender:
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
     excuse: str | None = None  # why it is left out of this run
+    whole: bool = True  # whether it takes gradients of whole tensors, as all cases have them but that of rows
 
     def absent(self) -> str | None:
         """Say why it cannot run here, or return None."""

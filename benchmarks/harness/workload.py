@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Shapes", "Workload", "gpt2", "resnet50"]
+__all__ = ["Shapes", "Table", "Workload", "gpt2", "resnet50"]
 
 Shapes = Sequence[tuple[int, ...]]
 
@@ -51,6 +51,28 @@ class Workload:
     def _normal(self, seed: int) -> list[np.ndarray]:
         random, dtype = np.random.default_rng(seed), np.dtype(self.dtype)
         return [random.standard_normal(shape, dtype=dtype) for shape in self.shapes]
+
+
+@dataclass(frozen=True)
+class Table(Workload):
+    """One table, whose gradient has some of its rows: other ones in each turn, so that they are not in the cache."""
+
+    rows: int = 1
+
+    @property
+    def moved(self) -> int:
+        """Bytes that the update must move: as of any tensor, of these rows."""
+        return 7 * self.array_bytes // self.shapes[0][0] * self.rows
+
+    def grads(self) -> list[np.ndarray]:
+        """The gradient of the rows of a turn; used for every step."""
+        return replace(self, shapes=[(self.rows, *self.shapes[0][1:])])._normal(2)
+
+    def turns(self) -> np.ndarray:
+        """Row numbers, a row a turn; no row of the table occurs twice, and most of it does not occur at all."""
+        total = self.shapes[0][0]
+        turns = min(64, total // self.rows)
+        return np.random.default_rng(3).permutation(total)[: turns * self.rows].reshape(turns, self.rows)
 
 
 def gpt2() -> Shapes:

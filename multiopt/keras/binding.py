@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .. import functional
 from ..adadelta import ADADELTA
@@ -14,10 +14,11 @@ from ..memory import Memory
 from ..plan import Plan, run
 from ..rule import Hyper, Rule
 from ..update import FusedUpdate
-from .distribute.mesh import local, reducer, shards
-from .variables.variable import Variable
+from .distribute.mesh import is_dtensor, local, reducer, shards
+from .variables.slices import IndexedSlices, summed
+from .variables.variable import Variable, detached
 
-__all__ = ["EPSILON", "KERAS_ADADELTA", "AdadeltaStep", "VariableBinding", "stateless"]
+__all__ = ["EPSILON", "KERAS_ADADELTA", "AdadeltaStep", "Planned", "VariableBinding", "stateless"]
 
 #: As in Keras, 0 is accepted; nothing moves then.
 EPSILON = Hyper(1e-7, low=0.0)
@@ -67,27 +68,52 @@ class VariableBinding:
         """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
         return self.bound().plan(update, shards(grads), values, clip_norm=clip_norm, names=self._grad_names)
 
-    def put_back(self) -> None:
-        """Put new arrays of an immutable library into the variables."""
-        if self._binding is not None and not self._binding.backend.mutable:
-            for k, column in enumerate(self.columns):
+    def plan_rows(self, update: FusedUpdate, i: int, rows: IndexedSlices, values: Values) -> Plan:
+        """Check a step of some rows of one variable. See `multiopt.binding.Binding.plan_rows`."""
+        name = self._grad_names[i]
+        if is_dtensor(self.columns[0][i].value):
+            raise TypeError(f"{name}: expected a dense gradient of a variable that is sharded, got rows")
+        single = summed(rows)
+        return self.bound().plan_rows(update, i, single.indices, detached(single.values), values, name)
+
+    def put_back(self, plan: Plan, alone: int | None = None) -> None:
+        """Put new arrays of an immutable library into the variables, or into the one of which rows were updated."""
+        if self._binding is None or self._binding.backend.mutable:
+            return
+        for k, column in enumerate(self.columns):
+            if alone is None:
                 for box, array in zip(column, self._binding.column(k), strict=True):
                     box.value = array
+            else:
+                for job in plan.jobs:
+                    (column[alone].value,) = job.bucket.arrays()[k]
 
     def apply(self, update: FusedUpdate, grads: Sequence[Array | None], traced: bool = False, **hypers: Any) -> None:
         """Do a rule's update without slots and options; where `traced`, operation by operation."""
         if not traced:
-            run([self.plan(update, grads, hypers)])
-            self.put_back()
+            plan = self.plan(update, grads, hypers)
+            run([plan])
+            self.put_back(plan)
             return
+        own = {name: hypers[name] for name in self.rule.hypers}
         for variable, g in zip(self.columns[0], grads, strict=True):
             if g is not None:
-                variable.value = stateless(self.rule, variable.value, g, **hypers)
+                g = update.measured(variable.backend.xp, g, hypers)
+                variable.value = stateless(self.rule, variable.value, g, **own)
 
 
 def stateless(rule: Rule, x: Array, g: Array, **options: Any) -> Array:
     """The new array of a rule that has no slots, computed operation by operation."""
     return functional.update(x, g, functional.State(0, {}), rule=rule, **options)[0]
+
+
+class Planned(NamedTuple):
+    """A part of a step that has been checked."""
+
+    group: VariableBinding
+    plan: Plan
+    #: The one variable of the group of which rows are updated.
+    alone: int | None = None
 
 
 class AdadeltaStep:
@@ -121,38 +147,49 @@ class AdadeltaStep:
 
     def plan(
         self,
-        grads: Sequence[Array | None],
+        grads: Sequence[Array | IndexedSlices | None],
         values: Callable[[Variable], Values],
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
-    ) -> list[tuple[VariableBinding, Plan]]:
+    ) -> list[Planned]:
         """Check a step; nothing is written. See `step`."""
         normed = clip_norm is not None or clip_global_norm is not None
         plans = []
         for decayed, places, group in self._groups:
             own = [grads[i] for i in places]
-            if any(g is not None for g in own):
-                numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.columns[0][0])}
-                scaled, clipped = numbers["scale"] != 1.0, numbers["clip_value"] is not None
-                decoupled = decayed and numbers["weight_decay"] != 0.0
-                update = FusedUpdate(ADADELTA, scaled=scaled, clipped=clipped, normed=normed, decoupled=decoupled)
-                plans.append((group, group.plan(update, own, numbers, clip_norm)))
+            if all(g is None for g in own):
+                continue
+            numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.columns[0][0])}
+            scaled, clipped = numbers["scale"] != 1.0, numbers["clip_value"] is not None
+            decoupled = decayed and numbers["weight_decay"] != 0.0
+            update = FusedUpdate(ADADELTA, scaled=scaled, clipped=clipped, normed=normed, decoupled=decoupled)
+            whole = [None if isinstance(g, IndexedSlices) else g for g in own]
+            if any(g is not None for g in whole):
+                plans.append(Planned(group, group.plan(update, whole, numbers, clip_norm)))
+            for i, g in enumerate(own):
+                if isinstance(g, IndexedSlices):
+                    plans.append(Planned(group, group.plan_rows(update, i, g, numbers), i))
         return plans
 
     def step(
         self,
-        grads: Sequence[Array | None],
+        grads: Sequence[Array | IndexedSlices | None],
         values: Callable[[Variable], Values],
         clip_norm: float | None = None,
         clip_global_norm: float | None = None,
     ) -> None:
         """Take a step. Everything is checked before anything is written.
 
-        `values` returns the numbers for a variable, and is called once for each device and dtype: ``lr``, ``rho``,
-        ``eps``, and optionally ``scale`` (1), ``clip_value`` (None) and ``weight_decay`` (0).
+        `IndexedSlices` update their rows alone: repeated ones are added up, the others keep their state, too. Norms are
+        not asked of them; `multiopt.keras.gradients.clipped` clips them before, as TensorFlow does. `values`
+        returns the numbers for a variable, and is called once for each device and dtype: ``lr``, ``rho``, ``eps``, and
+        optionally ``scale`` (1), ``clip_value`` (None) and ``weight_decay`` (0).
         """
-        planned = self.plan(grads, values, clip_norm, clip_global_norm)
-        reduce = reducer([[v.value for v in group.columns[0]] for group, _ in planned])
-        run([plan for _, plan in planned], clip_global_norm, reduce)
-        for group, _ in planned:
-            group.put_back()
+        self.run(self.plan(grads, values, clip_norm, clip_global_norm), clip_global_norm)
+
+    def run(self, planned: Sequence[Planned], clip_global_norm: float | None = None) -> None:
+        """Take a step that has been planned."""
+        reduce = reducer([[v.value for v in each.group.columns[0]] for each in planned])
+        run([each.plan for each in planned], clip_global_norm, reduce)
+        for group, plan, alone in planned:
+            group.put_back(plan, alone)

@@ -195,18 +195,18 @@ def serialize(schedule: LearningRateSchedule | core.Schedule) -> dict[str, Any]:
 
 
 def deserialize(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> LearningRateSchedule:
-    """A schedule from such a dictionary, ours or one of Keras 3, tf_keras or TensorFlow.
+    """A schedule from such a dictionary, ours or one of Keras 3, tf_keras or TensorFlow; or the function that it names.
 
     Parameters
     ----------
     config : mapping
         With ``"class_name"`` and ``"config"``.
     custom_objects : mapping or None
-        Classes of your own, by name.
+        Classes and functions of your own, by name.
 
     Raises
     ------
     TypeError, ValueError
-        If it is not such a dictionary, or names a class that is not known.
+        If it is not such a dictionary, names a class or a function that is not known, or holds a lambda's bytecode.
     """
     return restore(config, _BUILT_IN, custom_objects, "schedule")

@@ -20,6 +20,7 @@ from multiopt.binding import Binding
 from multiopt.plan import run
 from multiopt.update import FusedUpdate
 
+FUSED = FusedUpdate(ADADELTA)
 FULL = FusedUpdate(ADADELTA, scaled=True, clipped=True, coupled=True)
 VALUES = {"lr": 0.7, "rho": 0.9, "eps": 1e-6, "scale": -0.5, "clip_value": 2.0, "weight_decay": 0.1}
 
@@ -198,6 +199,19 @@ def test_half_precision_is_rounded_once_and_right(stand_in, dtype):
     numbers = ~np.isnan(values)
     assert np.array_equal(expected[numbers].view(np.uint16), found[numbers].view(np.uint16))
     assert np.isnan(found[~numbers].astype(np.float32)).all()
+
+
+# --- rows of a table ---
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("change", [lambda a, j: a.copy(), CHANGES["gaps"]], ids=["walked", "copied"])
+def test_rows_of_a_table(stand_in, dtype, change):
+    ours, numpys, placed, grads = bindings(stand_in, dtype, change, shapes=[(9, 7), (1000, 3)])
+    for i, rows in enumerate([np.array([8, 0, 3]), np.random.default_rng(0).permutation(1000)[:700]]):
+        for binding, (g, *_) in ((ours, placed[i:]), (numpys, grads[i:])):
+            run([binding.plan_rows(FUSED, i, rows, g[: len(rows)], VALUES, "g")])
+        same(ours, numpys)
 
 
 # --- norms and finiteness ---

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from multiopt.benchmarks import bench
 from multiopt.benchmarks.cases import lines
-from multiopt.benchmarks.contenders import CPU, choose, cuda
+from multiopt.benchmarks.contenders import CPU, choose, cuda, rows
 from multiopt.benchmarks.contenders.numpy import multiopt_numpy, plain_numpy
 from multiopt.benchmarks.harness import machine, process
 from multiopt.benchmarks.harness.contender import Contender, Running
 from multiopt.benchmarks.harness.figures import Point, Result, Row
 from multiopt.benchmarks.harness.race import Race
-from multiopt.benchmarks.harness.workload import Workload, gpt2, resnet50
+from multiopt.benchmarks.harness.workload import Table, Workload, gpt2, resnet50
 from multiopt.benchmarks.output import plot, report
 
 from multiopt import ADADELTA, cli
@@ -70,7 +70,9 @@ def test_the_floor_reads_four_arrays_and_writes_three_all_of_them_once_a_step(n,
 
 
 @pytest.mark.parametrize(
-    "contender", [c for c in CPU if c.key not in ("floor", "torch-adam", "torch-compile")], ids=lambda c: c.key
+    "contender",
+    [c for c in CPU if c.whole and c.key not in ("floor", "torch-adam", "torch-compile")],
+    ids=lambda c: c.key,
 )
 def test_contenders_do_adadelta(contender):
     if contender.absent():
@@ -86,6 +88,36 @@ def test_contenders_do_adadelta(contender):
             x, *state = ADADELTA.function(np, x, g, *state, lr=1.0, rho=0.9, eps=1e-6)
         # The same start, and two steps of 3e-3 each: equal but for a few roundings of float32.
         np.testing.assert_allclose(got, x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("build", "needs"),
+    [(rows.legacy_numpy, ()), (rows.legacy_tensors, ("torch",)), (rows.tf_keras_legacy, ("tensorflow", "tf_keras"))],
+    ids=["numpy", "torch", "tf_keras"],
+)
+def test_contenders_update_the_rows_of_a_table(build, needs):
+    for name in needs:
+        pytest.importorskip(name)
+    table = Table([(50, 4)], rows=20)
+    running, turns = build(table), table.turns()
+    assert turns.shape == (2, 20)
+    assert len(set(turns.flat)) == 40
+    running.sample(1)
+    (before,), (g,), (after,) = table.params(), table.grads(), running.params()
+    x, *_ = ADADELTA.function(np, before[turns[0]].astype(float), g.astype(float), 0.0, 0.0, lr=1.0, rho=0.9, eps=1e-6)
+    np.testing.assert_allclose(after[turns[0]], x, rtol=0, atol=1e-6)  # as above
+    others = np.setdiff1d(np.arange(50), turns[0])
+    np.testing.assert_array_equal(after[others], before[others])
+
+
+def test_the_floor_of_rows_moves_these_rows_and_no_others():
+    table = Table([(50, 4)], rows=20)
+    assert table.moved == 7 * 20 * 4 * 4
+    floor = rows.floor_of_rows(table)
+    floor.sample(3)  # of two turns
+    (written,), turns = floor.params(), table.turns()
+    assert [written[turn].tolist() for turn in turns] == [[[2.0] * 4] * 20, [[1.0] * 4] * 20]
+    assert written.sum() == 3 * 20 * 4
 
 
 def test_steps_on_a_device_are_timed_by_its_events(monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from keras_arrays import made
 from processes import run_python
 
+from multiopt import keras
 from multiopt.keras import IndexedSlices, Variable
 from multiopt.keras.distribute import ReplicaContext, Replicas, get_replica_context
 from multiopt.keras.distribute.aggregation import VariableAggregation, VariableSynchronization
@@ -64,6 +65,29 @@ def test_the_user_may_aggregate(lib):
     Replicas(3).run(step, [(1.0,), (2.0,), (4.0,)])
     np.testing.assert_array_equal(v.numpy(), alone([[14.0]], np.float32))
     assert int(opt.iterations) == 1
+
+
+def test_the_later_optimizer_sums_over_threads(lib):
+    """As that of tf_keras; an optimizer that threads share takes one step for all of them."""
+
+    def run(gradients, **options):
+        v, table = made(lib, [0.0]), made(lib, np.zeros((2, 1)))
+        opt = keras.Adadelta(1.0)
+
+        def step(gradient):
+            pairs = [(grad(lib, [gradient]), v), (IndexedSlices(grad(lib, [[gradient]]), [1]), table)]
+            opt.apply_gradients(pairs, **options)
+
+        Replicas(len(gradients)).run(step, [(g,) for g in gradients])
+        assert int(opt.iterations) == 1
+        np.testing.assert_array_equal(table.numpy()[:, 0], [0, v.numpy()[0]])
+        return v.numpy().tolist(), opt.variables[1].numpy().tolist()
+
+    assert run([1.0, 2.0, 4.0]) == run([7.0])
+    for aggregated in ({"skip_gradients_aggregation": True}, {"experimental_aggregate_gradients": False}):
+        assert run([7.0, 7.0], **aggregated) == run([7.0])
+    with Replicas(2).scope(), pytest.raises(RuntimeError, match="called in a cross-replica context"):
+        keras.Adadelta().apply_gradients([(np.ones(1), Variable(np.ones(1)))])
 
 
 def test_means_and_rows(lib):
@@ -183,6 +207,49 @@ def test_variables_that_replicas_assign_to(aggregation, expected):
     weight.assign(7.0)
     assert float(weight) == 7.0
     assert VariableSynchronization.of(VariableSynchronization.AUTO) == "auto"
+
+
+@pytest.mark.feature("AE:add_weight")
+@pytest.mark.parametrize(
+    ("aggregation", "before", "after"),
+    [("sum", 21.0, [2.0, 2.0]), ("mean", 10.5, [4.0, 4.0]), ("only_first_replica", 10.0, [4.0, 4.0])],
+)
+def test_variables_of_which_each_replica_has_its_own_value(lib, aggregation, before, after):
+    """The numbers are those of a SyncOnReadVariable on TensorFlow's MirroredStrategy of two devices."""
+    opt = Adadelta()
+    opt.add_slot(made(lib, [1.0]), "s")
+    weight = opt.add_weight("w", (), initializer="ones", synchronization="on_read", aggregation=aggregation)
+    assert float(weight) == 1.0
+
+    def step(value):
+        found = [float(weight)]
+        weight.assign(value)
+        weight.assign_add(1.0)
+        return [*found, float(weight)]
+
+    replicas = Replicas(2)
+    assert replicas.run(step, [(9.0,), (10.0,)]) == [[1, 10], [1, 11]]
+    assert float(weight) == before
+    with replicas.scope():
+        assert float(weight) == before
+    assert weight.assign(4.0) is weight
+    assert float(weight) == 4.0
+    assert replicas.run(lambda: float(weight)) == after
+    # A replica that has not used it has the value that was there before.
+    replicas.run(lambda i: weight.assign(0.0) if i else None, [(0,), (1,)])
+    assert float(weight) == {"sum": 2.0, "mean": 2.0, "only_first_replica": 4.0}[aggregation]
+
+
+def test_values_that_nothing_aggregates():
+    weight = Adadelta().add_weight("w", (2,), "int64", synchronization=VariableSynchronization.ON_READ)
+    Replicas(2).run(lambda i: weight.assign([i, i]), [(1,), (2,)])
+    assert Replicas(2).run(lambda: weight.numpy().tolist()) == [[1, 1], [2, 2]]
+    assert "w" in repr(weight)
+    with pytest.raises(ValueError, match="w: each replica has a value of its own"):
+        weight.numpy()
+    mean = Adadelta().add_weight("m", (), "int64", synchronization="on_read", aggregation="mean")
+    Replicas(2).run(mean.assign, [(1,), (4,)])
+    assert (mean.dtype, int(mean), mean.numpy().dtype) == ("int64", 2, np.int64)
 
 
 PROCESS = """

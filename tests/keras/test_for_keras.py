@@ -91,6 +91,33 @@ square = 0.05 * (np.array([2, 1])[:, None] / 3 * start[[1, 3]]) ** 2
 held = host(table.optimizer._accumulated_grads[0])
 np.testing.assert_allclose(held[[1, 3]], square, rtol=1e-5)
 
+# Sparse gradients, where Keras' backend has them, with options that Keras' own may not take them with.
+if keras.backend.backend() != "torch":
+    rows, places = np.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], "float32"), [2, 0, 2]
+    if keras.backend.backend() == "jax":
+        from jax.experimental import sparse
+        rows = sparse.BCOO((rows, np.array(places)[:, None]), shape=(4, 2))
+    else:
+        import tensorflow as tf
+        rows = tf.IndexedSlices(tf.constant(rows), tf.constant(places), tf.constant([4, 2]))
+    full = np.array([[3.0, 4.0], [0.0, 0.0], [6.0, 8.0], [0.0, 0.0]], "float32")
+    for options in ({}, {"clipnorm": 1.0}, {"gradient_accumulation_steps": 2}, {"loss_scale_factor": 4.0}):
+        found = []
+        for g in (rows, keras.ops.convert_to_tensor(full)):
+            variable = keras.Variable(np.ones((4, 2), "float32"))
+            sparsely = for_keras(1.0, **options)
+            for _ in range(2):
+                sparsely.apply([g], [variable])
+            found.append(host(variable))
+        np.testing.assert_array_equal(*found)
+        assert (found[0][[0, 2]] != 1).all() and (found[0][[1, 3]] == 1).all()
+
+# Names are numbered as Keras does, together with its own.
+keras.utils.clear_session()
+kinds = (for_keras, keras.optimizers.Adadelta, for_keras)
+assert [make().name for make in kinds] == ["adadelta", "adadelta_1", "adadelta_2"]
+assert for_keras(name="mine").name == "mine"
+
 # Half precision: computed in float32, rounded once.
 keras.config.set_dtype_policy("bfloat16")
 half = model(for_keras(1.0))

@@ -124,7 +124,10 @@ def test_defaults_and_configuration():
 @pytest.mark.feature("D:kwargs")
 def test_arguments_of_other_generations():
     Adadelta(is_legacy_optimizer=False)
-    for name in ("lr", "decay", "gradient_aggregator", "gradient_transformers"):
+    with pytest.warns(UserWarning, match=r"lr: 0\.3 is ignored, as in tf_keras; use learning_rate") as caught:
+        assert float(Adadelta(0.5, lr=0.3).learning_rate) == 0.5
+    assert caught[0].filename == __file__
+    for name in ("decay", "gradient_aggregator", "gradient_transformers"):
         with pytest.raises(ValueError, match=f"{name}: only multiopt.keras.legacy"):
             Adadelta(**{name: 0.5})
     with pytest.raises(TypeError, match="momentum: unknown"):
@@ -167,6 +170,39 @@ def test_learning_rate_and_iterations():
     with pytest.raises(ValueError, match="learning_rate"):
         opt.apply_gradients([(np.array([1.0]), variable)])
     assert int(opt.iterations) == 2
+    opt.lr = 0.125  # the old name
+    assert opt.lr is opt.learning_rate
+    assert float(opt.learning_rate) == 0.125
+
+
+@pytest.mark.feature("D:iterations")
+def test_iterations_may_be_set_before_the_optimizer_is_built(lib):
+    opt, count = Adadelta(schedules.InverseTimeDecay(1.0, 1, 1.0)), Variable(np.array(3), trainable=False, name="steps")
+    opt.iterations = count
+    assert opt.variables[0] is opt.iterations is count
+    v = made(lib, [0.0])
+    opt.apply([lib.grad(np.ones(1, np.float32))], [v])
+    assert (int(count), opt.learning_rate) == (4, 0.25)
+    with pytest.raises(RuntimeError, match="before the optimizer is built"):
+        opt.iterations = count
+    for wrong in (5, Variable(np.array(1.0)), Variable(np.array([1]))):
+        with pytest.raises(TypeError, match="iterations: expected a Variable of one integer"):
+            Adadelta().iterations = wrong
+
+
+def test_iterations_under_accumulation_cannot_be_assigned():
+    """They are a quotient, in Keras a tensor."""
+    opt = Adadelta(gradient_accumulation_steps=2)
+    opt.build([np.ones(1)])
+    for _ in range(3):
+        opt.apply([np.ones(1)])
+    assert int(opt.iterations) == opt.iterations.numpy() == 1
+    for change in (opt.iterations.assign, opt.iterations.assign_add, opt.iterations.assign_sub):
+        with pytest.raises(AttributeError, match=r"iterations: .* cannot be assigned"):
+            change(1)
+    with pytest.raises(AttributeError, match="iterations: cannot be set"):
+        Adadelta(gradient_accumulation_steps=2).iterations = Variable(np.array(1))
+    assert int(opt.variables[0]) == 3
 
 
 @pytest.mark.feature("D:schedule")
@@ -326,6 +362,24 @@ def test_accumulation_averages_what_came():
     assert int(opt.iterations) == 1
 
 
+def test_sums_of_gradients_are_without_the_loss_scale(lib):
+    """As in Keras: what one of the two has begun, the other may end; and float16 overflows later."""
+    opt = Adadelta(1.0, rho=0.5, epsilon=1.0, gradient_accumulation_steps=2, loss_scale_factor=4.0)
+    v, g = made(lib, [0.0, 0.0]), np.array([4.0, 8.0], np.float32)
+    opt.build([v])
+    pure = opt.stateless_apply
+    if lib.name == "jax":
+        import jax
+
+        pure = jax.jit(pure)
+    _, state = pure([box.value for box in opt.variables], [lib.grad(g)], [v.value])
+    opt.apply([lib.grad(g)], [v])
+    sums = [box.numpy() for box in opt.variables[1:2]]
+    assert [sums[0].tolist(), np.asarray(state[1]).tolist()] == [[1, 2], [1, 2]]
+    opt.apply([lib.grad(3 * g)], [v])
+    assert opt._accumulated_grads[0].numpy().tolist() == [0.5 * 4, 0.5 * 16]
+
+
 def test_loss_scale_comes_off_before_clipping():
     opt = Adadelta(1.0, rho=0.0, epsilon=1.0, loss_scale_factor=4.0, clipvalue=1.0)
     assert opt.scale_loss(3.0) == 12.0
@@ -439,6 +493,35 @@ def test_variables_of_an_optimizer(torch):
     with pytest.raises(ValueError, match="initializer"):
         opt.add_variable((2,), initializer="glorot")
     assert len(opt.variables) == 8
+
+
+@pytest.mark.feature("D:add_variable")
+def test_shapes_and_initializers_of_variables(lib):
+    opt = Momentum()
+    opt.build([made(lib, [1.0])])
+    assert opt.add_variable().shape == ()
+    for shape in ([0], np.array([0]), lib.param(np.array([0], np.int32)), Variable([0])):
+        assert opt.add_variable(shape).shape == (0,)
+    assert opt.add_variable(lib.param(np.array([2, 3], np.int32)), initializer="GlorotUniform").numpy().std() > 0
+    assert opt.add_variable_from_reference(opt._trainable_variables[0], "m", shape=np.array([0])).shape == (0,)
+
+
+def test_the_api_of_tf_keras():
+    opt, a, b = Adadelta(1.0), Variable(np.zeros(2), name="a"), np.zeros(2)
+    assert opt.variables() == opt.variables == [opt.iterations]
+    opt.apply_gradients([(np.ones(2), a)], name="scope", skip_gradients_aggregation=True)
+    opt.apply_gradients([(np.ones(2), a)], None, False, experimental_aggregate_gradients=False)
+    assert [v.name for v in opt.variables()] == [
+        "iteration", "scope/accumulated_grad/a", "scope/accumulated_delta_var/a"
+    ]  # fmt: skip
+    plain = Adadelta(1.0)
+    for _ in range(2):
+        plain.apply_gradients([(np.ones(2), b)])
+    np.testing.assert_array_equal(a.numpy(), b)
+    assert plain.variables[1].name == "accumulated_grad/array_0"
+    with pytest.raises(ValueError, match="name: expected a string"):
+        opt.apply_gradients([(np.ones(2), a)], name=3)
+    assert int(opt.iterations) == 2
 
 
 @pytest.mark.feature("D:compute_gradients", "D:minimize", "D:minimize-tape")
@@ -577,6 +660,30 @@ def test_sparse_rows_are_the_dense_gradient(lib):
     np.testing.assert_array_equal(v.numpy(), expected)
     with pytest.raises(ValueError, match="gradient of"):
         opt.apply([IndexedSlices(lib.grad(rows), [2, 0, 9])], [v])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 3},
+        {"gradient_accumulation_steps": 2},
+        {"global_clipnorm": 0.5, "weight_decay": 0.1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_see_sparse_rows_as_the_dense_gradient(options):
+    # As in tf_keras and Keras 3, the rows without a gradient decay, and are averaged, like all others.
+    tables, rng = [np.ones((4, 2), np.float32) for _ in range(2)], np.random.default_rng(0)
+    opts = [Adadelta(1.0, **options) for _ in tables]
+    for _ in range(4):
+        rows, values = rng.integers(0, 3, 2), rng.standard_normal((2, 2)).astype(np.float32)
+        whole = np.zeros((4, 2), np.float32)
+        np.add.at(whole, rows, values)
+        for opt, table, g in zip(opts, tables, (whole, IndexedSlices(values, rows)), strict=True):
+            opt.apply([g], [table])
+    for one, other in zip(*(opt.variables for opt in opts), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+    np.testing.assert_array_equal(*tables)
 
 
 def test_norms_are_exact_for_optimizers_of_ones_own(lib):

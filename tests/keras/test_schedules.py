@@ -226,6 +226,26 @@ def test_real_keras_loads_ours(real):
     assert taken == config == real.optimizers.Adadelta.from_config(taken).get_config()
 
 
+def half():
+    return 0.5
+
+
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning", "ignore:.*`lambda`:UserWarning")
+def test_functions_that_keras_3_writes(real):
+    """A function by its name, which is looked up; a lambda as bytecode, which is not run."""
+    named = real.optimizers.serialize(real.optimizers.Adadelta(half))
+    assert keras.deserialize(named, custom_objects={"half": half}).learning_rate == 0.5
+    inner = {**named["config"], "learning_rate": {**named["config"]["learning_rate"], "config": "mine>half"}}
+    assert keras.Adadelta.from_config(inner, custom_objects={"half": half}).learning_rate == 0.5
+    with pytest.raises(ValueError, match="unknown function 'half'; give it in custom_objects"):
+        keras.deserialize(named)
+    stored = real.optimizers.serialize(real.optimizers.Adadelta(lambda: 0.5))
+    with pytest.raises(ValueError, match=r"Keras writes a lambda as bytecode, .* put a number"):
+        keras.deserialize(stored)
+    stored["config"]["learning_rate"] = half
+    assert keras.deserialize(stored).learning_rate == 0.5
+
+
 def test_a_configuration_for_tf_keras():
     stored = keras.serialize(keras.Adadelta(0.3, jit_compile=False), to="tf_keras")
     assert stored["config"]["is_legacy_optimizer"] is False

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 
 import numpy as np
 import pytest
@@ -223,5 +224,64 @@ def test_initial_values(lib):
         box = Variable(fresh((2,), None, initializer, v), trainable=False)
         assert (box.shape, box.dtype, box.backend.name) == ((2,), "float32", lib.name)
     assert fresh((2,), "int64", "ones", None).dtype == np.int64
-    with pytest.raises(ValueError, match="expected one of zeros, ones"):
+    with pytest.raises(ValueError, match=r"expected one of zeros, .*got 'glorot'"):
         like(v, "glorot")
+
+
+@pytest.mark.parametrize(
+    ("names", "deviation", "bound"),
+    [
+        (("random_normal", "normal", "RandomNormal"), 0.05, None),
+        (("random_uniform", "uniform"), 0.05 / 3**0.5, 0.05),
+        (("truncated_normal",), 0.05 * 0.87963, 0.1),
+        (("lecun_normal", "variance_scaling", "VarianceScaling"), 200**-0.5, 2 / 0.87962 * 200**-0.5),
+        (("lecun_uniform",), 200**-0.5, (3 / 200) ** 0.5),
+        (("he_normal",), (2 / 200) ** 0.5, 2 / 0.87962 * (2 / 200) ** 0.5),
+        (("he_uniform",), (2 / 200) ** 0.5, (6 / 200) ** 0.5),
+        (("glorot_normal",), 150**-0.5, 2 / 0.87962 * 150**-0.5),
+        (("glorot_uniform", "GlorotUniform"), 150**-0.5, (3 / 150) ** 0.5),
+    ],
+)
+def test_random_initial_values_have_the_distributions_of_keras(names, deviation, bound):
+    """The fan in is 2 * 100, as of a convolution's kernel, the fan out 2 * 50, and their mean 150."""
+    for name in names:
+        random.seed(4)
+        x = fresh((2, 100, 50), "float64", name, None)
+        # Of 10,000 numbers, six standard errors of the mean and four of the deviation.
+        assert abs(x.mean()) < 0.06 * deviation
+        assert x.std() == pytest.approx(deviation, rel=0.03)
+        assert bound is None or 0.95 * bound < abs(x).max() <= bound
+        random.seed(4)
+        np.testing.assert_array_equal(fresh((2, 100, 50), "float64", name, None), x)
+        assert (fresh((2, 100, 50), "float64", name, None) != x).any()
+
+
+def test_matrices_as_initial_values(lib):
+    v = made(lib, np.ones((2, 3, 4)), np.float64)
+    q = Variable(like(v, "orthogonal"), trainable=False).numpy().reshape(6, 4)
+    np.testing.assert_allclose(q.T @ q, np.eye(4), atol=1e-14)  # a few roundings
+    q = fresh((3, 4), "float64", "Orthogonal", None)
+    np.testing.assert_allclose(q @ q.T, np.eye(3), atol=1e-14)
+    assert fresh((2, 3), None, "identity", v if lib.name == "numpy" else None).tolist() == [[1, 0, 0], [0, 1, 0]]
+    for shape, dtype, name, message in [
+        ((2,), "float32", "orthogonal", "two axes or more"),
+        ((2, 2, 2), "float32", "identity", "two axes"),
+        ((2, 2), "int32", "identity", "real dtype"),
+        ((2,), "complex64", "he_normal", "real dtype"),
+    ]:
+        with pytest.raises(ValueError, match=f"initializer: expected .*{message}"):
+            fresh(shape, dtype, name, None)
+
+
+def test_shapes_as_tf_keras_takes_them(lib):
+    for shape, expected in [
+        ([0], (0,)), (np.array([0]), (0,)), (np.array([2, 3]), (2, 3)), (np.array([], np.int64), ()),
+        (lib.param(np.array([2, 0], np.int32)), (2, 0)), (Variable([3]), (3,)), (5, (5,)), (np.array(5), (5,)),
+    ]:  # fmt: skip
+        assert fresh(shape, None, "zeros", None).shape == expected
+        assert like(made(lib, [1.0, 2.0]), "zeros", shape).shape == expected
+    for shape in ([2.0], np.array([2.0]), "x", [[1, 2]], np.array([[5]]), [None], None):
+        with pytest.raises(TypeError, match="shape: expected integers"):
+            fresh(shape, None, "zeros", None)
+    with pytest.raises(ValueError, match="shape: expected sizes of at least 0"):
+        fresh([-1], None, "zeros", None)

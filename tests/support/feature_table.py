@@ -16,7 +16,9 @@ HEAD = """# Keras: every feature, and the test that covers it
 
 Written by `python tests/support/feature_table.py` from `tests/support/keras_features.py` and the tests' marks;
 do not edit.
-A and B are `multiopt.keras.legacy`, whose base class is E; D is `multiopt.keras`.
+A and B are `multiopt.keras.legacy`, whose base class is E; D is `multiopt.keras`. Where they differ from the systems
+themselves, and why, is said in [later/adadelta.py](../multiopt/keras/later/adadelta.py) and in the notes of
+[legacy/optimizer.py](../multiopt/keras/legacy/optimizer.py).
 """
 
 

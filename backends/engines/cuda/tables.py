@@ -9,7 +9,7 @@ import numpy as np
 
 from ...generic import Array, CudaMemory
 from ...protocol import Bucket, Job
-from ..locate import Copies, Locations, copy_blocks
+from ..locate import Copies, copy_blocks, locations_of
 from ..program import Code
 from . import source
 from .driver import Driver
@@ -32,13 +32,13 @@ class Tables:
         self.ordinal = self.memory.ordinal(bucket.device)
         if self.capturing():
             raise RuntimeError(f"cannot make an optimizer's tables during CUDA graph capture: {WARM_UP}")
-        self.locations = Locations(bucket, self.memory)
+        self.locations = locations_of(bucket, self.memory)
         self.plan: Plan = make_plan(self.locations.sizes)
         self.rooms: dict[str, Array] = {}
         tables = {"owners": self.plan.owners, "rows": self.plan.rows}
         self.fixed = [self.address(self.room(name, words)) for name, words in tables.items()]
         #: What the table on the device holds: the addresses of x, g and the state, a row each.
-        self.uploaded = np.full((2 + len(bucket.state), len(bucket.params)), -1, np.int64)
+        self.uploaded = np.full((2 + len(bucket.state), len(self.locations.sizes)), -1, np.int64)
         self.room("addresses", self.uploaded.ravel())
         #: What launches that went into CUDA graphs read, each its own: a later step must not change it.
         self.captured: list[Any] = []

@@ -18,7 +18,7 @@ except ImportError as error:
 from ...generic import FLOATING, Array, Backend, HostMemory, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
-from ..locate import ITEMSIZES, Locations, copy_blocks, mixes, parts_of, real_dtypes
+from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
 from . import threads
 
@@ -124,9 +124,9 @@ class _Walk:
         memory = bucket.backend.host_memory(bucket.device)
         assert memory is not None  # or the engine would not serve the bucket
         self.memory: HostMemory = memory
-        self.locations = Locations(bucket, memory)
-        self.ones = np.ones(len(bucket.params))
+        self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
+        self.ones = np.ones(len(sizes))
         ends = np.cumsum(sizes)
         total = int(ends[-1])
         length = PIECE if total > SERIAL else max(total, 1)

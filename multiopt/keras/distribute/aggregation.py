@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import operator
 from enum import StrEnum
+from functools import reduce
 from typing import Any, Self
 
-from ..variables.variable import Variable
+from ... import backends
+from ...backends.generic import Array
+from ..variables.variable import Variable, as_array
 from .replicas import get_replica_context
 
-__all__ = ["Aggregated", "VariableAggregation", "VariableSynchronization"]
+__all__ = ["Aggregated", "SyncOnRead", "VariableAggregation", "VariableSynchronization"]
 
 
 class _Named(StrEnum):
@@ -63,3 +67,73 @@ class Aggregated(Variable):
             whole = context.all_reduce(str(self.aggregation), mine)
         context.merge_call(lambda: super(Aggregated, self).assign(whole))
         return self
+
+
+class SyncOnRead(Variable):
+    """A variable of which each replica has a value of its own; outside of them, it is the aggregate of these.
+
+    The replicas are threads (`multiopt.keras.distribute.Replicas`), and each begins with the value that was there
+    before them. In several processes, each has a variable of its own in any case.
+    """
+
+    def __init__(self, value: Any, name: str, aggregation: VariableAggregation) -> None:
+        self.aggregation = aggregation
+        self._replicas = 1
+        #: The value of a replica that has not used the variable yet, and of each that has.
+        self._common: Array = as_array(value)
+        self._own: dict[int, Array] = {}
+        super().__init__(self._common, trainable=False, name=name)
+
+    def _replica(self) -> int | None:
+        """The number of the replica that is running; None outside of replicas that are threads."""
+        context = get_replica_context()
+        if context is None or not context.shares_variables:
+            return None
+        self._replicas = context.num_replicas_in_sync
+        return context.replica_id_in_sync_group
+
+    @property  # type: ignore[override]
+    def _value(self) -> Array:
+        replica = self._replica()
+        if replica is not None:
+            if replica not in self._own:
+                self._own[replica] = backends.of(self._common).copy(self._common)
+            return self._own[replica]
+        values = [self._own.get(i, self._common) for i in range(self._replicas)]
+        if len(values) == 1 or self.aggregation is VariableAggregation.ONLY_FIRST_REPLICA:
+            return values[0]
+        if self.aggregation is VariableAggregation.NONE:
+            raise ValueError(
+                f"{self.name}: each replica has a value of its own; aggregation: expected another than none"
+            )
+        total: Any = reduce(operator.add, values)
+        return self._kept(total if self.aggregation is VariableAggregation.SUM else total / len(values))
+
+    @_value.setter
+    def _value(self, array: Array) -> None:
+        replica = self._replica()
+        if replica is not None:
+            self._own[replica] = array
+            return
+        shares = self._replicas if self.aggregation is VariableAggregation.SUM else 1
+        self._common = array if shares == 1 else self._kept(array / shares)
+        self._own = {}
+
+    def _kept(self, array: Any) -> Array:
+        """The result of an operation, in this variable's dtype."""
+        return self.backend.cast(as_array(array), self.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of each value."""
+        return tuple(self._common.shape)
+
+    def assign(self, value: Any) -> Variable:
+        """Set the value of this replica or, outside of them, all of them so that this is their aggregate."""
+        if self._replica() is not None:
+            return super().assign(value)
+        self._value = self.backend.copy(self._like(value))
+        return self
+
+    def __repr__(self) -> str:
+        return f"<SyncOnRead {self.name!r} shape={self.shape} dtype={self.dtype} values={self._own or self._common!r}>"

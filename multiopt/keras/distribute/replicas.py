@@ -33,6 +33,8 @@ class ReplicaContext:
     #: The number of replicas, and the number of this one.
     num_replicas_in_sync: int = 1
     replica_id_in_sync_group: int = 0
+    #: Whether the others, in threads of this process, update the same variables.
+    shares_variables: bool = False
 
     def all_reduce(self, operation: str, gradients: Any) -> Any:
         """The sum, or mean, over all replicas of a gradient, or of each of a list.
@@ -197,6 +199,8 @@ class _Meeting:
 
 
 class _Thread(ReplicaContext):
+    shares_variables = True
+
     def __init__(self, meeting: _Meeting, number: int) -> None:
         self.meeting = meeting
         self.replica_id_in_sync_group = number

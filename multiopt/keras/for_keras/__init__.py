@@ -17,7 +17,8 @@ def for_keras(learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e
     On JAX and TensorFlow the same rule is traced with the rest of the training step, and compiled by that library.
     All else is Keras' own: schedules, accumulation of gradients, averages, loss scale, saving; and on JAX and
     TensorFlow clipping, whose norms are exact on PyTorch only. The state has the order and the names of
-    ``keras.optimizers.Adadelta``, so that each of the two can continue what the other began.
+    ``keras.optimizers.Adadelta``, so that each of the two can continue what the other began. Sparse gradients
+    (TensorFlow's ``IndexedSlices``, JAX's ``BCOO``) are taken as dense ones, with repeated rows added up.
 
     Parameters
     ----------
@@ -27,7 +28,8 @@ def for_keras(learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e
     epsilon : float
         At least 0.
     **options
-        Those of ``keras.optimizers.Adadelta``: ``weight_decay``, ``clipnorm``, ``use_ema``, ``name``, …
+        Those of ``keras.optimizers.Adadelta``: ``weight_decay``, ``clipnorm``, ``use_ema``, ``name`` (by default
+        ``adadelta``, ``adadelta_1``, … as Keras numbers its own), …
 
     Returns
     -------

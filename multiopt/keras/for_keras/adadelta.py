@@ -30,7 +30,7 @@ class Adadelta(keras.optimizers.Optimizer):
         learning_rate: Any = 0.001,
         rho: float = 0.95,
         epsilon: float = 1e-7,
-        name: str = "adadelta",
+        name: str | None = None,
         **options: Any,
     ) -> None:
         if isinstance(learning_rate, schedules.LearningRateSchedule):
@@ -69,15 +69,14 @@ class Adadelta(keras.optimizers.Optimizer):
     @locked
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> Any:
         """Do one step; that of another thread comes before it or after it."""
-        return super().apply(grads, trainable_variables)
+        # Before anything else: Keras neither accumulates nor clips sparse gradients on JAX, nor sums or unscales them
+        # on TensorFlow.
+        dense = grads if _on_torch() else [_dense(g) for g in grads]
+        return super().apply(dense, trainable_variables)
 
     def get_config(self) -> dict[str, Any]:
         """The options, as Keras writes them."""
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
-
-    def _backend_apply_gradients(self, grads: list[Any], trainable_variables: Sequence[Any]) -> None:
-        # Before accumulation and clipping, so that repeated rows are added up first.
-        super()._backend_apply_gradients([_dense(g) for g in grads], trainable_variables)
 
     # --- on PyTorch, one pass of our engines does all three ---
 
@@ -102,12 +101,12 @@ def _on_torch() -> bool:
 
 
 def _dense(gradient: Any) -> Any:
-    """The gradient; TensorFlow's ``IndexedSlices`` as a dense tensor, with repeated rows added up."""
-    if type(gradient).__name__ != "IndexedSlices":
-        return gradient
-    import tensorflow as tf
+    """The gradient, or None; TensorFlow's ``IndexedSlices`` and sparse arrays as dense ones, repeated rows added up."""
+    if type(gradient).__name__ == "IndexedSlices":  # for Keras, these are tensors
+        import tensorflow as tf
 
-    return tf.convert_to_tensor(gradient)
+        return tf.convert_to_tensor(gradient)
+    return None if gradient is None else keras.ops.convert_to_tensor(gradient, sparse=False)
 
 
 def _positive(threshold: float | None) -> float | None:

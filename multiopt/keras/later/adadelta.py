@@ -9,6 +9,17 @@ Where tf_keras, whose class that is, and Keras 3 differ, its documentation decid
   A threshold that is not positive raises (both ignore it).
 - `apply_gradients` returns None (both return the iterations), and does nothing for an empty list.
 - An unknown variable is a `KeyError`, as in tf_keras (Keras 3: ValueError).
+- `lr=` is ignored with a warning and ``decay=`` is a ValueError, as in tf_keras (Keras 3: the other way round); `lr` as
+  an attribute, a call of `variables`, and `iterations` that are set are tf_keras', too, but `variables` has the new
+  iterations then (tf_keras: the old ones).
+- Where the loss does not depend on a variable, its gradient is None on JAX, too, and the variable is left as it is
+  (Keras 3 on JAX: zeros, by which state and variable decay; so in `for_keras`, where JAX' gradients are Keras').
+- With `gradient_accumulation_steps`, a variable without a gradient in the last of the calls is updated by what came in
+  the others (Keras 3 on TensorFlow and PyTorch forgets that, on JAX adds it to the next update).
+- `apply_gradients` sums over threads (`multiopt.keras.distribute.Replicas`), not over processes, in which gradients
+  have been reduced already or are those of the whole batch (tf_keras: over all that its strategy spans).
+- A learning rate that Keras 3 has written as a lambda's bytecode is not run, but refused (Keras 3: after
+  ``enable_unsafe_deserialization``); a function is looked up by its name.
 
 Where the real systems deviate from their documentation, this class does not: tf_keras' DTensor optimizer never updates
 its averages, so that `finalize_variable_values` restores the initial weights, and calls a callable learning rate only

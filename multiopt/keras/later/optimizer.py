@@ -12,19 +12,20 @@ from ...backends.generic import Array
 from ...lock import locked
 from .. import schedules
 from ..distribute import mesh as meshes
+from ..distribute.replicas import get_replica_context
 from ..gradients import checked, pairs
 from ..variables.differentiate import gradients
 from ..variables.slices import IndexedSlices, dense
 from ..variables.variable import Variable, holding, is_traced
 from .options import CHECKS, FIXED, check_leftover
-from .rate import Rate
+from .rate import Rate, Rated
 from .state import unchanged_by_errors
 from .step import Stepper, without_autograd
 
 __all__ = ["Optimizer"]
 
 
-class Optimizer(Stepper):
+class Optimizer(Stepper, Rated):
     """The base class of optimizers: subclasses define `update_step`, `build` and `get_config`.
 
     Parameters
@@ -57,7 +58,8 @@ class Optimizer(Stepper):
         All variables must be on this mesh; those that `add_variable` creates are replicated on it. With or without
         it, state that belongs to a variable has the variable's sharding. It is not part of the configuration.
     **kwargs
-        Only for configurations of tf_keras: ``is_legacy_optimizer=False``.
+        As tf_keras takes them: ``is_legacy_optimizer=False``, which its configurations have, and ``lr``, which is
+        ignored with a warning.
 
     Raises
     ------
@@ -66,8 +68,9 @@ class Optimizer(Stepper):
 
     Notes
     -----
-    Gradients are not added up over processes. Those of DTensors and of sharded JAX arrays are sums over the mesh
-    already; with plain arrays in several processes, the caller adds them up.
+    `apply_gradients` sums the gradients of `multiopt.keras.distribute.Replicas`. Gradients are not added up over
+    processes: those of DTensors and of sharded JAX arrays are sums over the mesh already; with plain arrays in several
+    processes, the caller adds them up.
     """
 
     #: How attributes are checked whenever they are set.
@@ -117,31 +120,6 @@ class Optimizer(Stepper):
                 raise ValueError(f"{name}: fixed once the optimizer is built; expected {getattr(self, name)!r}")
         super().__setattr__(name, value)
 
-    # --- the learning rate and the counter ---
-
-    @property
-    def learning_rate(self) -> Any:
-        """The learning rate: a `Variable` of float64, which may be assigned; of a schedule, what the last step used.
-
-        Raises
-        ------
-        TypeError
-            If a number is assigned in place of a schedule.
-        """
-        return self._rate.shown()
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self._rate.assign(value)
-
-    @property
-    def iterations(self) -> Variable:
-        """The number of steps: of calls of `apply_gradients` or, with accumulation, of updates."""
-        if not self.gradient_accumulation_steps:
-            return self._iterations
-        updates = self._iterations.numpy() // self.gradient_accumulation_steps
-        return Variable(np.asarray(updates), trainable=False, name="iteration")
-
     # --- gradients ---
 
     def compute_gradients(
@@ -154,7 +132,9 @@ class Optimizer(Stepper):
         loss : callable or tensor
             A callable takes no arguments and returns the loss. A tensor needs the tape under which it was computed.
         var_list : sequence of Variable, or callable that returns one
-            The variables.
+            The variables. A callable is called after the loss, which may make them. JAX has to know before what it
+            differentiates, so the callable is called before the loss, too; variables that are only there after it cost
+            a second call of the loss.
         tape : GradientTape or None
             See `multiopt.keras.GradientTape`.
         grad_fn : callable or None
@@ -185,7 +165,14 @@ class Optimizer(Stepper):
 
     # --- applying them ---
 
-    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]]) -> None:
+    def apply_gradients(
+        self,
+        grads_and_vars: Iterable[tuple[Any, Any]],
+        name: str | None = None,
+        skip_gradients_aggregation: bool = False,
+        *,
+        experimental_aggregate_gradients: bool = True,
+    ) -> None:
         """Do one step.
 
         Parameters
@@ -193,6 +180,12 @@ class Optimizer(Stepper):
         grads_and_vars : iterable of (gradient, variable)
             A gradient is an array, an `IndexedSlices`, or None, which leaves its variable unchanged. If there are no
             pairs, nothing happens.
+        name : str or None
+            What the names of the optimizer's new variables begin with, before a slash.
+        skip_gradients_aggregation : bool
+            Whether the caller has summed the gradients of `multiopt.keras.distribute.Replicas`; else they are here.
+        experimental_aggregate_gradients : bool
+            False means the same: its old name, turned round.
 
         Raises
         ------
@@ -202,9 +195,27 @@ class Optimizer(Stepper):
             If no gradient is given, a shape differs, or a variable occurs twice.
         KeyError
             If a variable is not one of those that the optimizer was built with.
+        RuntimeError
+            In a cross-replica context.
         """
-        given = pairs(grads_and_vars)
-        self.apply([g for g, _ in given], [v for _, v in given])
+        given, context = pairs(grads_and_vars), get_replica_context()
+        if context is None:
+            raise RuntimeError("apply_gradients: called in a cross-replica context; call it in Replicas.run(...)")
+        if name is not None and not isinstance(name, str):
+            raise ValueError(f"name: expected a string or None, got {name!r}")
+        if context.shares_variables and experimental_aggregate_gradients and not skip_gradients_aggregation:
+            given, _ = checked(given, self._boxes)
+            summed = context.all_reduce("sum", [g for g, _ in given])
+            given = [(g, v) for g, (_, v) in zip(summed, given, strict=True)]
+        context.merge_call(lambda: self._named_apply(given, name))
+
+    @locked
+    def _named_apply(self, given: Sequence[tuple[Any, Any]], name: str | None) -> None:
+        self._scope = f"{name}/" if name else ""
+        try:
+            self.apply([g for g, _ in given], [v for _, v in given])
+        finally:
+            self._scope = ""
 
     @locked
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
@@ -362,7 +373,7 @@ class Optimizer(Stepper):
         ----------
         config : mapping
         custom_objects : mapping or None
-            Your own schedules, by name.
+            Your own schedules, and functions as learning rates, by name.
         """
         options = dict(config)
         if isinstance(options.get("learning_rate"), Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,6 @@ __all__ = ["CHECKS", "FIXED", "check_leftover"]
 
 #: Names of options that only the legacy optimizer has, and what to use instead.
 _LEGACY = {
-    "lr": "learning_rate",
     "decay": "a schedule",
     "gradient_aggregator": "a function of your own that is called before apply_gradients",
     "gradient_transformers": "a function of your own that is called before apply_gradients",
@@ -44,9 +44,15 @@ FIXED = ("use_ema", "gradient_accumulation_steps")
 
 
 def check_leftover(kwargs: dict[str, Any]) -> None:
-    """Reject keyword arguments that are left over, except the mark of tf_keras' configurations."""
+    """Reject keyword arguments that are left over, except those that tf_keras takes without using them."""
     if kwargs.pop("is_legacy_optimizer", False):
         raise ValueError("is_legacy_optimizer: expected False; a legacy one is multiopt.keras.legacy.Adadelta")
+    if "lr" in kwargs:
+        value = kwargs.pop("lr")
+        warnings.warn(
+            f"lr: {value!r} is ignored, as in tf_keras; use learning_rate, or multiopt.keras.legacy.Adadelta",
+            stacklevel=4,
+        )
     for name in kwargs:
         if name in _LEGACY:
             raise ValueError(f"{name}: only multiopt.keras.legacy.Adadelta has it; use {_LEGACY[name]}")

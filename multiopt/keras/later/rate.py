@@ -10,7 +10,7 @@ from ...adadelta import ADADELTA
 from .. import schedules
 from ..variables.variable import Variable, is_traced, unboxed
 
-__all__ = ["Rate"]
+__all__ = ["Rate", "Rated"]
 
 
 class Rate:
@@ -63,3 +63,27 @@ def _source(value: Any) -> Any:
         return value
     number = ADADELTA.hypers["lr"].check("learning_rate", value)
     return Variable(np.asarray(number, np.float64), trainable=False, name="learning_rate")
+
+
+class Rated:
+    """A part of `Optimizer`: its learning rate, by both of its names."""
+
+    _rate: Rate
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate: a `Variable` of float64, which may be assigned; of a schedule, what the last step used.
+
+        Raises
+        ------
+        TypeError
+            If a number is assigned in place of a schedule.
+        """
+        return self._rate.shown()
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._rate.assign(value)
+
+    #: The old name, as tf_keras has it.
+    lr = learning_rate

@@ -29,12 +29,31 @@ def unchanged_by_errors(owner: Any) -> Iterator[None]:
         raise
 
 
+class _Count(Variable):
+    """A number of iterations that is computed from another one, so that it cannot be assigned."""
+
+    def assign(self, value: Any) -> Variable:
+        """Raise AttributeError, as Keras does, where this is no variable."""
+        raise AttributeError(
+            "iterations: with gradient_accumulation_steps it counts updates, not calls, and cannot be assigned; "
+            "set_weights sets the count of calls"
+        )
+
+
+class _Variables(list[Variable]):
+    """A list that may also be called, as in tf_keras: ``opt.variables`` and ``opt.variables()`` are the same."""
+
+    def __call__(self) -> _Variables:
+        return self
+
+
 class OptimizerVariables:
     """A part of `Optimizer`: it creates, saves and loads variables."""
 
     name: str
     mesh: Any
     built: bool
+    gradient_accumulation_steps: int | None
 
     def __init__(self) -> None:
         self._step_lock = Lock()
@@ -43,13 +62,39 @@ class OptimizerVariables:
         self._variables: list[Variable] = []
         self._trainable_variables: list[Variable] = []
         self._index_dict: dict[int, int] = {}
+        #: What the names of new variables begin with.
+        self._scope = ""
         self._iterations = Variable(np.zeros((), np.int64), trainable=False, name="iteration")
         self._variables.append(self._iterations)
 
     @property
-    def variables(self) -> list[Variable]:
-        """The optimizer's own: iterations, averages, sums of gradients, then what `build` adds, in this order."""
-        return list(self._variables)
+    def variables(self) -> _Variables:
+        """The optimizer's own: iterations, averages, sums of gradients, then what `build` adds, in this order.
+
+        The list may be called, and returns itself then.
+        """
+        return _Variables(self._variables)
+
+    @property
+    def iterations(self) -> Variable:
+        """The number of steps: of calls of `apply_gradients` or, with accumulation, of updates, which is read only.
+
+        Another Variable of one integer may be set before the optimizer is built.
+        """
+        if not self.gradient_accumulation_steps:
+            return self._iterations
+        updates = self._iterations.value // self.gradient_accumulation_steps
+        return _Count(updates, trainable=False, name="iteration")
+
+    @iterations.setter
+    def iterations(self, variable: Variable) -> None:
+        if self.built:
+            raise RuntimeError("iterations: expected it to be set before the optimizer is built; assign a value to it")
+        if self.gradient_accumulation_steps:
+            raise AttributeError("iterations: cannot be set with gradient_accumulation_steps, where it is computed")
+        if not isinstance(variable, Variable) or variable.shape != () or "int" not in variable.dtype:
+            raise TypeError(f"iterations: expected a Variable of one integer, got {variable!r}")
+        self._variables[0] = self._iterations = variable
 
     def build(self, var_list: Sequence[Any]) -> None:
         """Create the optimizer's variables; subclasses call ``super().build(var_list)`` first.
@@ -80,7 +125,7 @@ class OptimizerVariables:
 
     def add_variable(
         self,
-        shape: Sequence[int] | None = None,
+        shape: Any = None,
         dtype: str | None = None,
         initializer: Any = "zeros",
         name: str | None = None,
@@ -89,12 +134,13 @@ class OptimizerVariables:
 
         Parameters
         ----------
-        shape : sequence of int or None
+        shape : sequence or 1-D array of int, or None
             Scalar if None.
         dtype : str or None
             ``"float32"`` if None.
-        initializer : {"zeros", "ones"}, callable, array or number
-            A callable is called with ``shape`` and ``dtype`` and returns a value.
+        initializer : str, callable, array or number
+            The name of one of Keras' initializers, with its defaults: ``"ones"``, ``"glorot_uniform"``, … A callable is
+            called with ``shape`` and ``dtype`` and returns a value.
         name : str or None
             Its name.
 
@@ -105,14 +151,14 @@ class OptimizerVariables:
 
         Raises
         ------
-        ValueError
-            If the initializer is not known.
+        TypeError, ValueError
+            If the shape is not one of integers, or the initializer is not known.
         """
         like = self._trainable_variables[0] if self._trainable_variables and self.mesh is None else None
-        value = initializers.fresh(shape or (), dtype, initializer, like)
+        value = initializers.fresh(() if shape is None else shape, dtype, initializer, like)
         if self.mesh is not None:
             value = meshes.replicated(value, self.mesh)
-        made = Variable(value, trainable=False, name=name or "variable")
+        made = Variable(value, trainable=False, name=self._scope + (name or "variable"))
         self._variables.append(made)
         return made
 
@@ -120,7 +166,7 @@ class OptimizerVariables:
         self,
         model_variable: Any,
         variable_name: str,
-        shape: Sequence[int] | None = None,
+        shape: Any = None,
         initial_value: Any = None,
     ) -> Variable:
         """Create a variable for a model variable, of its library, dtype and sharding.
@@ -131,14 +177,14 @@ class OptimizerVariables:
             The reference.
         variable_name : str
             The new variable is called ``{variable_name}/{model_variable.name}``.
-        shape : sequence of int or None
+        shape : sequence or 1-D array of int, or None
             The reference's shape if None.
         initial_value : Variable, array, number or None
             0 if None.
         """
         box = self._boxes.of(model_variable, "model_variable")
         value = initializers.like(box, "zeros" if initial_value is None else unboxed(initial_value), shape)
-        made = Variable(value, trainable=False, name=f"{variable_name}/{box.name}")
+        made = Variable(value, trainable=False, name=f"{self._scope}{variable_name}/{box.name}")
         self._variables.append(made)
         return made
 

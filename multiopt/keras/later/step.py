@@ -12,6 +12,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -144,7 +145,9 @@ class Stepper(OptimizerVariables, ABC):
             self._update(grads, rate, traced)
         else:
             self._check_update(grads, rate, traced)
-            self._binding(SUM, self._accumulated_gradients).apply(SUM, grads, traced)
+            unscaled = 1.0 / (self.loss_scale_factor or 1.0)  # sums are of what the optimizer works with, as in Keras
+            added = replace(SUM, scaled=unscaled != 1.0)
+            self._binding(added, self._accumulated_gradients).apply(added, grads, traced, scale=unscaled)
             self._seen = [seen or g is not None for seen, g in zip(self._seen, grads, strict=True)]
             sums = [s.value if seen else None for s, seen in zip(self._accumulated_gradients, self._seen, strict=True)]
             due = (count + 1) % every == 0
@@ -170,8 +173,8 @@ class Stepper(OptimizerVariables, ABC):
         return "auto" if self.jit_compile else "eager"
 
     def _scale(self) -> float:
-        """What the gradients of an update are multiplied by."""
-        return 1.0 / ((self.loss_scale_factor or 1.0) * (self.gradient_accumulation_steps or 1))
+        """What the gradients of an update, or their sums, are multiplied by."""
+        return 1.0 / (self.gradient_accumulation_steps or self.loss_scale_factor or 1.0)
 
     def _slots(self) -> list[Variable]:
         """The optimizer's variables that an update changes: all but the counter, averages and sums."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...adadelta import ADADELTA
-from ..binding import AdadeltaStep
+from ..binding import AdadeltaStep, Planned
 from ..gradients import Pairs
-from ..variables.slices import IndexedSlices, take
+from ..variables.slices import IndexedSlices
 from ..variables.variable import Variable
-from .hyperparameters import Hyper
+from .hyperparameters import Hyper, valid
 from .optimizer import Optimizer
 
 __all__ = ["Adadelta"]
@@ -25,7 +25,8 @@ class Adadelta(Optimizer):
     """Adadelta (Zeiler 2012, arXiv 1212.5701) with TensorFlow's names, defaults and numbers.
 
     Variables of one array library, device and dtype are updated together, by the fastest engine for them. Repeated
-    rows of a sparse gradient are added up; rows that it does not have keep their values and their state.
+    rows of a sparse gradient are added up; rows that it does not have keep their values and their state, and are not
+    touched. (`multiopt.keras.Adadelta` decays the state of all rows, as tf_keras' later optimizers and Keras 3's do.)
 
     Parameters
     ----------
@@ -42,8 +43,8 @@ class Adadelta(Optimizer):
     Raises
     ------
     TypeError, ValueError
-        See `Optimizer`; also if a hyperparameter is out of range: when it is set or, if it is a callable, in the
-        update, before anything is written.
+        See `Optimizer`. A hyperparameter that is out of range or of a wrong type is a ValueError when it is set; what a
+        callable returns is checked in the update, before anything is written.
 
     Notes
     -----
@@ -69,13 +70,13 @@ class Adadelta(Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "epsilon":
             value = 1e-7 if value is None or not value else value
-            ADADELTA.hypers["eps"].check("epsilon", value)
+            valid(ADADELTA.hypers["eps"], "epsilon", value)
         super().__setattr__(name, value)
 
     def _set_hyper(self, name: str, value: Any) -> None:
         if not callable(value) and name in ("learning_rate", "rho", "decay"):
             rule = {"learning_rate": "lr", "rho": "rho", "decay": "lr"}[name]  # a decay's range is a rate's
-            ADADELTA.hypers[rule].check(name, value)
+            valid(ADADELTA.hypers[rule], name, value)
         super()._set_hyper(name, value)
 
     def _create_slots(self, var_list: Sequence[Variable]) -> None:
@@ -101,26 +102,42 @@ class Adadelta(Optimizer):
         return {"lr": local["lr_t"], "rho": local["rho"], "eps": local["epsilon"]}
 
     def _apply(self, pairs: Pairs, apply_state: Mapping[Any, Any]) -> None:
-        dense = [(g, v) for g, v in pairs if not isinstance(g, IndexedSlices)]
-        # One by one if a subclass overrides the update, or if a variable occurs twice.
-        together = type(self)._resource_apply_dense is Adadelta._resource_apply_dense
-        if together and dense and len({v for _, v in pairs}) == len(pairs):
-            self._step(dense, apply_state)
-            pairs = [(g, v) for g, v in pairs if isinstance(g, IndexedSlices)]
+        mine = [self._is_mine(isinstance(g, IndexedSlices)) for g, _ in pairs]
+        own = [pair for pair, one in zip(pairs, mine, strict=True) if one]
+        if len({v for _, v in pairs}) < len(pairs):  # one by one, in their order
+            for pair in own:
+                self._planned([pair], apply_state)  # what is wrong with one is said before anything is written
+        elif own:
+            self._step(own, apply_state)
+            pairs = [pair for pair, one in zip(pairs, mine, strict=True) if not one]
         super()._apply(pairs, apply_state)
+
+    def _is_mine(self, sparse: bool) -> bool:
+        """Whether no subclass overrides the update by such gradients."""
+        names = ["_resource_apply_sparse", "_resource_apply_sparse_duplicate_indices"]
+        names = names if sparse else ["_resource_apply_dense"]
+        return all(getattr(type(self), name) is getattr(Adadelta, name) for name in names)
 
     def _step(self, pairs: Pairs, apply_state: Mapping[Any, Any] | None) -> None:
         """One step of variables that are all different."""
+        for step, planned in self._planned(pairs, apply_state):
+            step.run(planned)
+
+    def _planned(self, pairs: Pairs, apply_state: Mapping[Any, Any] | None) -> list[tuple[AdadeltaStep, list[Planned]]]:
+        """A step that has been checked, for each library's variables; nothing is written."""
         given = {v: g for g, v in pairs}
         # All variables with slots, so that every step has the same ones; or a single one that is updated alone.
         known = list(self._slots) if len(given) > 1 else list(given)
         groups = [tuple(v for v in known if v.backend is library) for library in {v.backend: None for v in known}]
-        for group in groups:  # what is wrong with one is said before anything is written
+        for group in groups:
             if group not in self._steps:
                 slots = [[self.get_slot(v, name) for v in group] for name in _SLOTS]
                 self._steps[group] = AdadeltaStep([group, *slots])
-        for group in groups:
-            self._steps[group].step([given.get(v) for v in group], lambda v: self._values(v, apply_state))
+        steps = [self._steps[group] for group in groups]
+        return [
+            (step, step.plan([given.get(v) for v in group], lambda v: self._values(v, apply_state)))
+            for step, group in zip(steps, groups, strict=True)
+        ]
 
     def _resource_apply_dense(self, grad: Any, var: Variable, apply_state: Mapping[Any, Any] | None = None) -> None:
         self._step([(grad, var)], apply_state)
@@ -128,14 +145,7 @@ class Adadelta(Optimizer):
     def _resource_apply_sparse(
         self, grad: Any, var: Variable, indices: np.ndarray, apply_state: Mapping[Any, Any] | None = None
     ) -> None:
-        if not len(indices):
-            return
-        # Rows, taken out of their arrays, are variables like any other.
-        whole = [var, *(self.get_slot(var, name) for name in _SLOTS)]
-        rows = [Variable(take(box.value, indices), trainable=False, name=var.name) for box in whole]
-        AdadeltaStep([[box] for box in rows]).step([grad], lambda _: self._values(var, apply_state))
-        for box, some in zip(whole, rows, strict=True):
-            self._resource_scatter_update(box, indices, some.value)
+        self._step([(IndexedSlices(grad, indices), var)], apply_state)
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the values of `weights`. With one array less, as Keras 1 wrote them, the iterations become 0."""

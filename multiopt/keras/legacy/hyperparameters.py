@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ... import backends
+from ... import backends, rule
 from ... import schedules as core
 from .. import schedules
 from ..variables.variable import Variable
 
-__all__ = ["CLIPS", "Hyper", "Hyperparameters", "check_not_negative", "restored"]
+__all__ = ["CLIPS", "Hyper", "Hyperparameters", "check_not_negative", "restored", "valid"]
 
 Hyper = float | Callable[[], Any] | schedules.LearningRateSchedule | Any
 CLIPS = ("clipvalue", "clipnorm", "global_clipnorm")
@@ -49,7 +49,7 @@ class Hyperparameters:
             except TypeError:
                 array = None
             if array is None or np.prod(value.shape) != 1:
-                raise TypeError(
+                raise ValueError(
                     f"{name}: expected a number, an array of one element, a function without arguments or a "
                     f"LearningRateSchedule, got {value!r}"
                 )
@@ -126,16 +126,24 @@ def restored(config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None
 
 
 def check_not_negative(option: str, value: Any) -> float:
-    """A number of at least 0, as a float; TypeError or ValueError if it is something else."""
+    """A number of at least 0, as a float; ValueError if it is something else."""
     try:
         if isinstance(value, (str, bytes)):
             raise TypeError
         number = float(value)
     except (TypeError, ValueError):
-        raise TypeError(f"{option}: expected a number, got {value!r}") from None
+        raise ValueError(f"{option}: expected a number, got {value!r}") from None
     if not number >= 0:
         raise ValueError(f"{option}: expected a number that is not negative, got {value!r}")
     return number
+
+
+def valid(hyper: rule.Hyper, name: str, value: Any) -> Any:
+    """A hyperparameter's value; ValueError if it is invalid, as TensorFlow's documents say, of a wrong type too."""
+    try:
+        return hyper.check(name, value)
+    except TypeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _is_schedule(value: Any) -> bool:

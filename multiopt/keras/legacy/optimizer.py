@@ -8,7 +8,7 @@ import re
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -31,12 +31,25 @@ _NAME = re.compile(r"[A-Za-z0-9.][A-Za-z0-9_./>-]*")
 _OPTIONS = (*CLIPS, "lr", "decay")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Operation:
     """What an update returns: its name, and the number of updates done. The work itself is done already."""
 
     name: str
     iterations: int
+    _is_run: bool = field(default=False, init=False, repr=False, compare=False)
+
+    def run(self) -> None:
+        """Say that the update is to be done, as a program of TensorFlow's graphs does: it is done already.
+
+        Raises
+        ------
+        RuntimeError
+            If it is called again: an update does not repeat itself here.
+        """
+        if self._is_run:
+            raise RuntimeError(f"{self.name}: this update was done once; call minimize or apply_gradients for another")
+        self._is_run = True
 
 
 class Optimizer(Hyperparameters, Weights, ABC):
@@ -70,16 +83,23 @@ class Optimizer(Hyperparameters, Weights, ABC):
     Raises
     ------
     TypeError
-        If an option is unknown, or of a wrong type.
+        If an option is unknown.
     ValueError
-        If an option is negative, if both norms are given, or if the name is empty or has characters other than
-        letters, digits and ``_ . - / >``.
+        If an option is negative or of a wrong type, if both norms are given, or if the name is empty or has characters
+        other than letters, digits and ``_ . - / >``.
 
     Notes
     -----
     Where TensorFlow deviates from its documentation, this class does not: setting the hyperparameter ``decay`` has an
     effect; a function keeps its name in the configuration, so that `from_config` finds it in `custom_objects`; a
-    schedule sees the exact number of the iteration in float16, too. An optimizer may be used by several threads: their
+    schedule sees the exact number of the iteration in float16, too; an argument of a wrong type is a ValueError (but an
+    unknown one a TypeError, as in TensorFlow).
+
+    There are no graphs: an update is done when it is asked for, ``minimize(...).run()`` adds nothing to that, and a
+    second ``run()`` is refused. Initializers have TensorFlow's names and distributions, not its random numbers. A
+    variable that is synchronized on read learns how many replicas there are when the first of them uses it.
+
+    An optimizer may be used by several threads: their
     updates come one after another. One that is interrupted (Ctrl-C, a signal handler that raises) leaves variables
     partly updated, and is not counted; no thread of its own still writes when the exception goes on.
     """
@@ -103,12 +123,14 @@ class Optimizer(Hyperparameters, Weights, ABC):
             warnings.warn("lr: this option has a new name; use learning_rate", stacklevel=3)
         if kwargs.get("clipnorm") is not None and kwargs.get("global_clipnorm") is not None:
             raise ValueError("clipnorm, global_clipnorm: expected one of the two, got both")
-        transformers = list(gradient_transformers or [])
+        what = "gradient_aggregator, gradient_transformers"
         aggregator = _sum_over_replicas if gradient_aggregator is None else gradient_aggregator
+        if not isinstance(gradient_transformers or [], Iterable):
+            raise ValueError(f"{what}: expected functions of a list of pairs, got {gradient_transformers!r}")
+        transformers = list(gradient_transformers or [])
         for function in [aggregator, *transformers]:
             if not callable(function):
-                what = "gradient_aggregator, gradient_transformers"
-                raise TypeError(f"{what}: expected functions of a list of pairs, got {function!r}")
+                raise ValueError(f"{what}: expected functions of a list of pairs, got {function!r}")
         self.gradient_aggregator: Transformer = aggregator
         self.gradient_transformers: list[Transformer] = transformers
         for clip in CLIPS:  # each is checked when it is set
@@ -134,7 +156,7 @@ class Optimizer(Hyperparameters, Weights, ABC):
         loss, tape, grad_fn
             See `multiopt.keras.Optimizer.compute_gradients`.
         var_list : container of Variables or arrays, or callable that returns it
-            A callable is called after the loss, which may create the variables.
+            A callable is called after the loss, which may create the variables; see `compute_gradients` for JAX.
         grad_loss : array or None
             The gradient of the loss itself; ones by default.
         name : str or None

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 
 from ...lock import Lock, locked
-from ..distribute.aggregation import Aggregated, VariableAggregation, VariableSynchronization
+from ..distribute.aggregation import Aggregated, SyncOnRead, VariableAggregation, VariableSynchronization
 from ..variables import initializers
 from ..variables.variable import Boxes, Variable, check_values
 
@@ -80,8 +80,9 @@ class Weights:
         ----------
         var : Variable or array
         slot_name : str
-        initializer : {"zeros", "ones"}, callable of shape and dtype, or value
-        shape : sequence of int or None
+        initializer : str, callable of shape and dtype, or value
+            A string is the name of one of Keras' initializers; see `multiopt.keras.Optimizer.add_variable`.
+        shape : sequence or 1-D array of int, or None
             The variable's shape if None.
         """
         variable = self._boxes.of(var, "var")
@@ -113,7 +114,7 @@ class Weights:
     def add_weight(
         self,
         name: str,
-        shape: Sequence[int],
+        shape: Any,
         dtype: str | None = None,
         initializer: Any = "zeros",
         trainable: bool | None = None,
@@ -127,24 +128,31 @@ class Weights:
         name, shape, dtype, initializer
             See `multiopt.keras.Optimizer.add_variable`.
         trainable : bool or None
-            True by default.
-        synchronization : {"auto", "none", "on_write"}
-            All mean the same here, where replicas of one process share variables; "on_read" is not supported.
+            True by default; of a variable that is synchronized on read, False.
+        synchronization : {"auto", "none", "on_write", "on_read"}
+            "on_read": each replica of a process has a value of its own. The others mean the same here, where they share
+            the variable.
         aggregation : {"none", "sum", "mean", "only_first_replica"}
-            How the values that several replicas assign at the same time become one.
+            How the values that several replicas assign at the same time become one or, synchronized on read, what the
+            variable is outside of them.
 
         Returns
         -------
         Variable
             Of the library of the variables that have slots, or NumPy's if there are none.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the shape is not one of integers, a name is not known, or a trainable variable is to be synchronized on
+            read.
         """
-        if VariableSynchronization.of(synchronization) is VariableSynchronization.ON_READ:
-            raise ValueError(
-                f"synchronization: expected auto, none or on_write, got on_read: replicas share {name!r}, "
-                "which has one value at any time; give aggregation instead"
-            )
+        on_read = VariableSynchronization.of(synchronization) is VariableSynchronization.ON_READ
+        if on_read and trainable:
+            raise ValueError(f"trainable: expected False with synchronization on_read for {name!r}, got {trainable!r}")
+        how = VariableAggregation.of(aggregation)
         array = initializers.fresh(shape, dtype, initializer, next(iter(self._slots), None))
-        return Aggregated(array, trainable is not False, name, VariableAggregation.of(aggregation))
+        return SyncOnRead(array, name, how) if on_read else Aggregated(array, trainable is not False, name, how)
 
     @locked
     def _create_all_weights(self, var_list: Sequence[Variable]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ...memory import backend_of
 from .slices import as_gradient
-from .variable import Boxes, Variable, holding, unboxed
+from .variable import Boxes, Variable, holding, is_traced, unboxed
 
 __all__ = ["GradientTape", "flat", "gradients"]
 
@@ -105,47 +107,76 @@ def gradients(
     """The gradient of a loss for each variable; None for one on which the loss does not depend.
 
     See `multiopt.keras.legacy.Optimizer.minimize` for the arguments. A callable loss reads the variables; with JAX,
-    they hold traced values while it is differentiated. With `grad_fn`, the loss is not called. `boxes` are the
-    optimizer's.
+    they hold traced values while it is differentiated. It is called once, and with `grad_fn` not at all; only where it
+    makes JAX variables, which JAX has to know before it differentiates, a second time. `boxes` are the optimizer's.
     """
     boxes = Boxes() if boxes is None else boxes
-    if callable(variables) and not isinstance(variables, Variable):
-        if grad_fn is None and callable(loss):
-            loss()  # once for the variables that it creates; differentiation calls it again
-        variables = variables()
-    try:
-        given = [boxes.of(v, f"var_list[{i}]") for i, v in enumerate(flat(variables))]
-    except TypeError as error:
-        raise ValueError(str(error)) from None
     if grad_fn is not None:
         if grad_loss is not None:
             raise ValueError("grad_loss: expected None with grad_fn, which returns the final gradients")
+        given = _listed(variables, boxes)
         found = grad_fn(*[v.value for v in given])
         found = list(found) if isinstance(found, (list, tuple)) else [found]
         if len(found) != len(given):
             raise ValueError(f"grad_fn: expected {len(given)} gradients, one for each variable, got {len(found)}")
     elif callable(loss):
-        found = _differentiated(loss, given, grad_loss, tape)
+        given, found = _differentiated(loss, variables, boxes, grad_loss, tape)
     elif tape is not None:
+        given = _listed(variables, boxes)
         found = tape.gradient(loss, given, grad_loss)
     else:
         raise ValueError("tape: expected the GradientTape under which the loss was computed, or a callable as loss")
     return list(zip(found, given, strict=True))
 
 
-def _differentiated(loss: Callable[[], Any], variables: list[Variable], grad_loss: Any, tape: Any) -> list[Any]:
+def _listed(variables: Any, boxes: Boxes) -> list[Variable]:
+    """The variables, asked for if this is a function; ValueError if there is something else among them."""
+    asked = callable(variables) and not isinstance(variables, Variable)
+    try:
+        return [boxes.of(v, f"var_list[{i}]") for i, v in enumerate(flat(variables() if asked else variables))]
+    except TypeError as error:
+        raise ValueError(str(error)) from None
+
+
+def _differentiated(
+    loss: Callable[[], Any], variables: Any, boxes: Boxes, grad_loss: Any, tape: Any
+) -> tuple[list[Variable], list[Any]]:
+    """The variables and their gradients."""
+    asked = callable(variables) and not isinstance(variables, Variable)
+    try:
+        known = _listed(variables, boxes)
+    except Exception:
+        if not asked:
+            raise
+        known = []  # the loss will make them
+    if (known or not asked) and _library(known) == "jax":
+        found = dict(zip(known, _by_jax(loss, known, grad_loss), strict=True))
+        given = _listed(variables, boxes) if asked else known
+        if found.keys() >= set(given):
+            return given, [found[v] for v in given]
+    else:
+        tape = GradientTape() if tape is None else tape
+        with _followed(known):
+            with tape if "torch" in sys.modules else nullcontext():
+                value = loss()
+            given = _listed(variables, boxes) if asked else known
+            if _library(given) == "torch":
+                return given, tape.gradient(value, given, grad_loss)
+    return given, _by_jax(loss, given, grad_loss)
+
+
+def _library(variables: Sequence[Variable]) -> str:
+    """The one library of these variables, which can differentiate; ValueError if there is no such one."""
     names = {v.backend.name for v in variables}
     if len(names) != 1:
         raise ValueError(f"var_list: expected variables of one array library, got {', '.join(sorted(names)) or 'none'}")
     (name,) = names
-    if name == "torch":
-        return _by_autograd(loss, variables, grad_loss, tape)
-    if name == "jax":
-        return _by_jax(loss, variables, grad_loss)
-    raise ValueError(
-        f"{variables[0].name}: {name} has no automatic differentiation, so the gradient cannot be computed; pass "
-        "grad_fn, a function of the variables' arrays that returns a gradient for each, or call apply_gradients"
-    )
+    if name not in ("torch", "jax"):
+        raise ValueError(
+            f"{variables[0].name}: {name} has no automatic differentiation, so the gradient cannot be computed; pass "
+            "grad_fn, a function of the variables' arrays that returns a gradient for each, or call apply_gradients"
+        )
+    return name
 
 
 def flat(tree: Any) -> list[Any]:
@@ -195,15 +226,15 @@ def _torch_gradients(targets: Sequence[Any], sources: Sequence[Any], outputs: An
     return found
 
 
-def _by_autograd(loss: Callable[[], Any], variables: Sequence[Variable], grad_loss: Any, tape: Any) -> list[Any]:
-    tape = GradientTape() if tape is None else tape
-    plain = [v.value for v in variables if v.value.is_leaf and not v.value.requires_grad]
+@contextmanager
+def _followed(variables: Sequence[Variable]) -> Iterator[None]:
+    """Within it, PyTorch records the operations on these variables, trainable or not."""
+    values = [v.value for v in variables]
+    plain = [x for x in values if backend_of("var_list", x).name == "torch" and x.is_leaf and not x.requires_grad]
     for tensor in plain:
         tensor.requires_grad_()
     try:
-        with tape:
-            value = loss()
-        return tape.gradient(value, list(variables), grad_loss)
+        yield
     finally:
         for tensor in plain:
             tensor.requires_grad_(False)
@@ -221,5 +252,17 @@ def _by_jax(loss: Callable[[], Any], variables: Sequence[Variable], grad_loss: A
 
     value, pull = jax.vjp(function, [v.value for v in variables])
     seed = jax.numpy.ones_like(value) if grad_loss is None else jax.numpy.asarray(unboxed(grad_loss), value.dtype)
-    (found,) = pull(jax.numpy.broadcast_to(seed, value.shape))
-    return list(found)
+    seed = jax.numpy.broadcast_to(seed, value.shape)
+    (found,) = pull(seed)
+    zeros = [g for g in found if is_traced(g) or not jax.numpy.any(g)]
+    reached = _reached(jax.make_jaxpr(pull)(seed).jaxpr) if zeros else [True] * len(variables)
+    return [g if is_reached else None for g, is_reached in zip(found, reached, strict=True)]
+
+
+def _reached(jaxpr: Any) -> list[bool]:
+    """Which results depend on the arguments: JAX gives zeros for a variable on which the loss does not depend."""
+    known = set(map(id, jaxpr.invars))
+    for equation in jaxpr.eqns:
+        if not known.isdisjoint(map(id, equation.invars)):
+            known.update(map(id, equation.outvars))
+    return [id(result) in known for result in jaxpr.outvars]

@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import backends
 from ...backends.generic import Array
-from .variable import Variable, as_array, detached
+from .variable import Variable, as_array
 
 __all__ = ["IndexedSlices", "as_gradient", "dense", "put", "summed", "take"]
 
@@ -88,24 +88,12 @@ def as_gradient(gradient: Any) -> Any:
 
 def take(array: Array, rows: np.ndarray) -> Array:
     """A copy of some rows."""
-    array = detached(array)
-    return array[_index(rows, array)]
+    return backends.of(array).take(array, rows)
 
 
 def put(array: Array, rows: np.ndarray, values: Array) -> Array:
     """The array with some rows replaced: itself, written in place, or a new one where arrays are immutable."""
-    if not backends.of(array).mutable:
-        return array.at[_index(rows, array)].set(values)
-    # A detached tensor shares the version counter, too: autograd knows that it was written to.
-    detached(array)[_index(rows, array)] = values
-    return array
-
-
-def _index(host: np.ndarray, like: Array) -> Array:
-    """Row numbers, or a mask, as an array of the library and device of `like`."""
-    backend = backends.of(like)
-    # JAX takes NumPy arrays as indices, whatever the device.
-    return host if backend.name in ("numpy", "jax") else backend.from_host(host, host.dtype.name, like)
+    return backends.of(array).put(array, rows, values)
 
 
 def summed(slices: IndexedSlices) -> IndexedSlices:
@@ -114,24 +102,23 @@ def summed(slices: IndexedSlices) -> IndexedSlices:
     The error grows with the logarithm of the number of repetitions, and the result does not depend on the order in
     which a device's threads run.
     """
-    rows, lengths = np.unique(slices.indices, return_counts=True)
     order = np.argsort(slices.indices, kind="stable")
-    if len(rows) == len(order):
+    rows = slices.indices[order]
+    again = rows[1:] == rows[:-1]
+    if not again.any():
         return slices
+    starts = np.flatnonzero(np.append(True, ~again))
+    lengths = np.diff(starts, append=len(rows))
     values = take(slices.values, order)
-    xp = backends.of(values).xp
-    while len(lengths) and lengths.max() > 1:
-        # Neighbours of a run become one; the last of an odd run stays.
-        starts = np.cumsum(lengths) - lengths
-        halves = (lengths + 1) // 2
-        within = np.arange(halves.sum()) - np.repeat(np.cumsum(halves) - halves, halves)
-        left = np.repeat(starts, halves) + 2 * within
-        paired = 2 * within + 1 < np.repeat(lengths, halves)
-        first = take(values, left)
-        both = first + take(values, np.where(paired, left + 1, left))
-        shape = (len(paired), *[1] * (len(values.shape) - 1))
-        values, lengths = xp.where(_index(paired.reshape(shape), values), both, first), halves
-    return IndexedSlices(values, rows, slices.dense_shape)
+    within = np.arange(len(rows)) - np.repeat(starts, lengths)
+    after = np.repeat(lengths, lengths) - within
+    step = 1
+    while step < lengths.max():
+        # Each sum of `step` neighbours takes the next one; the last of a row may have none, and stays.
+        left = np.flatnonzero((within % (2 * step) == 0) & (after > step))
+        values = put(values, left, take(values, left) + take(values, left + step))
+        step *= 2
+    return IndexedSlices(take(values, starts), rows[starts], slices.dense_shape)
 
 
 def dense(slices: IndexedSlices, variable: Variable) -> Array:
