@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -121,7 +121,7 @@ class CupyBackend(Backend):
         with array.device:
             return array.copy(order="C")
 
-    def touched(self, arrays: Sequence[Array]) -> None:
+    def touched(self, arrays: Iterable[Array]) -> None:
         """CuPy keeps no account of writing."""
 
     def ordinal(self, device: str) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -44,6 +45,11 @@ class Described(list[Array]):
     #: See `backends.engines.host.exchange`.
     description: Any
 
+    @cached_property
+    def kinds(self) -> set[type]:
+        """The arrays' types."""
+        return set(map(type, self))
+
 
 class HostMemory(Protocol):
     """Arrays that a compiled engine reads and writes by their addresses: what a backend offers to get one."""
@@ -60,7 +66,7 @@ class HostMemory(Protocol):
     def contiguous(self, array: Array) -> Array:
         """A copy in C order, aligned and in native bytes."""
 
-    def touched(self, arrays: Sequence[Array]) -> None:
+    def touched(self, arrays: Iterable[Array]) -> None:
         """Take note that the arrays were written to, past the library's knowledge."""
 
 

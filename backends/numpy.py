@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -124,7 +124,7 @@ class NumpyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return np.array(array, dtype=array.dtype.newbyteorder("="), order="C", copy=True)
 
-    def touched(self, arrays: Sequence[Array]) -> None:
+    def touched(self, arrays: Iterable[Array]) -> None:
         """NumPy keeps no account of writing."""
 
 

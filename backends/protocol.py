@@ -11,9 +11,9 @@ puts the new ones into the bucket's lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import repeat
+from itertools import chain, repeat
 from operator import is_
 from typing import Any, Protocol
 
@@ -113,6 +113,15 @@ class Job:
     def complete(self) -> bool:
         """Whether every parameter has a gradient."""
         return isinstance(self.grads, Described) or not any(map(is_, self.grads, repeat(None)))
+
+    @property
+    def updated(self) -> Iterable[Array]:
+        """The parameters that have a gradient, and their state."""
+        columns = self.bucket.arrays()
+        if not self.complete:
+            live = [i for i, g in enumerate(self.grads) if g is not None]
+            columns = [[column[i] for i in live] for column in columns]
+        return chain.from_iterable(columns)
 
 
 class Ranges:

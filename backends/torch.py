@@ -7,7 +7,7 @@ imported before a DTensor is seen.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
 
@@ -90,7 +90,9 @@ class TorchBackend(Backend):
     def increment(self, counters: list[Array]) -> None:
         """Add 1 to tensors of one element, which take no part in autograd."""
         exchange = _exchange()
-        if exchange is None or not exchange.increment(counters):
+        if exchange is not None and exchange.increment(counters):
+            self.touched(counters)
+        else:
             torch._foreach_add_(counters, 1)
 
     def extent(self, array: Array) -> tuple[int, int]:
@@ -207,7 +209,7 @@ class TorchBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return array.detach().resolve_conj().resolve_neg().contiguous().clone()
 
-    def touched(self, arrays: Sequence[Array]) -> None:
+    def touched(self, arrays: Iterable[Array]) -> None:
         torch.autograd.graph.increment_version(arrays)
 
     def ordinal(self, device: str) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from . import backends
 from .backends.engines.locate import walks_rows
 from .backends.engines.program import TraceError
-from .backends.generic import FLOATING, Array, Backend, wider
+from .backends.generic import FLOATING, Array, Backend, Described, wider
 from .backends.protocol import Bucket
 from .memory import Memory, check_gradient, check_params, check_state
 from .options import narrowest
@@ -343,13 +343,13 @@ def _check_columns(bucket: Bucket, columns: Sequence[Sequence[Array]]) -> None:
 
 
 def _check_gradients(bucket: Bucket, grads: Sequence[Array | None], names: Sequence[str] | None) -> None:
-    backend, kinds = bucket.backend, set(map(type, grads))
+    backend, kinds = bucket.backend, grads.kinds if isinstance(grads, Described) else set(map(type, grads))
     live: Sequence[Array] = grads
     params: Sequence[Array] = bucket.params
     if type(None) in kinds:
         pairs = [(g, p) for g, p in zip(grads, params, strict=True) if g is not None]
         live, params = [g for g, _ in pairs], [p for _, p in pairs]
-        kinds.discard(type(None))
+        kinds = kinds - {type(None)}
     expected = bucket.accepted
     if params is not bucket.params:
         expected = backend.fingerprint(params) if bucket.dtype == bucket.grad_dtype else None

@@ -9,5 +9,6 @@
 
 from .adadelta import Adadelta
 from .clipping import clip_grad_norm_, clip_grads_with_norm_, get_total_norm
+from .functional import FunctionalAdadelta
 
-__all__ = ["Adadelta", "clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm"]
+__all__ = ["Adadelta", "FunctionalAdadelta", "clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -54,6 +54,12 @@ class Adadelta(torch.optim.Optimizer):
         Maximize the objective.
     differentiable : bool
         Whether autograd follows the step. It then runs operation by operation.
+    fused : bool or None
+        Whether `GradScaler` leaves the unscaling to the step, as to PyTorch's fused optimizers: the host does not
+        wait to hear whether the gradients are finite. The scaler then calls the step every time, hooks included; one
+        with an infinite or NaN gradient changes nothing, and the others leave the gradients unscaled. It is the
+        program's choice, and no part of groups and checkpoints. Otherwise the scaler unscales and skips, as it does
+        with `torch.optim.Adadelta`. Without a scaler it has no effect: the engines are fused in any case.
 
     Raises
     ------
@@ -61,10 +67,10 @@ class Adadelta(torch.optim.Optimizer):
         If a hyperparameter is out of range, or no parameter is given.
     TypeError
         If something is not a tensor.
+    RuntimeError
+        If `fused` is on together with `foreach` or `differentiable`.
     """
 
-    #: `GradScaler` hands over the scale and what it found, instead of asking for it and waiting for the device.
-    _step_supports_amp_scaling = True
     _step_lock: Lock
     _groups: dict[int, GroupCache]
     _states: list[dict[str, Tensor]]
@@ -81,6 +87,7 @@ class Adadelta(torch.optim.Optimizer):
         capturable: bool = False,
         maximize: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -92,6 +99,18 @@ class Adadelta(torch.optim.Optimizer):
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         self._step_lock, self._groups, self._states = Lock(), {}, []
         super().__init__(params, {**options, "differentiable": differentiable})
+        if fused and differentiable:
+            raise RuntimeError("`fused` does not support `differentiable`")
+        if fused and foreach:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+        if fused:
+            # By this `GradScaler` knows, and hands over the scale and what it found.
+            self._step_supports_amp_scaling = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state, and the choice that is the program's."""
+        own = {name: value for name, value in self.__dict__.items() if name == "_step_supports_amp_scaling"}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of an older PyTorch too."""
@@ -151,7 +170,8 @@ class Adadelta(torch.optim.Optimizer):
     # (`torch.compiler.disable` would import the compiler along with this module.)
     @torch._disable_dynamo
     @locked
-    def _step(self) -> None:
+    def _step(self, given: Sequence[Sequence[Tensor | None]] | None = None) -> None:
+        """Do a step with the gradients that the parameters have, or with those `given`, a list a group."""
         _health_check(self)
         amp = Scaling.of(self)
         if amp.found_on_host:
@@ -163,18 +183,21 @@ class Adadelta(torch.optim.Optimizer):
             where = f"groups[{i}]." if len(self.param_groups) > 1 else ""
             numbers = {name: checked(f"{where}{name}", group[name]) for name in _NUMBERS}
             update, values = _update(group, numbers, amp), partial(_values, group, numbers, amp, where)
-            grads = [p.grad for p in group["params"]]
+            grads = [p.grad for p in group["params"]] if given is None else list(given[i])
             cache, local_grads = self._cached(i, group, grads, observed, where)
             planned.append((cache, grads, update, values(None) if cache.by_operations else {}))
             plans += cache.plans(local_grads, update, values)
+        amp.check(plans)
         # All is checked; from here on things are written.
         for cache, *_ in planned:
             cache.keep_new_states(self.state)
         self._states = list(self.state.values())
         run(plans)
         for cache, grads, update, own in planned:
+            cache.touched(grads)
             cache.update_by_operations(grads, update, own)
             cache.count(grads, amp.found_inf)
+        amp.unscale(g for _, grads, *_ in planned for g in grads if g is not None)
 
     def _cached(
         self, i: int, group: dict[str, Any], grads: list[Tensor | None], observed: bool, where: str
@@ -193,19 +216,23 @@ class Adadelta(torch.optim.Optimizer):
 
 
 def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
-    return FusedUpdate(
-        ADADELTA,
-        scaled=bool(group["maximize"]) or amp.scale is not None,
-        coupled=bool(numbers["weight_decay"] != 0),
-        guarded=amp.found_inf is not None,
-    )
+    scaled, coupled = bool(group["maximize"]) or amp.scale is not None, bool(numbers["weight_decay"] != 0)
+    return _fused(scaled, coupled, amp.found_inf is not None)
+
+
+@cache
+def _fused(scaled: bool, coupled: bool, guarded: bool) -> FusedUpdate:
+    return FusedUpdate(ADADELTA, scaled=scaled, coupled=coupled, guarded=guarded)
 
 
 def _values(
     group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling, where: str, device: torch.device | None
 ) -> dict[str, Any]:
     """The update's numbers as its engine wants them on a device; as they are for None."""
-    made = {name: number(f"{where}{name}", value, device) for name, value in numbers.items()}
+    made = {
+        name: value if type(value) is float else number(f"{where}{name}", value, device)
+        for name, value in numbers.items()
+    }
     sign = -1.0 if group["maximize"] else 1.0
     made["scale"] = sign if amp.scale is None else sign / number("grad_scale", amp.scale, device)
     made["skip"] = None if amp.found_inf is None else number("found_inf", amp.found_inf, device)

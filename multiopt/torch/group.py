@@ -31,7 +31,8 @@ Values = Callable[[torch.device | None], Mapping[str, Any]]
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 #: Dtypes whose tensors PyTorch adds 1 to, in place.
 COUNTING = {
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex32, torch.complex64, torch.complex128),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 }
 _step = itemgetter("step")
@@ -148,6 +149,14 @@ class GroupCache:
             if (g := grads[self.indices[j]]) is not None:
                 update_by_operations(update, numbers, self.params[j], g, self.states[j])
 
+    def touched(self, grads: Grads) -> None:
+        """Tell autograd of DTensors whose shards were written to; an engine told it of the shards."""
+        for binding, places in self.bindings:
+            if binding.sharded:
+                live = [j for j in places if grads[self.indices[j]] is not None]
+                states = (self.states[j][slot] for j in live for slot in ADADELTA.slots)
+                BACKEND.touched([*(self.params[j] for j in live), *states])
+
     def count(self, grads: Grads, found_inf: Tensor | None) -> None:
         """Count the step, for those with a gradient; if `found_inf` is given, where it is 0."""
         own = self._own(grads)
@@ -202,7 +211,8 @@ def _check_state(name: str, p: Tensor, own: State) -> None:
 
 
 def _kind(p: Tensor, g: Tensor | None, state: State) -> tuple[Any, ...] | None:
-    """What tensors that one binding takes have in common; None for what no engine reads.
+    """What tensors that one binding takes have in common; None for what no engine reads, complex32 and slots of
+    different dtypes among it.
 
     Whether they are shards, the dtypes of the gradient, the parameter and the state, and the device. The gradient may
     have another dtype than the parameter, where the user said so (`Tensor.grad_dtype`).
@@ -211,9 +221,11 @@ def _kind(p: Tensor, g: Tensor | None, state: State) -> tuple[Any, ...] | None:
     found = [p] if g is None else [p, g]
     if sharded and is_whole(p) and all(map(is_sharded, found)):
         found = [local(tensor) for tensor in found]
-    if not all(map(is_readable, found)):
+    held = {getattr(state[slot], "dtype", None): None for slot in ADADELTA.slots}  # in order
+    mixed = len(held) > 1 and all(dtype and (dtype.is_floating_point or dtype.is_complex) for dtype in held)
+    if mixed or torch.complex32 in {p.dtype, found[-1].dtype, *held} or not all(map(is_readable, found)):
         return None
-    return sharded, found[-1].dtype, p.dtype, getattr(state[next(iter(ADADELTA.slots))], "dtype", None), p.device
+    return sharded, found[-1].dtype, p.dtype, next(iter(held)), p.device
 
 
 def _overlap(tensors: Sequence[Tensor]) -> bool:

@@ -23,8 +23,9 @@ def update_by_operations(
     Half precision is computed in float32, and complex tensors as their real and imaginary parts.
     """
     arrays = [p, g, *(own[slot] for slot in update.rule.slots)]
-    computing = BACKEND.native(wider([BACKEND.dtype(a) for a in arrays]))
-    wide = [_real(a).to(computing) for a in arrays]
+    real = list(map(_real, arrays))
+    computing = BACKEND.native(wider([BACKEND.dtype(a) for a in real]))
+    wide = [a.to(computing) for a in real]
     new = update(BACKEND.xp, *wide, **{name: numbers[name] for name in update.scalars})
     for old, value in zip((arrays[0], *arrays[2:]), new, strict=True):
         old.copy_(torch.view_as_complex(value) if old.is_complex() else value)

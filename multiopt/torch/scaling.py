@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..backends.protocol import Ranges
+from ..backends.torch import local
+from ..memory import Memory
+from ..plan import Plan
+from .tensors import BACKEND
 
 __all__ = ["Scaling", "checked", "number"]
 
@@ -62,11 +70,57 @@ class Scaling:
 
     @classmethod
     def of(cls, optimizer: Any) -> Scaling:
-        """Read it off the optimizer."""
+        """Read it off an optimizer that unscales for itself; any other has been unscaled for."""
+        if not getattr(optimizer, "_step_supports_amp_scaling", False):
+            return cls(None, None, False)
         scale = getattr(optimizer, "grad_scale", None)
         found: Any = getattr(optimizer, "found_inf", None)
         if hasattr(found, "full_tensor"):
             found = found.full_tensor()  # of gradients that are DTensors
-        if found is None or found.device.type != "cpu":
+        if isinstance(found, Tensor) and found.device.type != "cpu":
             return cls(scale, found, False)
-        return cls(scale, None, bool(found.item()))
+        return cls(scale, None, bool(found))  # None, and 0 where there is no gradient
+
+    def check(self, plans: Sequence[Plan]) -> None:
+        """Check that `unscale` can write to the gradients, and to nothing else."""
+        if self.scale is None or not plans:
+            return
+        jobs = [job for plan in plans for job in plan.jobs]
+        written = Ranges.union([job.location.written for job in jobs])
+        taken = Ranges.union([written, *(Ranges(*job.location.read) for job in jobs)])
+        doubtful: dict[str, Tensor] = {}
+        for job in jobs:
+            names, grads = job.bucket.names, job.grads
+            locked = [i for i, g in enumerate(grads) if g is not None and _is_locked(g)]
+            upon = written.aliases(job.location.read, np.zeros(len(grads), bool))
+            for i in (*locked, *upon):
+                of = "that can be written to" if i in locked else "with memory apart from parameters and state"
+                raise RuntimeError(f"gradient of {names[i]}: expected a tensor {of}, to be unscaled in place")
+            # One that meets more than itself may still lie between the other's elements.
+            which = {*job.location.odd, *taken.aliases(job.location.read, np.ones(len(grads), bool))}
+            doubtful |= {f"gradient of {names[i]}": grads[i] for i in which}
+        try:
+            Memory().plus(BACKEND, list(doubtful.values()), list(doubtful))
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+
+    def unscale(self, grads: Iterable[Tensor]) -> None:
+        """Leave gradients unscaled in their own memory, as PyTorch's fused optimizers do."""
+        if self.scale is None:
+            return
+        kinds: dict[tuple[torch.device, bool], list[Tensor]] = {}
+        for g in map(local, grads):
+            kinds.setdefault((g.device, g.is_neg() or g.is_conj()), []).append(g)
+        for (device, lazy), own in kinds.items():
+            factor = 1.0 / number("grad_scale", self.scale, device)
+            if self.found_inf is not None:
+                factor = torch.where(self.found_inf.to(device, non_blocking=True) != 0, 1.0, factor)
+            if lazy:  # which PyTorch takes one by one only
+                for g in own:
+                    g.mul_(factor)
+            else:
+                torch._foreach_mul_(own, factor)
+
+
+def _is_locked(tensor: Tensor) -> bool:
+    return tensor._is_zerotensor() or (tensor.is_inference() and not torch.is_inference_mode_enabled())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from itertools import chain
 from operator import itemgetter
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends import get
+from ..backends.generic import Described
 from ..backends.torch import PLAIN, TorchBackend, local, with_layout_of
 from ..binding import Binding
 from ..plan import Plan
@@ -59,7 +61,7 @@ class TensorBinding(Binding):
 
     def is_current(self) -> bool:
         """Whether the parameters and the state are still those tensors, in the same memory."""
-        self.bucket.asked = BACKEND.memory_fingerprint([tensor for column in self._arrays() for tensor in column])
+        self.bucket.asked = BACKEND.memory_fingerprint(list(chain.from_iterable(self._arrays())))
         return self.bucket.asked == self.bucket.good
 
     def plan(self, *args: Any, **options: Any) -> Plan:
@@ -75,7 +77,8 @@ class TensorBinding(Binding):
             pairs = zip(self.tensors, grads, strict=True)
             grads = [None if g is None else local(with_layout_of(p, g)) for p, g in pairs]
         own = BACKEND.described(grads)
-        found = BACKEND.fingerprint(own) if PLAIN.issuperset(map(type, own)) else None
+        kinds = own.kinds if isinstance(own, Described) else map(type, own)
+        found = BACKEND.fingerprint(own) if PLAIN.issuperset(kinds) else None
         if found is None or found != self.grad_fingerprint:
             if not all(g is None or (is_readable(g) and g.dtype == self.grad_dtype) for g in own):
                 return None

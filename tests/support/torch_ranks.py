@@ -13,12 +13,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.algorithms.ddp_comm_hooks.ddp_zero_hook import hook_with_zero_step
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 
-from multiopt.torch import Adadelta, clip_grad_norm_, get_total_norm
+from multiopt.torch import Adadelta, FunctionalAdadelta, clip_grad_norm_, get_total_norm
 
 # One dimension is smaller than four ranks, so that some shards are empty; none is a multiple of four.
 SHAPES = [(7, 5), (3,), (2, 9), (13, 6, 2)]
@@ -192,6 +194,42 @@ def check_zero_redundancy(mesh):
         Adadelta(start()).load_state_dict(opt.state_dict())
 
 
+def check_zero_redundancy_while_ddp_reduces(mesh):
+    """The first rank alone: PyTorch refuses gloo here, because between ranks it may hang."""
+    alone, models = dist.new_group([0]), []
+    if dist.get_rank() != 0:
+        return
+    for kind in (Adadelta, torch.optim.Adadelta):
+        models.append(make_model())
+        ddp = torch.nn.parallel.DistributedDataParallel(models[-1], process_group=alone)
+        opt = ZeroRedundancyOptimizer(ddp.parameters(), kind, alone, overlap_with_ddp=True, **OPTIONS)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dist, "get_backend", lambda group: "nccl")
+            hook = hook_with_zero_step(allreduce_hook, ddp, opt)
+        ddp.register_comm_hook(alone, hook)
+        for _ in range(6):
+            opt.zero_grad()
+            ddp(batch(0, 1)).square().mean().backward()
+        assert isinstance(opt.optim, FunctionalAdadelta) == (kind is Adadelta)
+    close(*(model.parameters() for model in models), "ZeroRedundancyOptimizer, overlapping")
+    assert not torch.equal(models[0][0].weight, make_model()[0].weight)
+
+
+def check_autograd_knows_of_the_step(mesh):
+    """A graph that a step has written to cannot go backward any more; as of plain tensors."""
+    for kind in (Adadelta, torch.optim.Adadelta):
+        (p, *others) = sharded(mesh, [Shard(0)])
+        p.grad, opt = distribute_tensor(gradients(0)[0], mesh, [Shard(0)]), kind([p, *others])
+        opt.step()
+        slots = [opt.state[p][slot] for slot in ("square_avg", "acc_delta")]
+        loss, before = (p**2).sum(), [t._version for t in slots]
+        opt.step()
+        assert all(t._version > old for t, old in zip(slots, before, strict=True))
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        assert others[0]._version == 0
+
+
 class Holder(torch.nn.Module):
     """A model with no more than the parameters."""
 
@@ -242,6 +280,8 @@ def main(rank, size, store, task, folder):
         check_ddp,
         check_fsdp,
         check_zero_redundancy,
+        check_zero_redundancy_while_ddp_reduces,
+        check_autograd_knows_of_the_step,
     ]
     if task == "load":
         check_loading(mesh, folder)

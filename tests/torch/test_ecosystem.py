@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 from processes import run_python
 from torch.optim import lr_scheduler, swa_utils
-from torch_pairs import SPREAD, THEIRS, Adadelta, assert_equal, assert_same, ones, torch
+from torch_pairs import SPREAD, THEIRS, Adadelta, assert_same, ones, torch
 
 import multiopt
-from multiopt.torch import adadelta as face
-from multiopt.torch.scaling import Scaling
 
 
 def trained(kind, steps, each=lambda opt, model: None, **options):
@@ -85,76 +83,6 @@ def test_scheduler(name, tensor_lr):
     (ours, rates), (theirs, others) = train(Adadelta), train(THEIRS)
     assert rates == others
     assert_same(ours, theirs, **SPREAD)
-
-
-# --- GradScaler ---
-
-
-@pytest.mark.parametrize("unscaled", [False, True], ids=["scaled", "unscale_"])
-@pytest.mark.parametrize("options", [{}, {"maximize": True, "weight_decay": 0.1}], ids=str)
-def test_grad_scaler(unscaled, options):
-    def train(kind):
-        params = [torch.nn.Parameter(torch.linspace(-1, 1, n)) for n in (5, 3)]
-        opt, scales = kind(params, **options), []
-        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=2)
-        for step in range(6):
-            opt.zero_grad()
-            scaler.scale(sum((p**2).sum() for p in params)).backward()
-            if step in (0, 3):
-                params[1].grad[1] = float("inf")
-            if unscaled:
-                scaler.unscale_(opt)
-            scaler.step(opt)
-            scaler.update()
-            scales.append(scaler.get_scale())
-        assert [own["step"] for own in opt.state.values()] == [4, 4]
-        assert not hasattr(opt, "found_inf")
-        return params, scales
-
-    (ours, scales), (theirs, others) = train(Adadelta), train(THEIRS)
-    assert scales == others
-    # The scale is a power of two: dividing by it within the step or before is the same.
-    assert_same(ours, theirs)
-
-
-@pytest.mark.parametrize("found", [0.0, 1.0, 2.0])
-def test_a_number_on_a_device_can_stop_the_step(found, monkeypatch):
-    """On CUDA the host does not look at `found_inf`: the pass does. Here it is told that it may not look."""
-    monkeypatch.setattr(face.Scaling, "of", lambda opt: Scaling(torch.tensor(4.0), torch.tensor(found), False))
-    params = [torch.nn.Parameter(torch.linspace(-1, 1, 7)), ones(2, dtype=torch.bfloat16)]
-    plain = [torch.nn.Parameter(p.detach().clone()) for p in params]
-    for p, q in zip(params, plain, strict=True):
-        p.grad, q.grad = torch.full_like(p, 2.0), torch.full_like(p, 0.5)
-        if found:
-            p.grad[0] = float("nan")
-    opt = Adadelta(params, maximize=True)
-    opt.step()
-    monkeypatch.undo()
-    other = Adadelta(plain, maximize=True)
-    if not found:
-        other.step()
-    assert_equal(params, plain)
-    for p in params:
-        assert opt.state[p]["step"] == (0 if found else 1)
-        assert (opt.state[p]["square_avg"].isfinite()).all()
-
-
-@pytest.mark.parametrize("engine", ["host", "eager"])
-def test_a_guarded_pass_keeps_everything(engine):
-    """A rule of anybody's, on every engine: NaN included."""
-    from multiopt.binding import Binding
-    from multiopt.plan import run
-    from multiopt.update import FusedUpdate
-
-    for skip in (0.0, 1.0):
-        x = torch.linspace(-1, 1, 5)
-        g = torch.tensor([1.0, float("nan"), 0.0, float("inf"), -2.0])
-        binding = Binding(multiopt.ADADELTA, [x], ["x"], engine=engine)
-        before = [binding.column(k)[0].clone() for k in range(3)]
-        numbers = {"lr": 1.0, "rho": 0.9, "eps": 1e-6, "skip": torch.tensor(skip)}
-        run([binding.plan(FusedUpdate(multiopt.ADADELTA, guarded=True), [g], numbers)])
-        for k, old in enumerate(before):
-            assert torch.equal(old, binding.column(k)[0]) == bool(skip)
 
 
 # --- clipping ---

@@ -62,7 +62,7 @@ class CudaEngine(Engine):
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
         kernel = source.update_source(job.program, real_dtypes(job.bucket.dtypes))
         tables.run(kernel, "update", job, [scales, *numbers], own=True)
-        tables.memory.touched([p for p, g in zip(job.bucket.params, job.grads, strict=True) if g is not None])
+        tables.memory.touched(job.updated)
 
     def norm_table(self, job: Job) -> NormTable:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""

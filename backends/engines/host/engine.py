@@ -73,7 +73,7 @@ class HostEngine(Engine):
         return _Walk.of(job.bucket).locations.find(job)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
-        bucket, grads = job.bucket, job.grads
+        bucket = job.bucket
         kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
         numbers = np.array(job.program.code.values(job.values), np.float64)
         walk = _Walk.of(bucket)
@@ -83,8 +83,7 @@ class HostEngine(Engine):
             kernel(table, scales[row:], numbers, first, start, count)
 
         walk.run(job, work, own=True)
-        live = zip(bucket.params, grads, strict=True)
-        walk.memory.touched(bucket.params if job.complete else [p for p, g in live if g is not None])
+        walk.memory.touched(job.updated)
 
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype

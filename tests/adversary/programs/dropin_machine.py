@@ -31,6 +31,7 @@ GOOD = {
 }  # fmt: skip
 BAD = {"lr": [None, "0.1", [1.0]], "rho": [None, "x"], "eps": [None, "x"], "weight_decay": [None, "x"]}
 GRADS = ["C", "C", "C", "F", "gaps", "none", "own", "other", "owner", "turned", "expanded", "lazy", "zero", "wide"]
+SCALED_GRADS = ["C", "C", "F", "gaps", "none", "lazy", "wide"]
 BAD_GRADS = ["sparse", "freed", "shape", "fewer", "integer", "complex"]
 BAD_STATES = ["real", "shape", "half", "freed", "resized", "missing", "bool step", "expanded step", "no step"]
 
@@ -71,7 +72,7 @@ class DropInMachine(Machine):
         self.note("make", count)
         self.saved = []
         self.twin = []
-        self.opt = Adadelta([self.new_param(data) for _ in range(count)])
+        self.opt = Adadelta([self.new_param(data) for _ in range(count)], fused=True)
 
     def new_param(self, data):
         dtype, shape = data.draw(st.sampled_from(DTYPES)), data.draw(st.sampled_from(SHAPES))
@@ -186,13 +187,18 @@ class DropInMachine(Machine):
 
     @rule(data=st.data(), found=st.booleans())
     def scaled_step(self, data, found):
-        """As `GradScaler` does it."""
+        """As `GradScaler` does it with fused optimizers, which leave the gradients unscaled."""
         self.note("scaled_step", found)
-        grads = self.give(data)
+        grads = self.give(data, [data.draw(st.sampled_from(SCALED_GRADS)) for _ in self.params()])
         self.opt.grad_scale, self.opt.found_inf = torch.tensor(128.0), torch.tensor(float(found))
         self.opt.step()
         del self.opt.grad_scale, self.opt.found_inf
         self.follow(grads, 128.0, skip=found)
+        for p, g in zip(self.params(), grads, strict=True):
+            if g is not None:
+                kind = np.float64 if real(g).dtype == np.float64 else np.float32
+                left = (real(g).astype(kind) / kind(1 if found else 128)).astype(real(g).dtype)
+                assert canonical(torch_array(p.grad)) == canonical(left.view(g.dtype).reshape(g.shape))
 
     @rule(data=st.data())
     def bad_step(self, data):
