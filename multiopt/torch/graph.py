@@ -34,8 +34,8 @@ def register(optimizer: torch.optim.Optimizer) -> int:
 def trace(optimizer: Any) -> bool:
     """Put the step into the graph that is being traced; False, and no step, where it has to be done outside.
 
-    That is where autograd is to follow it, where a `GradScaler` leaves the unscaling to it, for subclasses of Tensor and complex ones,
-    and for options that are no numbers, which it refuses.
+    That is where autograd is to follow it, where a `GradScaler` leaves the unscaling to it, for subclasses of Tensor,
+    for complex ones, which inductor does not take, and for options that are no numbers, which are refused.
     """
     if getattr(optimizer, "grad_scale", None) is not None or getattr(optimizer, "found_inf", None) is not None:
         return False
@@ -45,13 +45,9 @@ def trace(optimizer: Any) -> bool:
             return False
         maximize.append(bool(group["maximize"]))
         for name in NUMBERS:
-            value = group[name]
-            if isinstance(value, (int, float)):
-                # Of a float in a product the compiler makes an input of the graph, once it has seen it change.
-                value = torch.ones((), dtype=torch.float64) * value
-            elif not isinstance(value, Tensor):
+            if not isinstance(group[name], (int, float, Tensor)):
                 return False
-            numbers.append(value)
+            numbers.append(group[name])
         for p in group["params"]:
             g = p.grad
             if g is not None:
@@ -61,6 +57,8 @@ def trace(optimizer: Any) -> bool:
                 grads.append(g)
                 places.append(place)
             place += 1
+    # Of a float in a product the compiler makes an input of the graph, once it has seen it change.
+    numbers = [n if isinstance(n, Tensor) else torch.ones((), dtype=torch.float64) * n for n in numbers]
     torch.ops.multiopt.adadelta_step(params, grads, places, numbers, maximize, optimizer._key)
     return True
 

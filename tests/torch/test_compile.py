@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch._dynamo.testing as dynamo
+from processes import run_python
 from torch_pairs import Adadelta, assert_equal, assert_same_state, ones, torch
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler
@@ -56,10 +57,9 @@ def assert_same_training(train, wrap):
 # --- the step alone ---
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_the_step_is_one_graph(backend):
+def test_the_step_is_one_graph():
     """Whose only new version is made when a float has changed for the first time."""
-    compiler, graphs = Compiler(backend), []
+    compiler, graphs = Compiler(), []
 
     def train(wrap):
         net = model()
@@ -135,9 +135,8 @@ def test_whatever_changes_between_steps():
     assert_same_training(train, Compiler())
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_all_kinds_of_tensors(backend):
-    flat = torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64
+def test_all_kinds_of_tensors():
+    flat = torch.float32, torch.float64, torch.bfloat16, torch.float16
 
     def train(wrap):
         memory = torch.ones(10)
@@ -151,7 +150,7 @@ def test_all_kinds_of_tensors(backend):
             step()
         return opt, [*params, memory]
 
-    assert_same_training(train, Compiler(backend))
+    assert_same_training(train, Compiler())
 
 
 def test_optimizers_are_not_confused():
@@ -274,23 +273,48 @@ def training(net, opt):
     return step
 
 
-@pytest.mark.parametrize("whole", [False, True], ids=["as it comes", "backward in the graph"])
-def test_a_training_step(whole):
-    """It breaks at `backward` only, and not even there where PyTorch is told to trace that."""
+def test_a_training_step():
+    """It breaks at `backward` only."""
     compiler = Compiler()
 
     def train(wrap):
         net = model()
         opt = Adadelta(net.parameters(), lr=torch.tensor(0.5))
-        step, losses = wrap(training(net, opt), fullgraph=whole), []
-        for _ in range(4):
+        step, losses = wrap(training(net, opt), fullgraph=False), []
+        for _ in range(3):
             losses.append(step())
             opt.param_groups[0]["lr"].mul_(0.9)
         return opt, [*net.parameters(), *losses, *(p.grad for p in net.parameters())]
 
-    with torch._dynamo.config.patch(trace_autograd_ops=whole):
-        assert_same_training(train, compiler)
-    assert compiler.graphs == (1 if whole else 2)
+    assert_same_training(train, compiler)
+    assert compiler.graphs == 2
+
+
+WHOLE = """
+import sys, torch
+from multiopt.torch import Adadelta
+
+def train(wrap):
+    w = torch.nn.Parameter(torch.linspace(-1, 1, 5))
+    opt = Adadelta([w], lr=0.5)
+    def step():
+        opt.zero_grad()
+        (w * w.sin()).sum().backward()
+        opt.step()
+    step = wrap(step)
+    for _ in range(3):
+        step()
+    return w.detach(), opt.state[w]["acc_delta"], w.grad
+
+torch._dynamo.config.trace_autograd_ops = True
+ours = train(lambda step: torch.compile(step, backend="aot_eager", fullgraph=True))
+print(all(map(torch.equal, ours, train(lambda step: step))))
+"""
+
+
+def test_a_whole_training_step_is_one_graph():
+    """Where PyTorch is told to trace `backward`; in 2.13 that leaves traces in its compiler, which outlive a reset."""
+    assert run_python(WHOLE) == "True"
 
 
 def test_inductor():
@@ -300,7 +324,7 @@ def test_inductor():
         p = ones(5)
         opt = Adadelta([p], lr=torch.tensor(0.5))
         step = wrap(lambda: opt.step())
-        for i in range(3):
+        for i in range(2):
             p.grad = torch.linspace(-1, 1 + i, 5)
             step()
         return opt, [p]
@@ -340,7 +364,8 @@ def test_closures_and_hooks():
 
         def clip(*_):
             for p in net.parameters():
-                p.grad.clamp_(-0.01, 0.01)
+                if p.grad is not None:
+                    p.grad.clamp_(-0.01, 0.01)
 
         opt.register_step_pre_hook(clip)
         opt.register_step_post_hook(lambda *_: seen.append(len(seen)))
