@@ -182,6 +182,10 @@ class Backend:
         """How to read and write arrays on this device by their addresses on a CUDA device; None if not."""
         return None
 
+    def threads(self) -> int | None:
+        """On how many threads the library works in this machine's memory, if it can be told; a step takes no more."""
+        return None
+
     # --- making and moving arrays ---
 
     def table_to_host(self, table: Array) -> np.ndarray:

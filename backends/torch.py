@@ -164,6 +164,9 @@ class TorchBackend(Backend):
 
     # --- raw memory ---
 
+    def threads(self) -> int:
+        return torch.get_num_threads()
+
     def host_memory(self, device: str) -> TorchBackend | None:
         return self if device == "cpu" else None
 

@@ -69,4 +69,7 @@ def _threads() -> str:
         return str(error)
     if os.environ.get("MULTIOPT_NUM_THREADS"):
         return f"{count}, from MULTIOPT_NUM_THREADS"
-    return f"{count}, the processors that this process may use (set MULTIOPT_NUM_THREADS to change it)"
+    return (
+        f"{count}, as many as processors that this process may use, or fewer: what OMP_NUM_THREADS says; for tensors,"
+        " torch.get_num_threads(). MULTIOPT_NUM_THREADS goes before them"
+    )

@@ -159,14 +159,60 @@ def test_bad_numbers_of_threads(monkeypatch):
             opt.step([np.ones(3), np.ones(SIZE)])
 
 
-def test_the_number_of_threads(monkeypatch):
-    monkeypatch.setenv("MULTIOPT_NUM_THREADS", "7")
-    assert threads.thread_count() == 7
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    monkeypatch.setenv("MULTIOPT_NUM_THREADS", "")
-    assert threads.thread_count() == cores
-    monkeypatch.delenv("MULTIOPT_NUM_THREADS")
-    assert threads.thread_count() == cores
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there are no affinities to set")
+@pytest.mark.parametrize(
+    ("ours", "openmp", "library", "expected"),
+    [
+        ("7", "2", 1, 7),
+        ("", "", None, 4),
+        (None, None, None, 4),
+        (None, "2", None, 2),
+        (None, "2", 3, 3),  # the library was told later, or it would be 2
+        (None, " 3,2", None, 3),
+        (None, "9", None, 4),
+        (None, None, 9, 4),
+        *((None, text, None, 4) for text in ("0", "-1", "many", ",2", "²", "1e3", " ")),
+    ],
+)
+def test_the_number_of_threads(ours, openmp, library, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(4))
+    for name, text in (("MULTIOPT_NUM_THREADS", ours), ("OMP_NUM_THREADS", openmp)):
+        if text is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, text)
+    assert threads.thread_count(library) == expected
+
+
+HELPERS = """
+import os, threading
+import numpy as np
+from multiopt import Adadelta
+if os.environ["TENSORS"]:
+    import torch
+os.sched_getaffinity = lambda pid: range(3)
+
+def helpers(make):
+    opt = Adadelta(make(2_000_000))
+    opt.step(make(2_000_000))
+    return sum("multiopt" in t.name for t in threading.enumerate())
+
+found = [helpers(np.ones)]
+if os.environ["TENSORS"]:
+    found.append(helpers(torch.ones))
+    torch.set_num_threads(2)
+    found.append(helpers(torch.ones))
+    os.environ["MULTIOPT_NUM_THREADS"] = "3"
+    found.append(helpers(torch.ones))
+print(*found)
+"""
+
+
+def test_no_more_threads_than_openmp_and_the_library_are_told():
+    assert run_python(HELPERS, TENSORS="", OMP_NUM_THREADS="2", MULTIOPT_NUM_THREADS="") == "1"
+    pytest.importorskip("torch")
+    # As a launcher of many ranks sets it.
+    assert run_python(HELPERS, TENSORS="1", OMP_NUM_THREADS="1", MULTIOPT_NUM_THREADS="") == "0 0 1 2"
 
 
 FORKS = """

@@ -57,7 +57,8 @@ class HostEngine(Engine):
             for address, array in zip(addresses, made, strict=True)
             for start in range(0, math.prod(array.shape) * width if address > 0 else 0, TOUCHED)
         ]
-        threads.run(lambda piece: ctypes.memset(piece[0], 0, piece[1]), pieces)  # which lets go of the GIL
+        # Which lets go of the GIL.
+        threads.run(lambda piece: ctypes.memset(piece[0], 0, piece[1]), pieces, backend.threads())
         zero = value == 0 and math.copysign(1.0, value) > 0
         return [
             array if zero and address > 0 else backend.filled(array, value)
@@ -150,7 +151,8 @@ class _Walk:
         `table` has the tensors from number `row` on: all of them, or one whose memory cannot be walked as one run,
         in copies of its blocks. `own` says whether the kernel writes to the parameters and the state.
         """
-        threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces)
+        library = job.bucket.backend.threads()
+        threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces, library)
         for i in job.location.odd:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
                 kernel(copies.table, i, 0, 0, int(copies.table[0, 0]))

@@ -82,12 +82,15 @@ def bfloat_load(u: Any) -> Any:
     return bits_float(np.uint32(np.uint32(u) << np.uint32(16)))
 
 
+NAN = np.float32(np.nan)
+
+
 @numba.njit(inline="always")
 def bfloat_store(x: Any) -> Any:
-    u = float_bits(x)
-    rounded = np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    # A NaN stays a NaN, whatever its payload.
-    return np.uint16(rounded) if x == x else np.uint16((u >> np.uint32(16)) | np.uint32(0x40))
+    # A NaN of any payload stays one. Chosen before the arithmetic: a blend of registers, where a branch on what is
+    # stored made the loop three times slower.
+    u = float_bits(x if x == x else NAN)
+    return np.uint16(np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.

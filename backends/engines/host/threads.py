@@ -35,30 +35,43 @@ _release.restype, _release.argtypes = None, [ctypes.c_void_p]
 WAIT, TRY = 1, 0
 
 
-def thread_count() -> int:
-    """Threads a step may use: ``MULTIOPT_NUM_THREADS``, else the processors that this process may use.
+def thread_count(library: int | None = None) -> int:
+    """Threads a step may use: what ``MULTIOPT_NUM_THREADS`` says.
+
+    Where it says nothing, as many as processors that this process may use, or fewer: what the arrays' `library` has
+    been told (`Backend.threads`), or else OpenMP's ``OMP_NUM_THREADS``, by which launchers of many processes on one
+    host give each its share.
 
     Raises
     ------
     ValueError
-        If the variable is set to something that is not a positive integer.
+        If ``MULTIOPT_NUM_THREADS`` is set to something that is not a positive integer.
     """
-    text = os.environ.get("MULTIOPT_NUM_THREADS")
-    if not text:
-        affinity = getattr(os, "sched_getaffinity", None)
-        return len(affinity(0)) if affinity else os.cpu_count() or 1
-    if not text.isdecimal() or int(text) < 1:
-        raise ValueError(f"MULTIOPT_NUM_THREADS: expected a positive integer, got {text!r}")
-    return int(text)
+    if text := os.environ.get("MULTIOPT_NUM_THREADS"):
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"MULTIOPT_NUM_THREADS: expected a positive integer, got {text!r}")
+        return int(text)
+    affinity = getattr(os, "sched_getaffinity", None)
+    processors = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(processors, library or _openmp_count() or processors)
 
 
-def run(kernel: Callable[[Piece], Any], pieces: Sequence[Piece]) -> None:
+def _openmp_count() -> int | None:
+    """What ``OMP_NUM_THREADS`` says; None where OpenMP would not heed it either."""
+    # One number for each level of nesting; ours is the outermost.
+    text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(text) or None if text.isascii() and text.isdecimal() else None
+
+
+def run(kernel: Callable[[Piece], Any], pieces: Sequence[Piece], library: int | None = None) -> None:
     """Call `kernel` once on each piece, from as many threads as are allowed; return when all are done.
+
+    `library` is what `thread_count` takes.
 
     If a call raises, or the caller is interrupted, no more pieces are begun; when those that have been are done, the
     exception goes on. One that comes in the meantime goes on in its place, with the first as its context.
     """
-    count = min(thread_count(), len(pieces))
+    count = min(thread_count(library), len(pieces))
     if count <= 1:
         for piece in pieces:
             kernel(piece)
