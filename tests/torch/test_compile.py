@@ -9,7 +9,8 @@ import torch._dynamo.testing as dynamo
 from processes import run_python
 from torch_pairs import Adadelta, assert_equal, assert_same_state, ones, torch
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch's compiler
+# PyTorch's compiler warns of itself.
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "UserWarning")]
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
 
 
