@@ -14,10 +14,13 @@ from ..backends.torch import is_observed
 from ..lock import Lock, locked
 from ..plan import run
 from ..update import FusedUpdate
+from .graph import NUMBERS, register, trace, trace_zero_grad
 from .group import GroupCache, counter_dtype, same
 from .scaling import Scaling, checked, number
 
 __all__ = ["Adadelta"]
+
+Groups = Sequence[dict[str, Any]]
 
 
 class Adadelta(torch.optim.Optimizer):
@@ -97,7 +100,7 @@ class Adadelta(torch.optim.Optimizer):
             if not 0.0 <= value <= (1.0 if name == "rho" else float("inf")):
                 raise ValueError(f"Invalid {title}: {value}")
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
-        self._step_lock, self._groups, self._states = Lock(), {}, []
+        self._step_lock, self._groups, self._states, self._key = Lock(), {}, [], register(self)
         super().__init__(params, {**options, "differentiable": differentiable})
         if fused and differentiable:
             raise RuntimeError("`fused` does not support `differentiable`")
@@ -115,6 +118,7 @@ class Adadelta(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of an older PyTorch too."""
         self.__dict__.setdefault("_step_lock", Lock())
+        self.__dict__.setdefault("_key", register(self))
         super().__setstate__(state)
         self._groups, self._states = {}, []
         for group in self.param_groups:
@@ -126,10 +130,32 @@ class Adadelta(torch.optim.Optimizer):
                     device = p.device if group["capturable"] else None
                     own["step"] = torch.tensor(float(own["step"]), dtype=counter_dtype(), device=device)
 
+    @property  # type: ignore[override]
+    def state(self) -> Any:
+        """Step counter and accumulators of each parameter that has had a gradient.
+
+        The operator that is the step in a graph does not name them (graph.py), so that nobody else may use them in a
+        graph: `torch.compile` leaves out the function that does, and compiles those that it calls.
+        """
+        if torch.compiler.is_dynamo_compiling():
+            torch._dynamo.skip_frame("the state of an optimizer is used")
+        return self.__dict__["state"]
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.__dict__["state"] = value
+
     # Neither sees half a step of another thread.
     state_dict = torch._disable_dynamo(locked(torch.optim.Optimizer.state_dict))
     load_state_dict = torch._disable_dynamo(locked(torch.optim.Optimizer.load_state_dict))
     add_param_group = torch._disable_dynamo(locked(torch.optim.Optimizer.add_param_group))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Make the gradients None, or fill them with zeros: `torch.optim.Optimizer.zero_grad`."""
+        if torch.compiler.is_dynamo_compiling() and set_to_none:
+            trace_zero_grad(self)
+        else:
+            super().zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """Update the parameters that have a gradient; steps of several threads come one after another.
@@ -163,15 +189,18 @@ class Adadelta(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
-            self._step()
+            if not (torch.compiler.is_dynamo_compiling() and trace(self)):
+                self._step()
         return loss
 
-    # The step is compiled already, and a graph that held it would gain nothing: `torch.compile` breaks here.
-    # (`torch.compiler.disable` would import the compiler along with this module.)
+    # In a graph of `torch.compile` the step is one operator, which comes here (graph.py); where there is none, the
+    # graph breaks. (`torch.compiler.disable` would import the compiler along with this module.)
     @torch._disable_dynamo
     @locked
-    def _step(self, given: Sequence[Sequence[Tensor | None]] | None = None) -> None:
-        """Do a step with the gradients that the parameters have, or with those `given`, a list a group."""
+    def _step(self, groups: Groups | None = None, grads: Sequence[list[Tensor | None]] | None = None) -> None:
+        """Do a step; on other groups than the optimizer's, and by other gradients than the parameters', if given."""
+        groups = self.param_groups if groups is None else groups
+        grads = [[p.grad for p in group["params"]] for group in groups] if grads is None else grads
         _health_check(self)
         amp = Scaling.of(self)
         if amp.found_on_host:
@@ -179,13 +208,12 @@ class Adadelta(torch.optim.Optimizer):
         if not same(self._states, self.state.values()):
             self._groups.clear()
         observed, planned, plans = is_observed(), [], []
-        for i, group in enumerate(self.param_groups):
-            where = f"groups[{i}]." if len(self.param_groups) > 1 else ""
-            numbers = {name: checked(f"{where}{name}", group[name]) for name in _NUMBERS}
+        for i, (group, its) in enumerate(zip(groups, grads, strict=True)):
+            where = f"groups[{i}]." if len(groups) > 1 else ""
+            numbers = {name: checked(f"{where}{name}", group[name]) for name in NUMBERS}
             update, values = _update(group, numbers, amp), partial(_values, group, numbers, amp, where)
-            grads = [p.grad for p in group["params"]] if given is None else list(given[i])
-            cache, local_grads = self._cached(i, group, grads, observed, where)
-            planned.append((cache, grads, update, values(None) if cache.by_operations else {}))
+            cache, local_grads = self._cached(i, group, its, observed, where)
+            planned.append((cache, its, update, values(None) if cache.by_operations else {}))
             plans += cache.plans(local_grads, update, values)
         amp.check(plans)
         # All is checked; from here on things are written.
@@ -193,11 +221,11 @@ class Adadelta(torch.optim.Optimizer):
             cache.keep_new_states(self.state)
         self._states = list(self.state.values())
         run(plans)
-        for cache, grads, update, own in planned:
-            cache.touched(grads)
-            cache.update_by_operations(grads, update, own)
-            cache.count(grads, amp.found_inf)
-        amp.unscale(g for _, grads, *_ in planned for g in grads if g is not None)
+        for cache, its, update, own in planned:
+            cache.touched(its)
+            cache.update_by_operations(its, update, own)
+            cache.count(its, amp.found_inf)
+        amp.unscale(g for _, its, *_ in planned for g in its if g is not None)
 
     def _cached(
         self, i: int, group: dict[str, Any], grads: list[Tensor | None], observed: bool, where: str
@@ -239,7 +267,6 @@ def _values(
     return made
 
 
-_NUMBERS = ("lr", "rho", "eps", "weight_decay")
 #: Options that older checkpoints do not have.
 _LATER_OPTIONS = {"foreach": None, "maximize": False, "differentiable": False, "capturable": False}
 #: The check's name is another in older versions.

@@ -59,7 +59,7 @@ class FunctionalAdadelta(Adadelta):
         if len(gradients) != len(group["params"]):
             raise ValueError(f"gradients: expected {len(group['params'])}, one a parameter, got {len(gradients)}")
         with torch.no_grad():
-            self._step([gradients])
+            self._step(grads=[list(gradients)])
 
 
 class _OnImport:

@@ -4,7 +4,7 @@ import pytest
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_pairs import CLOSE, THEIRS, Adadelta, assert_equal, assert_same, ones, torch
+from torch_pairs import CLOSE, THEIRS, Adadelta, assert_same, ones, torch
 
 STEP = torch.linspace(-1, 1, 5), torch.linspace(1, 2, 5)
 
@@ -232,35 +232,3 @@ def test_a_gradient_that_is_a_subclass():
         second.step()
     assert_same([a], [b], **CLOSE)
     assert type(a) is torch.nn.Parameter
-
-
-# --- torch.compile ---
-
-
-@pytest.mark.parametrize("what", ["step", "training step"])
-def test_compiled_steps_have_the_same_numbers(what):
-    def make(compiled):
-        torch.manual_seed(0)
-        model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-        opt = Adadelta(model.parameters(), lr=torch.tensor(0.5))
-        x = torch.linspace(-1, 1, 12).reshape(3, 4)
-
-        # The graph is run by PyTorch itself: what is tested is where it breaks.
-        def wrap(function, name):
-            return torch.compile(function, backend="aot_eager") if compiled and what == name else function
-
-        step = wrap(lambda: opt.step(), "step")
-
-        def train():
-            opt.zero_grad()
-            model(x).square().mean().backward()
-            step()
-
-        train = wrap(train, "training step")
-        for _ in range(4):
-            train()
-            opt.param_groups[0]["lr"].mul_(0.9)
-        assert [own["step"] for own in opt.state.values()] == [4] * 4
-        return list(model.parameters())
-
-    assert_equal(make(True), make(False))
