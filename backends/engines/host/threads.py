@@ -47,13 +47,20 @@ def thread_count(library: int | None = None) -> int:
     ValueError
         If ``MULTIOPT_NUM_THREADS`` is set to something that is not a positive integer.
     """
-    if text := os.environ.get("MULTIOPT_NUM_THREADS"):
-        if not text.isdecimal() or int(text) < 1:
-            raise ValueError(f"MULTIOPT_NUM_THREADS: expected a positive integer, got {text!r}")
-        return int(text)
+    if asked := _asked_count():
+        return asked
     affinity = getattr(os, "sched_getaffinity", None)
     processors = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(processors, library or _openmp_count() or processors)
+
+
+def _asked_count() -> int | None:
+    text = os.environ.get("MULTIOPT_NUM_THREADS")
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"MULTIOPT_NUM_THREADS: expected a positive integer, got {text!r}")
+    return int(text)
 
 
 def _openmp_count() -> int | None:
@@ -71,8 +78,9 @@ def run(kernel: Callable[[Piece], Any], pieces: Sequence[Piece], library: int | 
     If a call raises, or the caller is interrupted, no more pieces are begun; when those that have been are done, the
     exception goes on. One that comes in the meantime goes on in its place, with the first as its context.
     """
-    count = min(thread_count(library), len(pieces))
-    if count <= 1:
+    _asked_count()  # a bad one is refused where there is a single piece, too: a bucket of many may follow
+    count = min(thread_count(library), len(pieces)) if len(pieces) > 1 else 1
+    if count == 1:
         for piece in pieces:
             kernel(piece)
         return
