@@ -13,8 +13,8 @@ from processes import run_python
 HERE = Path(__file__).parent
 #: The programs, and how many cases a short run has.
 PROGRAMS = {
-    "guard_pages": 6, "core_machine": 15, "dropin_machine": 15, "kills": 30, "interrupts": 40, "crowd": 20, "forks": 1,
-    "damage": 50,
+    "guard_pages": 3, "core_machine": 8, "dropin_machine": 8, "kills": 20, "interrupts": 20, "crowd": 10, "forks": 1,
+    "damage": 25,
 }  # fmt: skip
 
 

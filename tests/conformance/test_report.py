@@ -54,7 +54,7 @@ def test_the_worst_of_each_tolerance_is_kept_and_nan_is_worse_than_any():
 
 
 def test_the_matrix_counts_scenarios_by_their_worst_outcome():
-    row = Verdict("trace", "numpy", "optax", "paper", "x", "passed", 1.0, "motion", 8.0)
+    row = Verdict("trace", "numpy", "optax", "paper", "x", "passed", 1.0, None, "motion", 8.0)
     rows = [row, replace(row, kind="square_avg", observed=9.0, unit="ulp", outcome="failed")]
     tally = tables.tallies(rows, ("trace",), lambda v: v.system)["optax"]["numpy"]
     assert (tally.outcomes, tally.judged, tally.worst) == ({"failed": 1}, 1, {"ulp": 9.0, "motion": 1.0})

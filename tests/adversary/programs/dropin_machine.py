@@ -17,10 +17,6 @@ from stateful import Machine, canonical, run_machine
 from multiopt.torch import Adadelta
 
 DTYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64
-OTHER = {
-    torch.float32: torch.float64, torch.complex64: torch.complex128, torch.float64: torch.float32,
-    torch.float16: torch.float32, torch.bfloat16: torch.float32,
-}  # fmt: skip
 SHAPES = (), (0,), (3,), (3,), (5, 3), (3, 3), (2, 0, 3)
 LAYOUTS = "C", "C", "F", "gaps"
 SLOTS = "square_avg", "acc_delta"
@@ -33,7 +29,7 @@ BAD = {"lr": [None, "0.1", [1.0]], "rho": [None, "x"], "eps": [None, "x"], "weig
 GRADS = ["C", "C", "C", "F", "gaps", "none", "own", "other", "owner", "turned", "expanded", "lazy", "zero", "wide"]
 SCALED_GRADS = ["C", "C", "F", "gaps", "none", "lazy", "wide"]
 BAD_GRADS = ["sparse", "freed", "shape", "fewer", "integer", "complex"]
-BAD_STATES = ["real", "shape", "half", "freed", "resized", "missing", "bool step", "expanded step", "no step"]
+BAD_STATES = ["real", "shape", "freed", "resized", "missing", "bool step", "expanded step", "no step"]
 
 
 class Strange(Exception):
@@ -370,12 +366,11 @@ class DropInMachine(Machine):
             old.resize_(old.numel() + 4)
         elif kind == "missing":
             del own[name]
-        elif kind in ("real", "shape", "half", "bool step", "expanded step", "no step"):
+        elif kind in ("real", "shape", "bool step", "expanded step", "no step"):
             if kind == "real" and not p.is_complex():
                 return
             new = {
                 "real": torch.zeros(p.shape), "shape": torch.zeros((*p.shape, 2), dtype=old.dtype),
-"half": kept.to(OTHER[kept.dtype]),
                 "bool step": torch.tensor(True), "expanded step": torch.zeros(1).expand(2), "no step": None,
             }[kind]  # fmt: skip
             if swapped and new is not None and name != "step" and new.is_complex() == old.is_complex():
