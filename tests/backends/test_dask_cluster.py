@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -121,17 +122,28 @@ def test_a_checkpoint_is_resumed(client, tmp_path):
         assert bits(other) == bits(plain(9, **OPTIONS))
 
 
-def kill(client):
-    """Kill the worker that holds the most, and say which it was."""
+def fullest(client):
+    """The process of the worker that holds the most."""
     held = client.has_what()
     address = max(held, key=lambda worker: len(held[worker]))
-    os.kill(client.run(os.getpid, workers=[address])[address], signal.SIGKILL)
+    return client.run(os.getpid, workers=[address])[address]
 
 
 @pytest.mark.parametrize("when", [1, HISTORY + 3])
-def test_dask_makes_again_what_a_killed_worker_held(client, when):
+def test_dask_makes_again_what_a_worker_held_that_is_killed_amid_a_step(client, when):
     opt = Adadelta(start(), **OPTIONS)
-    train(opt, range(when + 3), lambda step: kill(client) if step == when else None)
+    train(opt, range(when))
+
+    def slow(chunk):
+        time.sleep(0.3)
+        return chunk
+
+    grads = {k: g.map_blocks(slow, dtype=g.dtype) for k, g in gradients(opt.params, when).items()}
+    killer = threading.Timer(0.1, os.kill, (fullest(client), signal.SIGKILL))
+    killer.start()
+    opt.step(grads)
+    assert killer.finished.is_set()  # the step was longer
+    train(opt, range(when + 1, when + 3))
     assert bits(opt) == bits(plain(when + 3, **OPTIONS))
     client.wait_for_workers(2, timeout=30)
 
