@@ -208,6 +208,7 @@ class Adadelta(torch.optim.Optimizer):
         if not same(self._states, self.state.values()):
             self._groups.clear()
         observed, planned, plans = is_observed(), [], []
+        others, theirs = dict[str, Tensor](), dict[str, Tensor]()
         for i, (group, its) in enumerate(zip(groups, grads, strict=True)):
             where = f"groups[{i}]." if len(groups) > 1 else ""
             numbers = {name: checked(f"{where}{name}", group[name]) for name in NUMBERS}
@@ -215,7 +216,11 @@ class Adadelta(torch.optim.Optimizer):
             cache, local_grads = self._cached(i, group, its, observed, where)
             planned.append((cache, its, update, values(None) if cache.by_operations else {}))
             plans += cache.plans(local_grads, update, values)
-        amp.check(plans)
+            if cache.by_operations:
+                own, updated = cache.others(its)
+                others |= own
+                theirs |= updated
+        amp.check(plans, others, theirs)
         # All is checked; from here on things are written.
         for cache, *_ in planned:
             cache.keep_new_states(self.state)

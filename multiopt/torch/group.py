@@ -138,6 +138,16 @@ class GroupCache:
             if any(g is not None for g in own)
         ]
 
+    def others(self, grads: Grads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The gradients that no engine reads, and the parameters and state that they update, by name."""
+        own, updated = dict[str, Tensor](), dict[str, Tensor]()
+        for j in self.by_operations:
+            if (g := grads[self.indices[j]]) is not None:
+                own[f"gradient of {self.names[j]}"] = g
+                updated[self.names[j]] = self.params[j]
+                updated |= {f"{slot} of {self.names[j]}": self.states[j][slot] for slot in ADADELTA.slots}
+        return own, updated
+
     def keep_new_states(self, states: MutableMapping[Tensor, State]) -> None:
         """Give the optimizer the states that are new."""
         states.update(self.new_states)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..backends.protocol import Ranges
-from ..backends.torch import local
+from ..backends.protocol import Job, Ranges
+from ..backends.torch import PLAIN, is_observed, local
 from ..memory import Memory
 from ..plan import Plan
 from .tensors import BACKEND
@@ -81,14 +81,43 @@ class Scaling:
             return cls(scale, found, False)
         return cls(scale, None, bool(found))  # None, and 0 where there is no gradient
 
-    def check(self, plans: Sequence[Plan]) -> None:
-        """Check that `unscale` can write to the gradients, and to nothing else."""
-        if self.scale is None or not plans:
+    def check(self, plans: Sequence[Plan], others: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+        """Check that `unscale` can write to the gradients, and to nothing else.
+
+        `others` are gradients that no engine reads, and `theirs` the parameters and state that they update, by name.
+        """
+        if self.scale is None:
             return
         jobs = [job for plan in plans for job in plan.jobs]
+        doubtful: dict[str, Tensor] = {}
+        for name, g in others.items():
+            if _is_locked(g):
+                raise RuntimeError(f"{name}: expected a tensor that can be written to, to be unscaled in place")
+            if BACKEND.overlaps_itself(g):
+                raise RuntimeError(f"{name}: expected elements with memory of their own, got a view that repeats some")
+        if others and not is_observed():
+            # Nobody has located these: they are compared with everything.
+            arrays = [
+                pair
+                for job in jobs
+                for column in job.bucket.arrays()
+                for pair in zip(job.bucket.names, column, strict=True)
+            ]
+            doubtful |= {f"array {k} of {name}": array for k, (name, array) in enumerate(arrays)}
+            doubtful |= {name: t for name, t in {**theirs, **others}.items() if type(t) in PLAIN}
+        if jobs:
+            doubtful |= self._doubtful(jobs, everything=bool(others))
+        try:
+            Memory().plus(BACKEND, list(doubtful.values()), list(doubtful))
+        except ValueError as error:
+            raise RuntimeError(str(error)) from None
+
+    @staticmethod
+    def _doubtful(jobs: Sequence[Job], everything: bool) -> dict[str, Tensor]:
+        """Gradients that engines read, and that may share memory with another; those in what is written are refused."""
         written = Ranges.union([job.location.written for job in jobs])
         taken = Ranges.union([written, *(Ranges(*job.location.read) for job in jobs)])
-        doubtful: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = {}
         for job in jobs:
             names, grads = job.bucket.names, job.grads
             locked = [i for i, g in enumerate(grads) if g is not None and _is_locked(g)]
@@ -98,11 +127,9 @@ class Scaling:
                 raise RuntimeError(f"gradient of {names[i]}: expected a tensor {of}, to be unscaled in place")
             # One that meets more than itself may still lie between the other's elements.
             which = {*job.location.odd, *taken.aliases(job.location.read, np.ones(len(grads), bool))}
-            doubtful |= {f"gradient of {names[i]}": grads[i] for i in which}
-        try:
-            Memory().plus(BACKEND, list(doubtful.values()), list(doubtful))
-        except ValueError as error:
-            raise RuntimeError(str(error)) from None
+            which |= {i for i, g in enumerate(grads) if everything and g is not None}
+            found |= {f"gradient of {names[i]}": grads[i] for i in which}
+        return found
 
     def unscale(self, grads: Iterable[Tensor]) -> None:
         """Leave gradients unscaled in their own memory, as PyTorch's fused optimizers do."""

@@ -330,3 +330,26 @@ def test_a_guarded_pass_keeps_everything(engine):
         run([binding.plan(FusedUpdate(multiopt.ADADELTA, guarded=True), [g], numbers)])
         for k, old in enumerate(before):
             assert torch.equal(old, binding.column(k)[0]) == bool(skip)
+
+
+@pytest.mark.parametrize("kind", ["repeats", "zeros", "another's", "a parameter's"])
+def test_so_are_those_of_tensors_that_no_engine_reads(kind):
+    p, q = params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    opt = Adadelta(params, fused=True)
+    for x in params:
+        x.grad = torch.ones(3)
+    opt.step()
+    opt.state[p]["square_avg"] = opt.state[p]["square_avg"].double()
+    opt.step()  # by PyTorch's operations
+    before = [t.clone() for x in params for t in (x, *opt.state[x].values())]
+    p.grad = {
+        "repeats": torch.ones(1).expand(3), "zeros": torch._efficientzerotensor(3), "another's": q.grad,
+        "a parameter's": q.detach(),
+    }[kind]  # fmt: skip
+    opt.grad_scale, opt.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    with pytest.raises(RuntimeError, match=r"^gradient of params\[[01]\]: expected|^gradient of .* overlaps"):
+        opt.step()
+    assert_equal([t for x in params for t in (x, *opt.state[x].values())], before)
+    p.grad = torch.full((3,), 8.0)
+    opt.step()
+    assert_equal([p.grad], [torch.ones(3)])
