@@ -401,3 +401,8 @@ def test_grad_scaler():
         return opt, list(net.parameters())
 
     assert_same_training(train, Compiler())
+
+
+def test_a_graph_outlives_no_optimizer():
+    with pytest.raises(RuntimeError, match="the optimizer whose step this graph holds is gone"):
+        torch.ops.multiopt.adadelta_step([], [], [], [], [], -1)
