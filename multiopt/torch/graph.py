@@ -86,7 +86,7 @@ def _step(
     """Do a step on these parameters, which are the optimizer's at `places`, counted through all groups, or copies."""
     optimizer = _optimizers.get(key)
     if optimizer is None:
-        raise RuntimeError("the optimizer whose step this graph holds is gone: compile again with the one that is there")
+        raise RuntimeError("the optimizer whose step this graph holds is gone: compile again with another")
     live, place, groups, all_grads = dict(zip(places, zip(params, grads, strict=True), strict=True)), count(), [], []
     for i, group in enumerate(optimizer.param_groups):
         pairs = [live.get(next(place), (p, None)) for p in group["params"]]
