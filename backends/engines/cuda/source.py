@@ -53,7 +53,7 @@ C_TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "fl
 ROUNDING = f"""\
 struct Keys {{ u32 v[2]; }};
 DEVICE u32 hashed(u32 h, Keys keys) {{
-{indent(rendered({"key": "h ^= keys.v[{0}];", "shift": "h ^= h >> {0};", "mul": "h *= {0}u;"}), 1)}
+{indent(rendered({"add": "h += keys.v[{0}];", "xor": "h ^= keys.v[{0}];", "shift": "h ^= h >> {0};", "mul": "h *= {0}u;"}), 1)}
   return h;
 }}
 DEVICE Keys absorbed(Keys keys, u32 word) {{

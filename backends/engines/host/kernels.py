@@ -93,7 +93,8 @@ def bfloat_store(x: Any) -> Any:
 
 
 _HASH = {
-    "key": "h = np.uint32(h ^ keys[{0}])",
+    "add": "h = np.uint32(h + keys[{0}])",
+    "xor": "h = np.uint32(h ^ keys[{0}])",
     "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
     "mul": "h = np.uint32(h * np.uint32({0}))",
 }
@@ -111,9 +112,8 @@ def absorbed(keys: Any, word: Any) -> Any:
 
 @numba.njit(inline="always")
 def bfloat_round(x: Any, random: Any) -> Any:
-    u = float_bits(x)
-    u = u if x == x else np.uint32((u & np.uint32(0xFFFF0000)) | np.uint32(0x400000))
-    return np.uint16(np.uint32(u + random) >> np.uint32(16))
+    random = random if x == x else np.uint32(0)
+    return np.uint16(np.uint32(float_bits(x) + random) >> np.uint32(16))
 
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
@@ -201,7 +201,8 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     element += code.render(OPERATIONS)
     slots = program.stochastic or (None,) * len(written)
     pairs = sorted({slot // 2 for slot in slots if slot is not None})
-    element += [f"h{p} = hashed(np.uint32(low + np.uint32(k)), keys{p})" for p in pairs]
+    element += [f"h{p} = hashed(count{p}, rest{p})" for p in pairs]
+    element += [f"count{p} = np.uint32(count{p} + np.uint32(1))" for p in pairs]
     element += [
         f"{a}_[k] = {STORAGE[d][2].format(t) if slot is None else _drawn(d, t, slot)}"
         for (a, d), t, slot in zip(written, code.outputs, slots, strict=True)
@@ -210,7 +211,8 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     body = [*views, "for k in range(n):", *indent(element)]
     parameters: dict[str, Any] = {"scales": NUMBERS, "numbers": NUMBERS}
     if pairs:
-        body = _by_runs([*(f"keys{p} = absorbed(keys, {p})" for p in pairs), *body])
+        opening = [line for p in pairs for line in _counted(p)]
+        body = _by_runs([*opening, *body])
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
     body = ["norm_scale = compute(scales[i])", *body]
     return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
@@ -221,6 +223,14 @@ def _drawn(dtype: str, value: str, slot: int) -> str:
     assert dtype == "bfloat16"  # or there would be nothing to round
     half = f"h{slot // 2} >> np.uint32(16)" if slot % 2 else f"h{slot // 2} & np.uint32(0xFFFF)"
     return f"bfloat_round(np.float32({value}), np.uint32({half}))"
+
+
+def _counted(pair: int) -> list[str]:
+    """Begin to count elements for a pair of slots: in 32 bits and with the first key added, which costs less."""
+    return [
+        f"keys{pair} = absorbed(keys, {pair})",
+        f"count{pair}, rest{pair} = np.uint32(low + keys{pair}[0]), (np.uint32(0), keys{pair}[1])",
+    ]
 
 
 def _by_runs(body: list[str]) -> list[str]:
