@@ -46,6 +46,9 @@ class Binding:
         Dtype of each gradient, or that of the state; by default the parameter's.
     engine : str
         See `multiopt.Optimizer`.
+    groups : sequence of int, optional
+        The group of each parameter, counted from 0, if there are several: each has numbers of its own in `plan`. The
+        engine must take them (`Engine.takes_groups`).
     memory : Memory, optional
         Of the arrays that other bindings update; the attribute `memory` adds those of this one.
     backend : Backend, optional
@@ -80,6 +83,7 @@ class Binding:
         state_dtype: str | None = None,
         grad_dtypes: Sequence[str] | Literal["state"] | None = None,
         engine: str = "auto",
+        groups: Sequence[int] | None = None,
         memory: Memory | None = None,
         backend: Backend | None = None,
     ) -> None:
@@ -115,7 +119,7 @@ class Binding:
             bucket = Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine)
             self.buckets.append(bucket)
             self.places.append(places)
-            self.groups.append(([0], None))
+            self.groups.append(([0], None) if groups is None else _grouped([groups[i] for i in places]))
             if not state:  # what was made here, and parameters that were checked above, are good
                 bucket.good = bucket.memory_fingerprint()
 
@@ -302,6 +306,12 @@ def restored(bindings: Sequence[Binding]) -> Iterator[None]:
         for column, old in zip(columns, before, strict=True):
             column[:] = old
         raise
+
+
+def _grouped(groups: Sequence[int]) -> tuple[list[int], np.ndarray | None]:
+    """The groups that there are, and the place of each entry's among them; None where there is one."""
+    some, which = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    return some.tolist(), which if len(some) > 1 else None
 
 
 def _prepare(bucket: Bucket, update: FusedUpdate) -> None:

@@ -44,12 +44,11 @@ class JointBinding(Binding):
                 by_kind.setdefault(kind, []).append((i, bucket, [start + place for place in places]))
             start += len(binding.names)
         for parts in by_kind.values():
-            groups, buckets, places = zip(*parts, strict=True)
-            several = len(parts) > 1
-            self.buckets.append(_joined(buckets) if several else buckets[0])
-            self.places.append(list(chain.from_iterable(places)))
-            sizes = list(map(len, places))
-            self.groups.append((list(groups), np.repeat(np.arange(len(parts)), sizes) if several else None))
+            several, sizes = len(parts) > 1, [len(own) for _, _, own in parts]
+            self.buckets.append(_joined([bucket for _, bucket, _ in parts]) if several else parts[0][1])
+            self.places.append([place for _, _, own in parts for place in own])
+            which = np.repeat(np.arange(len(parts)), sizes) if several else None
+            self.groups.append(([i for i, _, _ in parts], which))
 
 
 class Joint:
