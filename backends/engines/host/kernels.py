@@ -161,6 +161,9 @@ SPACE = {
 
 
 TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
+#: A program's numbers, a row for each group of tensors, and the row of each tensor.
+GROUPS = {"numbers": types.float64[:, ::1], "which": types.int64[::1]}
+ZERO_ONE = "zero, one = compute(0), compute(1)"
 
 
 def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
@@ -195,8 +198,8 @@ def computing_dtype(dtypes: tuple[str, ...]) -> Any:
 
 
 def rounded(code: Code) -> list[str]:
-    """Lines that round the numbers to the computing dtype."""
-    return ["zero, one = compute(0), compute(1)", *(f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars)))]
+    """Lines that round the numbers of tensor `i` to the computing dtype."""
+    return [f"s{k} = compute(numbers[which[i], {k}])" for k in range(len(code.scalars))]
 
 
 def view(dtype: str, column: int, first: str, length: str) -> str:
@@ -206,9 +209,10 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
 
 @lru_cache(KEPT)
 def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
-    """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
+    """Compile ``update(table, scales, numbers, which, first, start, count)``: see `build`.
 
-    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars.
+    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars in each
+    row, and `which` the row of each tensor.
     """
     code = program.code
     arrays = list(zip(code.inputs, dtypes, strict=True))
@@ -234,9 +238,8 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
         pair += [f"store_pair({a}_pairs, k, bfloat_pair({a}_low, {a}_high))" for a, _ in written]
         views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
-    body = ["norm_scale = compute(scales[i])", *views, *loop]
-    parameters = {"scales": NUMBERS, "numbers": NUMBERS}
-    return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
+    body = [*rounded(code), "norm_scale = compute(scales[i])", *views, *loop]
+    return build("update", {"scales": NUMBERS, **GROUPS}, [ZERO_ONE], body, compute=computing_dtype(dtypes))
 
 
 @cache
