@@ -242,19 +242,24 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     return build("update", {"scales": NUMBERS, **GROUPS}, [ZERO_ONE], body, compute=computing_dtype(dtypes))
 
 
+def magnitudes(dtype: str) -> dict[str, Any]:
+    """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
+    if dtype == "float64":
+        kind, bits, infinite = np.int64, double_bits, np.float64(np.inf).view(np.int64)
+    else:
+        kind, bits, infinite = np.uint32, float_bits, np.float32(np.inf).view(np.uint32)
+    return {
+        "kind": kind,
+        "bits": bits,
+        "MAGNITUDE": kind(np.iinfo(np.int64 if dtype == "float64" else np.int32).max),
+        "INFINITE": infinite,
+    }
+
+
 @cache
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
-    load, double = STORAGE[dtype][1], dtype == "float64"
-    largest = f"largest = max(largest, kind(bits({load.format('g_[k]')})) & MAGNITUDE)"
+    largest = f"largest = max(largest, kind(bits({STORAGE[dtype][1].format('g_[k]')})) & MAGNITUDE)"
     body = [f"g_ = {view(dtype, 2, 'start', 'n')}", "largest = kind(0)", "for k in range(n):", *indent([largest])]
-    return build(
-        "finite",
-        {"bad": types.uint8[::1]},
-        [],
-        [*body, "if largest >= INFINITE:", *indent(["bad[i] = 1"])],
-        kind=np.int64 if double else np.uint32,
-        bits=double_bits if double else float_bits,
-        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF) if double else np.uint32(0x7FFFFFFF),
-        INFINITE=np.float64(np.inf).view(np.int64) if double else np.float32(np.inf).view(np.uint32),
-    )
+    body += ["if largest >= INFINITE:", *indent(["bad[i] = 1"])]
+    return build("finite", {"bad": types.uint8[::1]}, [], body, **magnitudes(dtype))
