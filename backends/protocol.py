@@ -189,10 +189,13 @@ class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
     `table` is int64, with a row a tensor, a NumPy array or one on the bucket's device, and `xp` its namespace.
+    `watched` is the like: something in a row is not 0 where an element of the gradient itself, before it is scaled and
+    clipped, is infinite or NaN. None where nobody looked.
     """
 
     xp: Any
     table: Array
+    watched: Array | None = None
 
 
 class Engine(Protocol):

@@ -84,7 +84,9 @@ class CudaEngine(Engine):
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
             return NormTable(np, bucket.backend.to_host(table))
-        return NormTable(_namespace(bucket.backend), table)
+        # What is measured is the gradient itself: then the table's own counts say. A graph cannot ask.
+        own = source.code_of(program).measured == "g" and not tables.capturing()
+        return NormTable(_namespace(bucket.backend), table, table[:, -2:] if own else None)
 
     def finite(self, job: Job) -> list[bool]:
         """See `Engine.finite`: the one question whose answer the host must wait for, so that a graph cannot ask it."""

@@ -104,20 +104,21 @@ class HostEngine(Engine):
         numbers = _numbers(job, [{**rest, **values} for values in job.values])
         which = walk.zeros if job.which is None else job.which
         columns = norms.columns(wider([dtype]))
-        out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
+        out, lock = np.zeros((len(job.grads), columns + 1), np.int64), threading.Lock()
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             if len(walk.pieces) == 1:
                 kernel(table, numbers, which[row:], np.empty(ROOM), out[row + first :], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
-            sums = np.zeros((last, columns), np.int64)
+            sums = np.zeros((last, columns + 1), np.int64)
             kernel(table, numbers, which[row:], np.empty(ROOM), sums, first, start, count)
             with lock:
                 out[row + first : row + first + last] += sums
 
         walk.run(job, work)
-        return NormTable(np, out)
+        # Where it is the gradient itself that is measured, the table's own counts say what is not finite.
+        return NormTable(np, out[:, :columns], out[:, columns - 2 if program.code.measured == "g" else columns :])
 
     def finite(self, job: Job) -> list[bool]:
         kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
