@@ -96,7 +96,7 @@ class Bucket:
 
     def memory_fingerprint(self) -> Any:
         """What differs if one of its arrays was swapped, has moved or was locked; True if that takes long to say."""
-        return self.backend.memory_fingerprint([array for column in self.arrays() for array in column]) or True
+        return self.backend.memory_fingerprint(list(chain.from_iterable(self.arrays()))) or True
 
 
 @dataclass
@@ -107,12 +107,18 @@ class Job:
     program: Program
     #: A gradient for each parameter; None skips its parameter.
     grads: Sequence[Array | None]
-    #: Every scalar that the program reads.
-    values: Mapping[str, Any]
+    #: Every scalar that the program reads: of all tensors, or of several groups of them.
+    values: Sequence[Mapping[str, Any]]
+    #: The place in `values` of each tensor's, int64; None: there is one for all.
+    which: np.ndarray | None = None
     #: Where they lie; see `Engine.locate`.
     location: Any = None
     #: By what the outputs that the program says are rounded stochastically.
     rounding: Rounding | None = None
+
+    def group_of(self, i: int) -> int:
+        """The place in `values` of the i-th tensor's."""
+        return 0 if self.which is None else int(self.which[i])
 
     @property
     def complete(self) -> bool:
@@ -183,16 +189,21 @@ class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
     `table` is int64, with a row a tensor, a NumPy array or one on the bucket's device, and `xp` its namespace.
+    `watched` is the like: something in a row is not 0 where an element of the gradient itself, before it is scaled and
+    clipped, is infinite or NaN. None where nobody looked.
     """
 
     xp: Any
     table: Array
+    watched: Array | None = None
 
 
 class Engine(Protocol):
     """Computes on buckets."""
 
     name: str
+    #: Whether the tensors of a job may have several groups' numbers.
+    takes_groups: bool = False
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""

@@ -31,8 +31,8 @@ from ..generic import Array, Backend
 
 __all__ = ["Draws", "Elements", "Rounding", "absorbed", "rendered", "rounded", "tables"]
 
-#: The hash of a word under a pair of keys. Shifts are to the right and xored to the word itself. Each is invertible, so
-#: that no two elements of 2**32 have the same hash.
+#: The hash of a word under a pair of keys: a key is added, or xored; the word is xored to itself, shifted to the right;
+#: it is multiplied. Each can be undone, so that no two of 2**32 words have the same hash.
 STEPS: tuple[tuple[str, int], ...] = (
     ("add", 0), ("shift", 16), ("mul", 0x21F0AAAD), ("shift", 15), ("xor", 1), ("mul", 0xD35A2D97), ("shift", 15),
 )  # fmt: skip
@@ -83,7 +83,7 @@ class Rounding:
 
 
 def rendered(templates: Mapping[str, str]) -> list[str]:
-    """The hash in another language, a line a step, by templates for ``add`` and ``xor`` of a key, ``shift`` and ``mul``."""
+    """The hash in another language, a line a step, by templates for ``add``, ``xor``, ``shift`` and ``mul``."""
     return [templates[what].format(operand) for what, operand in STEPS]
 
 

@@ -70,7 +70,28 @@ double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.
 bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
 half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
 half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
-long_pointer = _pointer(types.int64)
+long_pointer, pair_pointer = _pointer(types.int64), _pointer(types.uint32)
+
+
+@intrinsic
+def load_pair(typingctx: Any, pointer: Any, k: Any) -> Any:
+    """Two neighbours of 16 bits at once, which need not lie as a number of 32 bits does."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(args[0], [args[1]]), align=2)
+
+    return types.uint32(types.CPointer(types.uint32), types.intp), generate
+
+
+@intrinsic
+def store_pair(typingctx: Any, pointer: Any, k: Any, pair: Any) -> Any:
+    """Write what `load_pair` reads."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(args[0], [args[1]]), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.uint32), types.intp, types.uint32), generate
 
 
 @numba.njit(inline="always")
@@ -84,36 +105,66 @@ def bfloat_load(u: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def bfloat_store(x: Any) -> Any:
+def tamed(x: Any) -> Any:
+    """A number, or a NaN with nothing in the lower half of its bits."""
+    return x if x == x else np.float32(np.nan)
+
+
+@numba.njit(inline="always")
+def bfloat_rounded(x: Any) -> Any:
+    """The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half."""
     u = float_bits(x)
-    # A NaN stays a NaN, whatever its payload. Chosen before the arithmetic: a blend of registers, where a branch on
-    # what is stored took twice the time.
-    u = u if x == x else np.uint32((u & np.uint32(0xFFFF0000)) | np.uint32(0x400000))
-    return np.uint16(np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    return np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)))
 
 
-_HASH = {
-    "add": "h = np.uint32(h + keys[{0}])",
-    "xor": "h = np.uint32(h ^ keys[{0}])",
-    "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
-    "mul": "h = np.uint32(h * np.uint32({0}))",
-}
-_hash_source = "\n    ".join(["def hashed(h, keys):", *rendered(_HASH), "return h"])
-_space: dict[str, Any] = {"np": np}
-exec(_hash_source, _space)
-hashed = numba.njit(inline="always")(_space["hashed"])
+@numba.njit(inline="always")
+def bfloat_store(x: Any) -> Any:
+    return np.uint16(bfloat_rounded(tamed(x)) >> np.uint32(16))
+
+
+@numba.njit(inline="always")
+def low_bfloat(pair: Any) -> Any:
+    return bits_float(np.uint32(pair << np.uint32(16)))
+
+
+@numba.njit(inline="always")
+def high_bfloat(pair: Any) -> Any:
+    return bits_float(np.uint32(pair & np.uint32(0xFFFF0000)))
+
+
+@numba.njit(inline="always")
+def bfloat_pair(low: Any, high: Any) -> Any:
+    """Two numbers of which the upper halves are these."""
+    return (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
+
+
+def _hash() -> Any:
+    """The hash of stochastic rounding, `rounding.STEPS`, as a kernel's function of a word and a pair of keys."""
+    templates = {
+        "add": "h = np.uint32(h + keys[{0}])",
+        "xor": "h = np.uint32(h ^ keys[{0}])",
+        "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
+        "mul": "h = np.uint32(h * np.uint32({0}))",
+    }
+    space: dict[str, Any] = {"np": np}
+    exec("\n    ".join(["def hashed(h, keys):", *rendered(templates), "return h"]), space)
+    return numba.njit(inline="always")(space["hashed"])
+
+
+hashed = _hash()
 
 
 @numba.njit(inline="always")
 def absorbed(keys: Any, word: Any) -> Any:
+    """As in `rounding`."""
     first = hashed(np.uint32(word), keys)
     return first, hashed(np.uint32(~np.uint32(word)), (keys[1], first))
 
 
 @numba.njit(inline="always")
-def bfloat_round(x: Any, random: Any) -> Any:
-    random = random if x == x else np.uint32(0)
-    return np.uint16(np.uint32(float_bits(x) + random) >> np.uint32(16))
+def bfloat_drawn(x: Any, random: Any) -> Any:
+    """The same as `bfloat_rounded`, rounded stochastically."""
+    return np.uint32(float_bits(x) + random)
 
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
@@ -136,14 +187,25 @@ SPACE = {
     "half_store": half_store,
     "bfloat_load": bfloat_load,
     "bfloat_store": bfloat_store,
-    "bfloat_round": bfloat_round,
+    "bfloat_rounded": bfloat_rounded,
+    "bfloat_drawn": bfloat_drawn,
+    "tamed": tamed,
     "hashed": hashed,
     "absorbed": absorbed,
+    "low_bfloat": low_bfloat,
+    "high_bfloat": high_bfloat,
+    "bfloat_pair": bfloat_pair,
+    "pair_at": pair_pointer,
+    "load_pair": load_pair,
+    "store_pair": store_pair,
     **{f"{dtype}_at": pointer for dtype, (pointer, _, _) in STORAGE.items()},
 }
 
 
 TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
+#: A program's numbers, a row for each group of tensors, and the row of each tensor.
+GROUPS = {"numbers": types.float64[:, ::1], "which": types.int64[::1]}
+ZERO_ONE = "zero, one = compute(0), compute(1)"
 
 
 def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
@@ -178,8 +240,8 @@ def computing_dtype(dtypes: tuple[str, ...]) -> Any:
 
 
 def rounded(code: Code) -> list[str]:
-    """Lines that round the numbers to the computing dtype."""
-    return ["zero, one = compute(0), compute(1)", *(f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars)))]
+    """Lines that round the numbers of tensor `i` to the computing dtype."""
+    return [f"s{k} = compute(numbers[which[i], {k}])" for k in range(len(code.scalars))]
 
 
 def view(dtype: str, column: int, first: str, length: str) -> str:
@@ -189,40 +251,71 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
 
 @lru_cache(KEPT)
 def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
-    """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
+    """Compile ``update(table, scales, numbers, which, first, start, count)``: see `build`.
 
-    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars. Between
-    these and `first`, a program that rounds stochastically takes `rounding.tables`, and the step's keys.
+    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars in each
+    row, and `which` the row of each tensor. Between these and `first`, a program that rounds stochastically takes
+    `rounding.tables`, and the step's keys.
     """
     code = program.code
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
-    element = [f"{a} = compute({STORAGE[d][1].format(f'{a}_[k]')})" for a, d in arrays]
-    element += code.render(OPERATIONS)
     slots = program.stochastic or (None,) * len(written)
-    pairs = sorted({slot // 2 for slot in slots if slot is not None})
-    element += [f"h{p} = hashed(count{p}, rest{p})" for p in pairs]
-    element += [f"count{p} = np.uint32(count{p} + np.uint32(1))" for p in pairs]
-    element += [
-        f"{a}_[k] = {STORAGE[d][2].format(t) if slot is None else _drawn(d, t, slot)}"
-        for (a, d), t, slot in zip(written, code.outputs, slots, strict=True)
-    ]
+    drawn = sorted({slot // 2 for slot in slots if slot is not None})
+
+    def element(loads: list[str], stores: list[str]) -> list[str]:
+        lines = [f"{a} = compute({load})" for (a, _), load in zip(arrays, loads, strict=True)]
+        lines += code.render(OPERATIONS)
+        return lines + [store.format(t) for store, t in zip(stores, code.outputs, strict=True)]
+
+    def hashes(half: str = "") -> list[str]:
+        lines = [f"h{p}{half} = hashed(count{p}, rest{p})" for p in drawn]
+        return lines + [f"count{p} = np.uint32(count{p} + np.uint32(1))" for p in drawn]
+
+    stored = [STORAGE[d][2] if slot is None else _drawn(d, slot) for (_, d), slot in zip(written, slots, strict=True)]
+    single = hashes() + element(
+        [STORAGE[d][1].format(f"{a}_[k]") for a, d in arrays],
+        [f"{a}_[k] = {store}" for (a, _), store in zip(written, stored, strict=True)],
+    )
     views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
-    body = [*views, "for k in range(n):", *indent(element)]
-    parameters: dict[str, Any] = {"scales": NUMBERS, "numbers": NUMBERS}
-    if pairs:
-        opening = [line for p in pairs for line in _counted(p)]
-        body = _by_runs([*opening, *body])
+    loop = ["for k in range(n):", *indent(single)]
+    if set(dtypes) == {"bfloat16"}:
+        # By pairs, which need no moving between the elements of registers. The NaNs here are the processor's own,
+        # those of numbers, and bfloat16's with no more than their quiet bit set: the lower half of each is zero.
+        pair = [f"{a}_pair = load_pair({a}_pairs, k)" for a, _ in arrays]
+        # Both are computed before one is rounded: what waits for divisions must leave the processor room to go ahead.
+        for half in ("low", "high"):
+            pair += element([f"{half}_bfloat({a}_pair)" for a, _ in arrays], [f"{a}_{half} = {{}}" for a, _ in written])
+        pair += [*hashes("_low"), *hashes("_high")]
+        for (a, _), slot in zip(written, slots, strict=True):
+            low, high = (_upper(slot, half).format(f"{a}{half}") for half in ("_low", "_high"))
+            pair += [f"store_pair({a}_pairs, k, bfloat_pair({low}, {high}))"]
+        views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
+        loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
+    body, parameters = [*views, *loop], {"scales": NUMBERS, **GROUPS}
+    if drawn:
+        body = _by_runs([line for p in drawn for line in _counted(p)] + body)
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
-    body = ["norm_scale = compute(scales[i])", *body]
-    return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
+    body = [*rounded(code), "norm_scale = compute(scales[i])", *body]
+    return build("update", parameters, [ZERO_ONE], body, compute=computing_dtype(dtypes))
 
 
-def _drawn(dtype: str, value: str, slot: int) -> str:
-    """The bits of a value that is rounded by a slot's half of the hash."""
+def _drawn(dtype: str, slot: int) -> str:
+    """A template of how a value is written that is rounded stochastically."""
     assert dtype == "bfloat16"  # or there would be nothing to round
-    half = f"h{slot // 2} >> np.uint32(16)" if slot % 2 else f"h{slot // 2} & np.uint32(0xFFFF)"
-    return f"bfloat_round(np.float32({value}), np.uint32({half}))"
+    return f"np.uint16({_upper(slot).format('tamed({})')} >> np.uint32(16))"
+
+
+def _upper(slot: int | None, half: str = "") -> str:
+    """A template of bits whose upper half is a value in bfloat16, rounded by a slot's half of the hash, or to nearest.
+
+    `half` is what the name of the element's hash ends with.
+    """
+    if slot is None:
+        return "bfloat_rounded({})"
+    return (
+        f"bfloat_drawn({{}}, np.uint32(h{slot // 2}{half} {'>> np.uint32(16)' if slot % 2 else '& np.uint32(65535)'}))"
+    )
 
 
 def _counted(pair: int) -> list[str]:
@@ -256,19 +349,24 @@ def _by_runs(body: list[str]) -> list[str]:
     ]
 
 
+def magnitudes(dtype: str) -> dict[str, Any]:
+    """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
+    if dtype == "float64":
+        kind, bits, infinite = np.int64, double_bits, np.float64(np.inf).view(np.int64)
+    else:
+        kind, bits, infinite = np.uint32, float_bits, np.float32(np.inf).view(np.uint32)
+    return {
+        "kind": kind,
+        "bits": bits,
+        "MAGNITUDE": kind(np.iinfo(np.int64 if dtype == "float64" else np.int32).max),
+        "INFINITE": infinite,
+    }
+
+
 @cache
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
-    load, double = STORAGE[dtype][1], dtype == "float64"
-    largest = f"largest = max(largest, kind(bits({load.format('g_[k]')})) & MAGNITUDE)"
+    largest = f"largest = max(largest, kind(bits({STORAGE[dtype][1].format('g_[k]')})) & MAGNITUDE)"
     body = [f"g_ = {view(dtype, 2, 'start', 'n')}", "largest = kind(0)", "for k in range(n):", *indent([largest])]
-    return build(
-        "finite",
-        {"bad": types.uint8[::1]},
-        [],
-        [*body, "if largest >= INFINITE:", *indent(["bad[i] = 1"])],
-        kind=np.int64 if double else np.uint32,
-        bits=double_bits if double else float_bits,
-        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF) if double else np.uint32(0x7FFFFFFF),
-        INFINITE=np.float64(np.inf).view(np.int64) if double else np.float32(np.inf).view(np.uint32),
-    )
+    body += ["if largest >= INFINITE:", *indent(["bad[i] = 1"])]
+    return build("finite", {"bad": types.uint8[::1]}, [], body, **magnitudes(dtype))
