@@ -18,8 +18,8 @@ from .generic import Array, Backend, Described, dense, strides_overlap
 from .registry import get
 
 __all__ = [
-    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "most_over_shards", "sum_over_shards",
-    "with_layout_of",
+    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "most_over_shards", "shard_start",
+    "sum_over_shards", "with_layout_of",
 ]  # fmt: skip
 
 
@@ -292,6 +292,17 @@ def local(tensor: Any) -> torch.Tensor:
     shard = tensor._local_tensor
     # The result of a collective that may still be under way.
     return shard.wait() if hasattr(shard, "wait") else shard
+
+
+def shard_start(tensor: Any) -> tuple[int, ...]:
+    """The place, in a DTensor, of the first element of this rank's shard, which is a block of it."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if tuple(shape) != tuple(tensor._local_tensor.shape):
+        got = f"{tuple(tensor._local_tensor.shape)} for {tensor.placements}"
+        raise RuntimeError(f"expected a shard that is a block of its DTensor, of shape {tuple(shape)}, got {got}")
+    return tuple(start)
 
 
 def with_layout_of(param: Any, tensor: Any) -> Any:
