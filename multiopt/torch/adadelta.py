@@ -135,7 +135,9 @@ class Adadelta(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """The state, and the choices that are the program's."""
-        own = {name: self.__dict__[name] for name in ("_kind", "_step_supports_amp_scaling") if name in self.__dict__}
+        own: dict[str, Any] = {
+            name: self.__dict__[name] for name in ("_kind", "_step_supports_amp_scaling") if name in self.__dict__
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

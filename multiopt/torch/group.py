@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
-from ..backends.engines.rounding import Draws, Rounding
+from ..backends.engines.rounding import Draws, Elements, Rounding
 from ..backends.torch import is_sharded, is_whole, local
 from ..plan import Plan
 from ..update import FusedUpdate
@@ -98,8 +98,9 @@ class GroupsCache:
         for row in zip(names, self.params, self.states, strict=True):
             _check_writable(*row)
         #: Which elements of which parameter each has, where state is rounded stochastically.
-        rows = zip(names, self.indices, self.params, strict=True)
-        self.elements = [kind_of_state.elements(*row) for row in rows] if kind_of_state.stochastic else None
+        self.elements: list[Elements] | None = None
+        if kind_of_state.stochastic:
+            self.elements = list(map(kind_of_state.elements, names, self.indices, self.params))
         rows = zip(self.params, self.indices, self.states, self.group_of, strict=True)
         kinds = [None if by_operations[k] else _kind(p, grads[i], own) for p, i, own, k in rows]
         #: Places, in `params`, of those that no engine reads.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends.engines.rounding import Elements, Rounding
-from ..backends.torch import PLAIN, is_sharded, shard_start
+from ..backends.torch import PLAIN, is_sharded, local, shard_start
 from ..binding import state_dtype_of
 from ..memory import check_rounded
 from ..options import OPTIONS, STATE_DTYPES
@@ -87,17 +87,15 @@ class StateKind:
         wanted = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
         return state_dtype_of(BACKEND.dtype(p), wanted)
 
-    def elements(self, name: str, number: int, p: Tensor) -> Elements | None:
-        """Which elements of the parameter of a number are here, if that matters."""
-        if not self.stochastic:
-            return None
+    def elements(self, name: str, number: int, p: Tensor) -> Elements:
+        """Which elements of the parameter of a number are here."""
         if type(p) in PLAIN:
             return Elements(number)
         if not is_sharded(p):
             raise RuntimeError(
                 f"{name}: expected a plain tensor or a DTensor for state_rounding='stochastic', got {type(p)}"
             )
-        return Elements.of_block(number, p.shape, shard_start(p), p._local_tensor.shape)
+        return Elements.of_block(number, p.shape, shard_start(p), local(p).shape)
 
     def rounding_of(self, groups: Groups) -> Rounding | None:
         """What the coming step rounds by."""

@@ -131,4 +131,4 @@ class TensorBinding(Binding):
 
 def _numbers(elements: Sequence[Elements] | None) -> list[int] | None:
     """The parameters' numbers; which elements of them are here goes with the tensors."""
-    return elements and [own.parameter for own in elements]
+    return None if elements is None else [own.parameter for own in elements]
