@@ -266,17 +266,16 @@ class Optimizer:
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
         settings, updates, values = self.settings, *self._updates()
         to_sums, to_step, to_averages = self._joints
-        count = len(self.accumulators)
-        adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
+        plans, adding, averages = list[Plan](), list[Plan](), list[Plan]()
+        if count := len(self.accumulators):
+            adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat, [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
-        plans: list[Plan] = []
-        averages: list[Plan] = []
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
             plans = to_step.plan(self.bindings, updates, sums or flat, values)
-            count = len(self.averages)
-            params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
-            averages = to_averages.plan(self.averages, [AVERAGE] * count, params, [momentum] * count)
+            if count := len(self.averages):
+                params, momentum = [binding.params for binding in self.bindings], {"momentum": settings["ema"]}
+                averages = to_averages.plan(self.averages, [AVERAGE] * count, params, [momentum] * count)
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
