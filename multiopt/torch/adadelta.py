@@ -248,7 +248,8 @@ class Adadelta(torch.optim.Optimizer):
         rounding = self._kind.rounding_of(self.param_groups)
         cache, local_grads = self._cached(groups, own, updates)
         plans, by_operations = cache.plans(local_grads, values, rounding), cache.numbers(values)
-        amp.check(plans, *cache.others(own))
+        if amp.scale is not None:
+            amp.check(plans, *cache.others(own))
         # All is checked; from here on things are written.
         cache.keep_new_states(self.state)
         self._states = list(self.state.values())
@@ -278,7 +279,10 @@ class Adadelta(torch.optim.Optimizer):
 
 
 def _numbers(group: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {name: checked(f"{where}{name}", group[name]) for name in NUMBERS}
+    return {
+        name: value if type(value := group[name]) is float and value == value else checked(f"{where}{name}", value)
+        for name in NUMBERS
+    }
 
 
 def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling, stochastic: bool) -> FusedUpdate:

@@ -272,7 +272,7 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
         pair += [f"store_pair({a}_pairs, k, bfloat_pair({a}_low, {a}_high))" for a, _ in written]
         views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
-    body, parameters = [*views, *loop], {"scales": NUMBERS, **GROUPS}
+    body, parameters = [*views, *loop], dict[str, Any]({"scales": NUMBERS, **GROUPS})
     if drawn:
         body = _by_runs([*(f"keys{p} = absorbed(keys, {p})" for p in drawn), *body])
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
