@@ -86,14 +86,15 @@ class Race:
     def batches(self, entrants: Sequence[Entrant]) -> list[list[Entrant]]:
         """Split entrants so that each batch, with the first floor and its own ones, fits into the budget if it can."""
         first = [e for e in entrants if e.is_floor][:1]
-        found: list[list[Entrant]] = [[]]
+        found, batch = list[list[Entrant]](), list[Entrant]()
         for entrant in entrants:
             needed = [*first, *([entrant.floor] if entrant.floor else []), entrant]
-            full = sum(e.memory for e in _each_once([*found[-1], *needed])) > self.budget
-            if full and not all(e.is_floor for e in found[-1]):
-                found.append([])
-            found[-1] = _each_once([*found[-1], *needed])
-        return found
+            together = _each_once([*batch, *needed])
+            if sum(e.memory for e in together) > self.budget and not all(e.is_floor for e in batch):
+                found.append(batch)
+                together = _each_once(needed)
+            batch = together
+        return [*found, batch] if batch else found
 
     def _run(self, batch: Sequence[Entrant]) -> None:
         """Run one batch and put its figures into the rows."""
