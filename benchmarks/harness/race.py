@@ -80,7 +80,7 @@ class Race:
                     floor = entrant
             points.append(Point(name, rows, **workload.facts()))
         for batch in self.batches([e for e in entrants if e.row.absent is None]):
-            self._run(batch)
+            self._run(batch, one_by_one=len(heats) == 1)
         return points
 
     def batches(self, entrants: Sequence[Entrant]) -> list[list[Entrant]]:
@@ -96,8 +96,8 @@ class Race:
             batch = together
         return [*found, batch] if batch else found
 
-    def _run(self, batch: Sequence[Entrant]) -> None:
-        """Run one batch and put its figures into the rows."""
+    def _run(self, batch: Sequence[Entrant], one_by_one: bool) -> None:
+        """Run one batch and put its figures into the rows; how soon each is ready, if they are set up one by one."""
         processes: dict[int, Process] = {}
         repeats: dict[int, int] = {}
         before = [len(entrant.row.samples) for entrant in batch]
@@ -119,9 +119,15 @@ class Race:
                     continue
                 self.progress(f"{entrant.name}: setting up {row.label}")
                 process = processes[i] = stack.enter_context(closing(Process(entrant.contender, entrant.workload)))
+                if one_by_one:
+                    with dropped_if_it_fails(i):
+                        ready = process.ready()
+                        row.ready = ready if row.ready is None else row.ready
+            for i, process in list(processes.items()) * (not one_by_one):
                 with dropped_if_it_fails(i):
-                    ready = process.ready()
-                    row.ready = ready if row.ready is None else row.ready
+                    process.ready()
+            for i, process in list(processes.items()):
+                with dropped_if_it_fails(i):
                     # The fastest of some steps is what is left of a step once everything is warm.
                     step = min(process(Running.sample, 1) for _ in range(3))
                     repeats[i] = max(1, round(self.sample / max(step, 1e-9)))
