@@ -93,7 +93,7 @@ class Bucket:
 
     def memory_fingerprint(self) -> Any:
         """What differs if one of its arrays was swapped, has moved or was locked; True if that takes long to say."""
-        return self.backend.memory_fingerprint([array for column in self.arrays() for array in column]) or True
+        return self.backend.memory_fingerprint(list(chain.from_iterable(self.arrays()))) or True
 
 
 @dataclass
@@ -104,10 +104,16 @@ class Job:
     program: Program
     #: A gradient for each parameter; None skips its parameter.
     grads: Sequence[Array | None]
-    #: Every scalar that the program reads.
-    values: Mapping[str, Any]
+    #: Every scalar that the program reads: of all tensors, or of several groups of them.
+    values: Sequence[Mapping[str, Any]]
+    #: The place in `values` of each tensor's, int64; None: there is one for all.
+    which: np.ndarray | None = None
     #: Where they lie; see `Engine.locate`.
     location: Any = None
+
+    def group_of(self, i: int) -> int:
+        """The place in `values` of the i-th tensor's."""
+        return 0 if self.which is None else int(self.which[i])
 
     @property
     def complete(self) -> bool:
@@ -176,6 +182,8 @@ class Engine(Protocol):
     """Computes on buckets."""
 
     name: str
+    #: Whether the tensors of a job may have several groups' numbers.
+    takes_groups: bool = False
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""

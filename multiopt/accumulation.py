@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from .backends.generic import Array
 from .binding import Binding, state_dtype_of
-from .plan import Plan
 from .update import AVERAGE, SUM, FusedUpdate
 
 __all__ = ["Accumulator", "average"]
@@ -25,10 +24,6 @@ class Accumulator:
         self.binding = _beside(binding, SUM, state_dtype, zeros)
         #: Which parameters have had a gradient since the last `clear`.
         self.seen = [False] * len(binding.names)
-
-    def plan(self, grads: Sequence[Array | None]) -> Plan:
-        """Check a micro-batch."""
-        return self.binding.plan(SUM, grads, {})
 
     def seen_with(self, grads: Sequence[Array | None]) -> list[bool]:
         """Which parameters will have had a gradient once these have been added."""

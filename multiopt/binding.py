@@ -59,6 +59,8 @@ class Binding:
         The arrays sorted by device and dtypes: each is updated by one call of an engine.
     places : list of list of int
         Where the arrays of each bucket stand in `params`.
+    groups : list of (list of int, array or None)
+        For each bucket the groups that its arrays are of, and the place of each array's among them; None: there is one.
 
     Raises
     ------
@@ -87,6 +89,7 @@ class Binding:
         self._params = list(params) if self.backend.mutable else []  # immutable ones are not kept alive
         self.buckets: list[Bucket] = []
         self.places: list[list[int]] = []
+        self.groups: list[tuple[list[int], np.ndarray | None]] = []
         by_kind: dict[tuple[Any, str, str, str], list[int]] = {}
         for i, array in enumerate(params):
             dtype = self.backend.dtype(array)
@@ -112,6 +115,7 @@ class Binding:
             bucket = Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine)
             self.buckets.append(bucket)
             self.places.append(places)
+            self.groups.append(([0], None))
             if not state:  # what was made here, and parameters that were checked above, are good
                 bucket.good = bucket.memory_fingerprint()
 
@@ -190,9 +194,7 @@ class Binding:
         self,
         update: FusedUpdate,
         grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        *,
-        clip_norm: float | None = None,
+        *values: Mapping[str, Any],
         names: Sequence[str] | None = None,
     ) -> Plan:
         """Check a step; nothing is written.
@@ -203,10 +205,9 @@ class Binding:
             What is computed: the binding's rule, and the options that are on.
         grads : sequence of arrays or None
             A gradient for each parameter; None leaves its parameter and state as they are.
-        values : mapping of str to number
-            Every number that the update reads.
-        clip_norm : float or None
-            Threshold for the norm of each gradient, if the update is `normed`.
+        *values : mapping of str to number
+            Every number that the update reads, of each group of parameters; if it is `normed`, also ``clip_norm``, the
+            threshold for the norm of each gradient, or None.
         names : sequence of str, optional
             The gradients' names, for messages.
 
@@ -216,13 +217,13 @@ class Binding:
             If a gradient's library, shape, dtype or device is not its parameter's; see also `check`.
         """
         jobs = []
-        for bucket, places in zip(self.buckets, self.places, strict=True):
+        for bucket, places, (groups, which) in zip(self.buckets, self.places, self.groups, strict=True):
             if update not in bucket.prepared:
                 _prepare(bucket, update)
             _look(bucket)
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
-            job = PlannedJob(bucket, update.program, own, values, places=places, clip_norm=clip_norm)
+            job = PlannedJob(bucket, update.program, own, [values[i] for i in groups], which, places=places)
             job.location = bucket.engine.locate(job)
             jobs.append(job)
         return Plan(jobs)
@@ -276,7 +277,7 @@ class Binding:
         dtypes = whole.dtype, whole.grad_dtype, whole.state_dtype
         alone = {slot: [array] for slot, array in zip(whole.state, state, strict=True)}
         bucket = Bucket(self.backend, engine, whole.device, *dtypes, [self.names[i]], [x], alone, rows=rows)
-        job = PlannedJob(bucket, update.program, [g], values, places=[i], clip_norm=None)
+        job = PlannedJob(bucket, update.program, [g], [values], places=[i])
         job.location = engine.locate(job)
         return Plan([job])
 

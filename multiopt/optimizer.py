@@ -11,13 +11,14 @@ from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
 from .binding import Binding, restored
+from .joint import Joint
 from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of, with_settings
 from .plan import Plan, run
 from .rule import Rule
 from .tree import Structure
-from .update import AVERAGE, FusedUpdate, compose
+from .update import AVERAGE, SUM, FusedUpdate, compose
 
 __all__ = ["Optimizer", "Schedule"]
 
@@ -103,8 +104,8 @@ class Optimizer:
     """
 
     __slots__ = (
-        "__weakref__", "_memory", "_step_lock", "accumulators", "averages", "bindings", "defaults", "grad_norm",
-        "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
+        "__weakref__", "_joints", "_memory", "_step_lock", "accumulators", "averages", "bindings", "defaults",
+        "grad_norm", "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
     )  # fmt: skip
 
     lr = Attribute[float | Schedule]()
@@ -142,6 +143,8 @@ class Optimizer:
         self.bindings: list[Binding] = []
         self.accumulators: list[Accumulator] = []
         self.averages: list[Binding] = []
+        #: By which the groups' sums, steps and averages are planned.
+        self._joints = Joint(), Joint(), Joint()
         self._memory: Memory | None = Memory()
         params = list(params) if hasattr(params, "__next__") else params
         self.grouped = isinstance(params, Sequence) and len(params) > 0 and all(map(_is_group, params))
@@ -205,13 +208,15 @@ class Optimizer:
             group.composed = key, compose(self.rule, group.options(), self.settings)
         return group.composed[1]
 
-    def _updates(self) -> list[tuple[FusedUpdate, dict[str, Any]]]:
-        """What the groups' options ask for, with the numbers of this step.
+    def _updates(self) -> tuple[list[FusedUpdate], list[dict[str, Any]]]:
+        """What the groups' options ask for, and the numbers of this step.
 
         All is read before a schedule is called: what that assigns holds from the next step on.
         """
-        composed, step = [(group, *self._composed(group)) for group in self.groups], self.steps
-        return [(update, {**group.numbers(fixed, step), "step": step}) for group, update, fixed in composed]
+        composed, step = [self._composed(group) for group in self.groups], self.steps
+        pairs = zip(self.groups, composed, strict=True)
+        values = [{**group.numbers(fixed, step), "step": step} for group, (_, fixed) in pairs]
+        return [update for update, _ in composed], values
 
     # --- options ---
 
@@ -259,19 +264,19 @@ class Optimizer:
         flat = self._flatten(grads, "grads")
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        settings, updates = self.settings, self._updates()
-        adding = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
+        settings, updates, values = self.settings, *self._updates()
+        to_sums, to_step, to_averages = self._joints
+        count = len(self.accumulators)
+        adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
         plans: list[Plan] = []
         averages: list[Plan] = []
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
-            plans = [
-                binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
-                for binding, (update, numbers), own in zip(self.bindings, updates, sums or flat, strict=True)
-            ]
-            pairs = zip(self.averages, self.bindings, strict=False)
-            averages = [held.plan(AVERAGE, binding.params, {"momentum": settings["ema"]}) for held, binding in pairs]
+            plans = to_step.plan(self.bindings, updates, sums or flat, values)
+            count = len(self.averages)
+            params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
+            averages = to_averages.plan(self.averages, [AVERAGE] * count, params, [momentum] * count)
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):

@@ -22,10 +22,19 @@ Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
 
 @dataclass(kw_only=True)
 class PlannedJob(Job):
-    """What one step does to one bucket; `places` are the bucket's in the caller's list."""
+    """What one step does to one bucket.
+
+    `places` are the bucket's in the caller's list. Among the `values` may be ``clip_norm``, the threshold for the norm
+    of each gradient, or None.
+    """
 
     places: list[int]
-    clip_norm: float | None
+
+    @property
+    def thresholds(self) -> list[float | None]:
+        """For each gradient the one for its norm."""
+        groups = [values.get("clip_norm") for values in self.values]
+        return groups * len(self.grads) if self.which is None else [groups[i] for i in self.which.tolist()]
 
 
 @dataclass
@@ -134,9 +143,9 @@ def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: 
         table = xp.concat(parts, axis=0)
     if reduce is not None:
         table = reduce(xp, table, rows)
-    own = None
-    if any(job.clip_norm is not None for job in jobs):
-        limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
+    own, thresholds = None, [threshold for job in jobs for threshold in job.thresholds]
+    if any(threshold is not None for threshold in thresholds):
+        limits = [np.inf if threshold is None else threshold for threshold in thresholds]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
     with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
         factors, norm = with_default_control(norms.clip_factors, xp, table, own, clip_global_norm)

@@ -29,6 +29,7 @@ class EagerEngine(Engine):
     """Runs a program eagerly, in the library of the arrays."""
 
     name = "eager"
+    takes_groups = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         return None
@@ -46,11 +47,11 @@ class EagerEngine(Engine):
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket, program = job.bucket, job.program
-        scalars = {name: job.values[name] for name in program.scalars if name != "norm_scale"}
+        groups = [{name: row[name] for name in program.scalars if name != "norm_scale"} for row in job.values]
         for i, g in enumerate(job.grads):
             if g is None:
                 continue
-            own = dict(scalars)  # each tensor's own: a lazy library reads them later
+            own = dict(groups[job.group_of(i)])  # each tensor's own: a lazy library reads them later
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 own["norm_scale"] = float(norm_scales[i])
@@ -59,15 +60,18 @@ class EagerEngine(Engine):
     def norm_table(self, job: Job) -> NormTable:
         backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
 
-        def prepare(xp: Any, g: Array) -> Array:
-            return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), job.values)
-
         job.grads = backend.hold(job.grads)
-        places: list[int] = []
-        rows = backend.square_rows(prepare, _parts(backend, job.grads, places), computing)
         table = np.zeros((len(job.grads), norms.columns(computing)), np.int64)
-        for at, row in enumerate(rows):
-            table[places[at]] += np.asarray(row)
+        for group, values in enumerate(job.values):
+
+            def prepare(xp: Any, g: Array, values: Mapping[str, Any] = values) -> Array:
+                return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
+
+            own = [g if job.group_of(i) == group else None for i, g in enumerate(job.grads)]
+            places: list[int] = []
+            rows = backend.square_rows(prepare, _parts(backend, own, places), computing)
+            for at, row in enumerate(rows):
+                table[places[at]] += np.asarray(row)
         return NormTable(np, table)
 
     def finite(self, job: Job) -> list[bool]:

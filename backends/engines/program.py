@@ -98,7 +98,8 @@ class Code:
 
     def values(self, hypers: Mapping[str, Any]) -> list[Any]:
         """Evaluate the scalar expressions for these hyperparameters, in double precision."""
-        return [evaluate(expression, hypers) for expression in self.scalars]
+        # Most are a hyperparameter as it is.
+        return [hypers[e[1]] if e[0] == "hyper" else evaluate(e, hypers) for e in self.scalars]
 
     def render(self, operations: Mapping[str, str], only: tuple[str, ...] = ()) -> list[str]:
         """Write the nodes as ``name = expression``, by a template for each operation with ``{0}``, … for arguments.
@@ -119,7 +120,7 @@ def evaluate(expression: tuple, hypers: Mapping[str, Any]) -> Any:
         return rest[0]
     if kind == "hyper":
         return hypers[rest[0]]
-    return SCALAR_OPERATORS[kind](*(evaluate(part, hypers) for part in rest))
+    return SCALAR_OPERATORS[kind](*[evaluate(part, hypers) for part in rest])
 
 
 class Valueless:

@@ -58,7 +58,7 @@ class CudaEngine(Engine):
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
         tables = self._tables(job.bucket)
-        numbers = tables.numbers(source.code_of(job.program), job.values)
+        numbers = tables.numbers(source.code_of(job.program), *job.values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
         kernel = source.update_source(job.program, real_dtypes(job.bucket.dtypes))
         tables.run(kernel, "update", job, [scales, *numbers], own=True)
@@ -68,7 +68,8 @@ class CudaEngine(Engine):
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         bucket, program = job.bucket, job.program
         tables = self._tables(bucket)
-        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **job.values})
+        (values,) = job.values
+        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
         columns = norms.columns(wider([bucket.grad_dtype]))
         sums = tables.zeros("sums", columns)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])

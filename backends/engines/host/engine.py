@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class HostEngine(Engine):
     """Runs programs compiled by Numba, on arrays in this machine's memory."""
 
     name = "host"
+    takes_groups = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         if backend.host_memory(device) is None:
@@ -75,12 +76,12 @@ class HostEngine(Engine):
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket = job.bucket
         kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
-        numbers = np.array(job.program.code.values(job.values), np.float64)
         walk = _Walk.of(bucket)
+        numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, scales[row:], numbers, first, start, count)
+            kernel(table, scales[row:], numbers, which[row:], first, start, count)
 
         walk.run(job, work, own=True)
         walk.memory.touched(job.updated)
@@ -88,18 +89,19 @@ class HostEngine(Engine):
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
         kernel = square_kernel(program, FLOATING[dtype])
-        numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}), np.float64)
+        walk, rest = _Walk.of(job.bucket), dict.fromkeys(program.scalars, 0.0)
+        numbers = _numbers(job, [{**rest, **values} for values in job.values])
+        which = walk.zeros if job.which is None else job.which
         columns = norms.columns(wider([dtype]))
         out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
-        walk = _Walk.of(job.bucket)
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             if len(walk.pieces) == 1:
-                kernel(table, numbers, np.empty(ROOM), out[row + first :], first, start, count)
+                kernel(table, numbers, which[row:], np.empty(ROOM), out[row + first :], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
             sums = np.zeros((last, columns), np.int64)
-            kernel(table, numbers, np.empty(ROOM), sums, first, start, count)
+            kernel(table, numbers, which[row:], np.empty(ROOM), sums, first, start, count)
             with lock:
                 out[row + first : row + first + last] += sums
 
@@ -117,6 +119,12 @@ class HostEngine(Engine):
         return [not b for b in bad]
 
 
+def _numbers(job: Job, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The numbers that the job's code reads, a row for each group."""
+    code = job.program.code
+    return np.array([code.values(row) for row in values], np.float64)
+
+
 class _Walk:
     """Where a bucket's arrays lie, and the pieces in which threads walk over them."""
 
@@ -126,7 +134,7 @@ class _Walk:
         self.memory: HostMemory = memory
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
-        self.ones = np.ones(len(sizes))
+        self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
         ends = np.cumsum(sizes)
         total = int(ends[-1])
         length = PIECE if total > SERIAL else max(total, 1)

@@ -116,6 +116,9 @@ SPACE = {
 
 
 TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
+#: A program's numbers, a row for each group of tensors, and the row of each tensor.
+GROUPS = {"numbers": types.float64[:, ::1], "which": types.int64[::1]}
+ZERO_ONE = "zero, one = compute(0), compute(1)"
 
 
 def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
@@ -150,8 +153,8 @@ def computing_dtype(dtypes: tuple[str, ...]) -> Any:
 
 
 def rounded(code: Code) -> list[str]:
-    """Lines that round the numbers to the computing dtype."""
-    return ["zero, one = compute(0), compute(1)", *(f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars)))]
+    """Lines that round the numbers of tensor `i` to the computing dtype."""
+    return [f"s{k} = compute(numbers[which[i], {k}])" for k in range(len(code.scalars))]
 
 
 def view(dtype: str, column: int, first: str, length: str) -> str:
@@ -161,9 +164,10 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
 
 @lru_cache(KEPT)
 def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
-    """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
+    """Compile ``update(table, scales, numbers, which, first, start, count)``: see `build`.
 
-    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars.
+    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars in each
+    row, and `which` the row of each tensor.
     """
     code = program.code
     arrays = list(zip(code.inputs, dtypes, strict=True))
@@ -172,9 +176,8 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     element += code.render(OPERATIONS)
     element += [f"{a}_[k] = {STORAGE[d][2].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
     views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
-    body = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element)]
-    parameters = {"scales": NUMBERS, "numbers": NUMBERS}
-    return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
+    body = [*rounded(code), "norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element)]
+    return build("update", {"scales": NUMBERS, **GROUPS}, [ZERO_ONE], body, compute=computing_dtype(dtypes))
 
 
 @cache

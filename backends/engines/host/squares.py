@@ -27,11 +27,13 @@ from .. import norms
 from ..locate import ITEMSIZES
 from ..program import KEPT, Program
 from .kernels import (
+    GROUPS,
     LOADS,
     NUMBERS,
     OPERATIONS,
     STORAGE,
     TABLE,
+    ZERO_ONE,
     bits_double,
     bits_float,
     build,
@@ -277,7 +279,7 @@ def adder(dtype: str) -> Any:
 
 @lru_cache(KEPT)
 def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
-    """Compile ``squares(table, numbers, room, out, first, start, count)``: see `build` and `norms.square_sums`.
+    """Compile ``squares(table, numbers, which, room, out, first, start, count)``: see `build`, `norms.square_sums`.
 
     Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
     is scaled and clipped by value on the way. `room` is for `ROOM` float64.
@@ -293,7 +295,7 @@ def _plain_kernel(dtype: str) -> Callable[..., None]:
         f"at = table[i, 2] + (start + begin) * {size}",
         f"add(at, m, at + m * {size} if m == BLOCK else 0, room.ctypes.data, out[i - first].ctypes.data)",
     ]
-    return _built([], block, dtype)
+    return _built([], [], block, dtype)
 
 
 def _measuring_kernel(program: Program, dtype: str) -> Callable[..., None]:
@@ -307,10 +309,10 @@ def _measuring_kernel(program: Program, dtype: str) -> Callable[..., None]:
         "add(measured_at, m, ahead, room.ctypes.data, out[i - first].ctypes.data)",
     ]
     opening = ["measured_at = room.ctypes.data + 8 * BLOCK", f"measured = carray({computing}_at(measured_at), BLOCK)"]
-    return _built([*opening, *rounded(code)], block, computing)
+    return _built([*opening, ZERO_ONE], rounded(code), block, computing)
 
 
-def _built(opening: list[str], block: list[str], dtype: str) -> Callable[..., None]:
-    body = ["for begin in range(0, n, BLOCK):", *indent(["m = min(BLOCK, n - begin)", *block])]
-    parameters = {"numbers": NUMBERS, "room": NUMBERS, "out": TABLE}
+def _built(opening: list[str], before: list[str], block: list[str], dtype: str) -> Callable[..., None]:
+    body = [*before, "for begin in range(0, n, BLOCK):", *indent(["m = min(BLOCK, n - begin)", *block])]
+    parameters = {**GROUPS, "room": NUMBERS, "out": TABLE}
     return build("squares", parameters, opening, body, BLOCK=BLOCK, add=adder(dtype), compute=computing_dtype((dtype,)))
