@@ -6,6 +6,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
+from ..rounding import tables
 from . import threads
 
 __all__ = ["HostEngine"]
@@ -80,8 +82,17 @@ class HostEngine(Engine):
         numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, scales[row:], numbers, which[row:], first, start, count)
+        if not job.program.stochastic:
+
+            def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+                kernel(table, scales[row:], numbers, which[row:], first, start, count)
+
+        else:
+            tensors, runs = walk.runs
+            keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+
+            def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+                kernel(table, scales[row:], numbers, which[row:], tensors[row:], runs, *keys, first, start, count)
 
         walk.run(job, work, own=True)
         walk.memory.touched(job.updated)
@@ -93,20 +104,21 @@ class HostEngine(Engine):
         numbers = _numbers(job, [{**rest, **values} for values in job.values])
         which = walk.zeros if job.which is None else job.which
         columns = norms.columns(wider([dtype]))
-        out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
+        out, lock = np.zeros((len(job.grads), columns + 1), np.int64), threading.Lock()
 
         def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
             if len(walk.pieces) == 1:
                 kernel(table, numbers, which[row:], np.empty(ROOM), out[row + first :], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
-            sums = np.zeros((last, columns), np.int64)
+            sums = np.zeros((last, columns + 1), np.int64)
             kernel(table, numbers, which[row:], np.empty(ROOM), sums, first, start, count)
             with lock:
                 out[row + first : row + first + last] += sums
 
         walk.run(job, work)
-        return NormTable(np, out)
+        # Where it is the gradient itself that is measured, the table's own counts say what is not finite.
+        return NormTable(np, out[:, :columns], out[:, columns - 2 if program.code.measured == "g" else columns :])
 
     def finite(self, job: Job) -> list[bool]:
         kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
@@ -145,6 +157,13 @@ class _Walk:
             for f, s in zip(first, starts, strict=True)
         ]
 
+    @cached_property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the elements stand in their parameters: see `rounding.tables`."""
+        elements = self.locations.bucket.elements
+        assert elements is not None  # or nothing would be rounded by where it stands
+        return tables(elements, self.locations.sizes)
+
     @classmethod
     def of(cls, bucket: Bucket) -> _Walk:
         """The walk of a bucket, made once."""
@@ -162,5 +181,5 @@ class _Walk:
         threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces, library)
         for i in job.location.odd:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
-                kernel(copies.table, i, 0, 0, int(copies.table[0, 0]))
+                kernel(copies.table, i, 0, copies.start, int(copies.table[0, 0]) - copies.start)
                 copies.write_back(job.bucket.backend)
