@@ -17,14 +17,15 @@ __all__ = ["OURS", "dtypes", "options", "paths"]
 ELEMENTS = 16_000_000
 #: Contenders whose arrays are NumPy's and PyTorch's.
 OURS = ("multiopt-numpy", "multiopt-tensors", "multiopt-torch")
-#: Dtypes of parameters and gradients, and of the state, if it is another.
-DTYPES = [
-    ("float32", None),
-    ("float64", None),
-    ("float16", None),
-    ("bfloat16", None),
-    ("bfloat16", "float32"),
-    ("float32", "bfloat16"),
+#: Dtypes of parameters and gradients, and of the state, if it is another; how that is rounded, if not to the nearest.
+DTYPES: list[tuple[str, str | None, dict[str, Any]]] = [
+    ("float32", None, {}),
+    ("float64", None, {}),
+    ("float16", None, {}),
+    ("bfloat16", None, {}),
+    ("bfloat16", "float32", {}),
+    ("float32", "bfloat16", {}),
+    ("float32", "bfloat16", {"state_rounding": "stochastic"}),
 ]
 PASS = {"weight_decay": 0.01, "maximize": True, "clip_value": 1.0}
 TWICE, AVERAGED = {"reads": 2}, {"average": True}
@@ -35,9 +36,9 @@ OPTIONS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("decoupled weight decay", {"weight_decay": 0.01, "decoupled": True}, {}),
     ("clip by norm", {"clip_norm": 1.0}, TWICE),
     ("clip by global norm", {"clip_global_norm": 1.0}, TWICE),
-    ("the second and the last", PASS | {"clip_global_norm": 1.0}, TWICE),
+    ("weight decay, maximize, clip by value and by global norm", PASS | {"clip_global_norm": 1.0}, TWICE),
     ("skip steps that are not finite", {"nonfinite": "skip"}, TWICE),
-    ("the same, and clip by norm", {"nonfinite": "skip", "clip_norm": 1.0}, TWICE),
+    ("skip steps that are not finite, clip by norm", {"nonfinite": "skip", "clip_norm": 1.0}, TWICE),
     ("moving average of the parameters", {"ema": 0.99}, AVERAGED),
 ]
 
@@ -46,10 +47,11 @@ def dtypes(run: Run) -> Result:
     """Parameters and state of every dtype."""
     n = run.size(ELEMENTS)
     heats = []
-    for dtype, state in DTYPES:
-        # The state of the drop-in and of PyTorch's optimizers is as wide as the parameters.
-        contenders = run.some(FLOOR, *OURS, "torch-adam") if state is None else run.some(FLOOR, *OURS[:2])
-        name = dtype if state is None else f"{dtype}, {state} state"
+    for dtype, state, rounding in DTYPES:
+        contenders = [*run.some(FLOOR), *run.some(*OURS[:2], options=rounding)]
+        if state is None:  # that of the drop-in and of PyTorch's optimizers is as wide as the parameters
+            contenders += run.some("multiopt-torch", "torch-adam")
+        name = ", ".join([dtype, *([f"{state} state"] if state else []), *rounding.values()])
         heats.append(Heat(name, Workload([(n,)], dtype, state), contenders))
     return Result("dtypes", f"One tensor of {n:,} elements, by dtype", run.race(*heats), kind="turns")
 
