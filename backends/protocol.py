@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .engines.program import Program
-from .engines.rounding import Draws, Elements, Keys, Rounding
 from .generic import Array, Backend, Described
+from .rounding import Draws, Elements, Keys, Rounding
 
 __all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable", "Ranges"]
 

@@ -16,9 +16,9 @@ import numpy as np
 from . import backends
 from .backends.engines.locate import walks_rows
 from .backends.engines.program import Program, TraceError
-from .backends.engines.rounding import Elements, Rounding
 from .backends.generic import FLOATING, Array, Backend, Described, wider
 from .backends.protocol import Bucket
+from .backends.rounding import Elements, Rounding
 from .memory import Memory, check_gradient, check_params, check_rounded, check_state
 from .options import narrowest
 from .plan import Plan, PlannedJob

@@ -10,7 +10,7 @@ from typing import Any
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .backends.engines.rounding import Elements, Rounding
+from .backends.rounding import Elements, Rounding
 from .binding import Binding, restored
 from .joint import Joint
 from .lock import Lock, locked

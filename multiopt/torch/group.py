@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
-from ..backends.engines.rounding import Draws, Elements, Rounding
+from ..backends.rounding import Draws, Elements, Rounding
 from ..backends.torch import is_sharded, is_whole, local
 from ..plan import Plan
 from ..update import FusedUpdate

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backends.engines.rounding import Draws, rounded
 from ..backends.generic import wider
+from ..backends.rounding import Draws, rounded
 from ..update import FusedUpdate
 from .tensors import BACKEND
 

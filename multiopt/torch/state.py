@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..adadelta import ADADELTA
-from ..backends.engines.rounding import Elements, Rounding
+from ..backends.rounding import Elements, Rounding
 from ..backends.torch import PLAIN, is_sharded, local, shard_start
 from ..binding import state_dtype_of
 from ..memory import check_rounded

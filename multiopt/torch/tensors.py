@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..adadelta import ADADELTA
 from ..backends import engine_for, get
-from ..backends.engines.rounding import Elements
 from ..backends.generic import Described
+from ..backends.rounding import Elements
 from ..backends.torch import PLAIN, TorchBackend, local, with_layout_of
 from ..binding import Binding
 from ..plan import Plan

@@ -19,9 +19,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...rounding import rendered
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
-from ..rounding import rendered
 from .control import default_control, restored_control
 
 __all__ = ["disabled", "finite_kernel", "update_kernel"]
@@ -351,6 +351,7 @@ def _by_runs(body: list[str]) -> list[str]:
 
 def magnitudes(dtype: str) -> dict[str, Any]:
     """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
+    kind: Any
     if dtype == "float64":
         kind, bits, infinite = np.int64, double_bits, np.float64(np.inf).view(np.int64)
     else:

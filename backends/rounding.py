@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import Array, Backend
+from .generic import Array, Backend
 
 __all__ = ["Draws", "Elements", "Rounding", "absorbed", "rendered", "rounded", "tables"]
 
