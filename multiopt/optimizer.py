@@ -15,7 +15,7 @@ from .joint import Joint
 from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, options_of, with_settings
-from .plan import Plan, run
+from .plan import Plan, chained, run
 from .rule import Rule
 from .tree import Structure
 from .update import AVERAGE, SUM, FusedUpdate, compose
@@ -269,14 +269,13 @@ class Optimizer:
         count = len(self.accumulators)
         adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
-        plans: list[Plan] = []
-        averages: list[Plan] = []
+        plans, averages = list[Plan](), list[Plan]()
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
             plans = to_step.plan(self.bindings, updates, sums or flat, values)
             count = len(self.averages)
             params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
-            averages = to_averages.plan(self.averages, [AVERAGE] * count, params, [momentum] * count)
+            averages = to_averages.plan(self.averages, [AVERAGE] * count, params, [momentum] * count, updates[:count])
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
@@ -295,6 +294,7 @@ class Optimizer:
                 return self.params
             for plan, accumulator, had in zip(plans, self.accumulators, seen, strict=False):
                 plan.take(accumulator.sums(had))
+            averages = chained(plans, averages)
             norm = run(plans, settings["clip_global_norm"])
             for plan, binding in zip(averages, self.bindings, strict=False):
                 plan.take(binding.params)
