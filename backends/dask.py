@@ -19,6 +19,7 @@ from uuid import uuid4
 import dask
 import dask.array as da
 import numpy as np
+from dask.array.core import slices_from_chunks
 from dask.highlevelgraph import HighLevelGraph
 
 from .generic import Array, Backend
@@ -88,8 +89,10 @@ class DaskBackend(Backend):
         # The graph is made of the arrays' own, as they are. Optimized one by one (as `to_delayed` does by default) and
         # then merged, graphs have different tasks under one key, and a cluster loses some.
         made, positions = f"multiopt-chunk-{uuid4().hex}", list(product(*map(range, first.numblocks)))
-        compute = partial(_chunk, function)
-        tasks: dict[Any, Any] = {(made, *at): (compute, *((a.name, *at) for a in arrays)) for at in positions}
+        tasks: dict[Any, Any] = {
+            (made, *at): (partial(_chunk, function.within(box)), *((a.name, *at) for a in arrays))
+            for at, box in zip(positions, slices_from_chunks(first.chunks), strict=True)
+        }
         graph = HighLevelGraph.from_collections(made, tasks, dependencies=arrays)
         new = []
         for j, old in enumerate(outputs):

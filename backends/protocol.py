@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .engines.program import Program
+from .engines.rounding import Draws, Elements, Keys, Rounding
 from .generic import Array, Backend, Described
 
 __all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable", "Ranges"]
@@ -50,6 +51,8 @@ class Bucket:
     #: Rows of the one parameter, and of its state, that are updated, each once; the gradient has these rows only. None:
     #: parameters are updated whole. Gradients of rows are not measured.
     rows: np.ndarray | None = None
+    #: Which elements the parameters hold, where updates round stochastically.
+    elements: list[Elements] | None = None
     #: The engine's own; it holds nothing that cannot be made again.
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     #: Updates that the engine has compiled, by whoever had it compile them.
@@ -110,6 +113,8 @@ class Job:
     which: np.ndarray | None = None
     #: Where they lie; see `Engine.locate`.
     location: Any = None
+    #: By what the outputs that the program says are rounded stochastically.
+    rounding: Rounding | None = None
     #: What is done on the same elements right after, while they are in the cache: a job of the same engine, whose
     #: gradients are this one's parameters, and whose arrays share no memory with this one's.
     then: Job | None = None
@@ -122,6 +127,18 @@ class Job:
     def complete(self) -> bool:
         """Whether every parameter has a gradient."""
         return isinstance(self.grads, Described) or not any(map(is_, self.grads, repeat(None)))
+
+    @property
+    def keys(self) -> Keys:
+        """The step's keys for stochastic rounding."""
+        assert self.rounding is not None  # `Binding.plan` has looked
+        return self.rounding.keys
+
+    def draws(self, i: int) -> Draws:
+        """What the state of the i-th parameter is rounded by."""
+        assert self.rounding is not None  # `Binding.plan` has looked
+        assert self.bucket.elements is not None
+        return Draws(self.rounding, self.bucket.elements[i], tuple(self.bucket.params[i].shape))
 
     @property
     def updated(self) -> Iterable[Array]:

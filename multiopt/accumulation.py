@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .backends.engines.rounding import Elements
 from .backends.generic import Array
 from .binding import Binding, state_dtype_of
 from .update import AVERAGE, SUM, FusedUpdate
@@ -46,12 +47,17 @@ def average(binding: Binding, state_dtype: str | None) -> Binding:
     def start(array: Array, dtype: str) -> Array:
         return binding.backend.copy(binding.backend.cast(array, dtype))
 
-    return _beside(binding, AVERAGE, state_dtype, start)
+    return _beside(binding, AVERAGE, state_dtype, start, binding.elements)
 
 
 def _beside(
-    binding: Binding, update: FusedUpdate, state_dtype: str | None, make: Callable[[Array, str], Array]
+    binding: Binding,
+    update: FusedUpdate,
+    state_dtype: str | None,
+    make: Callable[[Array, str], Array],
+    elements: Sequence[Elements] | None = None,
 ) -> Binding:
     dtypes = [binding.backend.dtype(array) for array in binding.params]
     arrays = [make(p, state_dtype_of(dtype, state_dtype)) for p, dtype in zip(binding.params, dtypes, strict=True)]
-    return Binding(update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=binding.engine)
+    engine = binding.engine
+    return Binding(update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=engine, elements=elements)

@@ -12,10 +12,21 @@ from typing import Any, NamedTuple
 
 from .adadelta import ADADELTA
 from .backends.engines.eager import Elementwise
+from .backends.engines.rounding import Draws, Elements, Rounding
 from .backends.generic import wider
 from .binding import state_dtype_of
-from .memory import backend_of, check_floating, check_gradient
-from .options import OPTIONS, THRESHOLDS, Option, check_fits, check_state_dtype, narrowest, options_of, range_of
+from .memory import backend_of, check_floating, check_gradient, check_rounded
+from .options import (
+    OPTIONS,
+    THRESHOLDS,
+    Option,
+    check_fits,
+    check_seeded,
+    check_state_dtype,
+    narrowest,
+    options_of,
+    range_of,
+)
 from .rule import Rule
 from .tree import Structure
 from .update import FusedUpdate, compose
@@ -77,6 +88,8 @@ def update(
     decoupled: bool = False,
     maximize: bool = False,
     clip_value: Any = None,
+    state_rounding: str = "nearest",
+    seed: int = 0,
     **hypers: Any,
 ) -> tuple[Any, State]:
     """One update, as new arrays.
@@ -92,6 +105,9 @@ def update(
     weight_decay, decoupled, maximize, clip_value
         The first and the last are numbers as the hyperparameters are. See `multiopt.Optimizer`. Clip by norm
         beforehand, if at all: inside a compiled function the order of additions is the compiler's.
+    state_rounding, seed
+        See `multiopt.Optimizer`, whose bits these are: a parameter's number is that of its leaf. Neither may be traced;
+        of a step that is, the low 64 bits count.
     **hypers
         The rule's hyperparameters: Python numbers, callables of the step, or 0-d arrays, traced ones too (then
         ``1 - rho`` is formed in the array's precision, not in double).
@@ -117,7 +133,12 @@ def update(
         name: _checked(option, hypers.get(name, option.default), state.step)
         for name, option in options_of(rule).items()
     }
-    fused, numbers = compose(rule, options, {name: option.default for name, option in OPTIONS.items()})
+    settings = {name: option.default for name, option in OPTIONS.items()}
+    given = {"state_rounding": state_rounding, "seed": seed}
+    settings |= {name: OPTIONS[name].check(name, value) for name, value in given.items()}
+    check_seeded(settings)
+    fused, numbers = compose(rule, options, settings)
+    rounding = Rounding(seed, _halves(state.step)) if fused.program.stochastic else None
     scalars = {name: value for name, value in {**numbers, "step": state.step}.items() if name in fused.scalars}
     structure = Structure(params)
     leaves = structure.flatten(grads, "grads")
@@ -132,8 +153,9 @@ def update(
         vanishing = 0.0 in range_of(rule, name)
         check_fits(name, value, computing, may_vanish=vanishing, may_overflow=name in THRESHOLDS)
     new: list[list[Any]] = []
-    for name, x, g, *old in zip(structure.names, structure.leaves, leaves, *slots, strict=True):
-        new.append([x, *old] if g is None else _apply(name, fused, scalars, x, g, old))
+    for i, (name, x, g, *old) in enumerate(zip(structure.names, structure.leaves, leaves, *slots, strict=True)):
+        draws = None if rounding is None else Draws(rounding, Elements(i), tuple(x.shape))
+        new.append([x, *old] if g is None else _apply(name, fused, scalars, draws, x, g, old))
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
@@ -146,12 +168,26 @@ def _checked(option: Option, value: Any, step: Any) -> Any:
     return option.check(option.name, value) if looked_at else value
 
 
-def _apply(name: str, fused: FusedUpdate, scalars: dict[str, Any], x: Any, g: Any, old: list[Any]) -> list[Any]:
+def _halves(step: Any) -> Any:
+    """A step's number, if it is one of Python, or its low and high 32 bits as arrays of int32."""
+    if not hasattr(step, "dtype"):
+        return step
+    backend = backend_of("state.step", step)
+    wide = "64" in backend.dtype(step)
+    return backend.cast(step, "int32"), backend.cast(step >> 32, "int32") if wide else 0
+
+
+def _apply(
+    name: str, fused: FusedUpdate, scalars: dict[str, Any], draws: Draws | None, x: Any, g: Any, old: list[Any]
+) -> list[Any]:
     backend = backend_of(name, x)
     dtype = check_floating(name, backend, x)
     check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=True)
     dtypes = [dtype, *(backend.dtype(a) for a in old)]
-    function = Elementwise(fused.program, scalars, wider(dtypes))
+    if draws is not None:
+        for found in dtypes[1:]:
+            check_rounded(name, found)
+    function = Elementwise(fused.program, scalars, wider(dtypes), draws)
     parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)
     pieces = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
     return [backend.join(list(piece), d) for piece, d in zip(pieces, dtypes, strict=True)]

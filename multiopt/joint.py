@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .backends.engines.rounding import Rounding
 from .backends.generic import Array
 from .backends.protocol import Bucket
 from .binding import Binding
@@ -33,6 +34,7 @@ class JointBinding(Binding):
         first = bindings[0]
         self.rule, self.engine, self.backend, self.memory = first.rule, first.engine, first.backend, bindings[-1].memory
         self.names = list(chain.from_iterable(binding.names for binding in bindings))
+        self.elements = first.elements and list(chain.from_iterable(b.elements or () for b in bindings))
         self._params = list(chain.from_iterable(binding.params for binding in bindings))
         self.buckets, self.places, self.groups = [], [], []
         by_kind: dict[tuple[Any, ...], list[tuple[int, Bucket, list[int]]]] = {}
@@ -44,12 +46,11 @@ class JointBinding(Binding):
                 by_kind.setdefault(kind, []).append((i, bucket, [start + place for place in places]))
             start += len(binding.names)
         for parts in by_kind.values():
-            groups, buckets, places = zip(*parts, strict=True)
-            several = len(parts) > 1
-            self.buckets.append(_joined(buckets) if several else buckets[0])
-            self.places.append(list(chain.from_iterable(places)))
-            sizes = list(map(len, places))
-            self.groups.append((list(groups), np.repeat(np.arange(len(parts)), sizes) if several else None))
+            several, sizes = len(parts) > 1, [len(own) for _, _, own in parts]
+            self.buckets.append(_joined([bucket for _, bucket, _ in parts]) if several else parts[0][1])
+            self.places.append([place for _, _, own in parts for place in own])
+            which = np.repeat(np.arange(len(parts)), sizes) if several else None
+            self.groups.append(([i for i, _, _ in parts], which))
 
 
 class Joint:
@@ -70,6 +71,7 @@ class Joint:
         updates: Sequence[FusedUpdate],
         grads: Sequence[Sequence[Array | None]],
         values: Sequence[Mapping[str, Any]],
+        rounding: Rounding | None = None,
         alike: Sequence[FusedUpdate] | None = None,
     ) -> list[Plan]:
         """Check a step of several bindings, each with its update, gradients and numbers; nothing is written.
@@ -80,15 +82,14 @@ class Joint:
         alike = updates if alike is None else alike
         if len(bindings) < 2 or not bindings[0].backend.mutable:
             rows = zip(bindings, updates, grads, values, strict=True)
-            return [binding.plan(update, own, numbers) for binding, update, own, numbers in rows]
+            return [binding.plan(update, own, numbers, rounding=rounding) for binding, update, own, numbers in rows]
         if self._bindings != bindings or self._updates != alike:
             self._join(list(bindings), list(alike))
-        return [
-            binding.plan(
-                updates[which[0]], list(chain.from_iterable(grads[i] for i in which)), *map(values.__getitem__, which)
-            )
-            for _, which, binding in self._joined
-        ]
+        plans = []
+        for _, which, binding in self._joined:
+            own = list(chain.from_iterable(grads[i] for i in which))
+            plans.append(binding.plan(updates[which[0]], own, *(values[i] for i in which), rounding=rounding))
+        return plans
 
     def _join(self, bindings: list[Binding], updates: list[FusedUpdate]) -> None:
         alike: dict[FusedUpdate, list[int]] = {}
@@ -105,10 +106,13 @@ class Joint:
 
 def _joined(buckets: Sequence[Bucket]) -> Bucket:
     first = buckets[0]
-    return Bucket(
+    joined = Bucket(
         first.backend, first.engine, first.device, first.dtype, first.grad_dtype, first.state_dtype,
         list(chain.from_iterable(bucket.names for bucket in buckets)),
         list(chain.from_iterable(bucket.params for bucket in buckets)),
         {slot: list(chain.from_iterable(bucket.state[slot] for bucket in buckets)) for slot in first.state},
         first.wanted,
     )  # fmt: skip
+    if first.elements is not None:
+        joined.elements = list(chain.from_iterable(bucket.elements or () for bucket in buckets))
+    return joined

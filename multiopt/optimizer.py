@@ -10,15 +10,16 @@ from typing import Any
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
+from .backends.engines.rounding import Elements, Rounding
 from .binding import Binding, restored
 from .joint import Joint
 from .lock import Lock, locked
 from .memory import Memory
-from .options import OPTIONS, Attribute, Group, options_of, with_settings
+from .options import OPTIONS, Attribute, Group, check_seeded, options_of, with_settings
 from .plan import Plan, chained, run
 from .rule import Rule
-from .tree import Structure
-from .update import AVERAGE, SUM, FusedUpdate, compose
+from .tree import Structure, flatten_groups
+from .update import SUM, FusedUpdate, averaging, compose
 
 __all__ = ["Optimizer", "Schedule"]
 
@@ -60,6 +61,11 @@ class Optimizer:
         Momentum of an exponential moving average of the parameters, held in `ema_params`.
     state_dtype : str or None
         Dtype of the state, such as ``"float32"`` for bfloat16 parameters; by default the parameter's.
+    state_rounding : {"nearest", "stochastic"}
+        How state in bfloat16, the average too, is rounded. Stochastically it keeps, on average, what is added to it
+        however small; the numbers are a hash of `seed`, `steps`, and the number and the index of the element.
+    seed : int
+        Of stochastic rounding, from 0 to 2**64 - 1; a snapshot or checkpoint brings its own.
     engine : {"auto", "host", "cuda", "eager"}
         What computes; by default the fastest that serves the arrays (``multiopt info``).
     **options
@@ -121,6 +127,8 @@ class Optimizer:
     rule = Attribute[Rule]()
     accumulate = Attribute[int]()
     state_dtype = Attribute[str | None]()
+    state_rounding = Attribute[str]()
+    seed = Attribute[int]()
     engine = Attribute[str]()
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
@@ -132,6 +140,7 @@ class Optimizer:
             for name, option in OPTIONS.items()
             if option.scope != "group"
         }
+        check_seeded(self.settings)
         known = options_of(rule)
         for name in options.keys() - known.keys():
             others = (other for other, option in OPTIONS.items() if option.scope != "group")
@@ -172,10 +181,13 @@ class Optimizer:
         made = Group(self.rule, where, structure, {**self.defaults, **options})
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
+        before = sum(len(binding.names) for binding in self.bindings)
+        elements = [Elements(before + i) for i in range(len(structure.leaves))]
         binding = Binding(
             self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
             grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
+            elements=elements if self.state_rounding == "stochastic" else None,
         )  # fmt: skip
         made.bind(binding)
         with_settings(self.settings, [made])
@@ -261,21 +273,22 @@ class Optimizer:
         FloatingPointError
             If a gradient is not finite and ``nonfinite="raise"``. Nothing has been changed then.
         """
-        flat = self._flatten(grads, "grads")
+        structures = [group.structure for group in self.groups]
+        flat = flatten_groups(structures, grads, "grads") if self.grouped else [structures[0].flatten(grads, "grads")]
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        settings, updates, values = self.settings, *self._updates()
-        to_sums, to_step, to_averages = self._joints
-        count = len(self.accumulators)
+        settings, rounding, updates, values = self.settings, Rounding(self.seed, self.steps), *self._updates()
+        count, (to_sums, to_step, to_averages) = len(self.accumulators), self._joints
         adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
         plans, averages = list[Plan](), list[Plan]()
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
-            plans = to_step.plan(self.bindings, updates, sums or flat, values)
-            count = len(self.averages)
+            plans = to_step.plan(self.bindings, updates, sums or flat, values, rounding)
+            count, moving = len(self.averages), averaging(self.rule, settings)
             params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
-            averages = to_averages.plan(self.averages, [AVERAGE] * count, params, [momentum] * count, updates[:count])
+            averages = to_averages.plan(self.averages, [moving] * count, params, [momentum] * count, rounding, updates)
+            averages = chained(plans, averages)
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
@@ -294,7 +307,6 @@ class Optimizer:
                 return self.params
             for plan, accumulator, had in zip(plans, self.accumulators, seen, strict=False):
                 plan.take(accumulator.sums(had))
-            averages = chained(plans, averages)
             norm = run(plans, settings["clip_global_norm"])
             for plan, binding in zip(averages, self.bindings, strict=False):
                 plan.take(binding.params)
@@ -302,20 +314,8 @@ class Optimizer:
             for accumulator in self.accumulators:
                 accumulator.clear()
         self.grad_norm = norm[0] if norm is not None else None
-        self.micro_steps = 0
-        self.steps += 1
+        self.micro_steps, self.steps = 0, self.steps + 1
         return self.params
-
-    def _flatten(self, tree: Any, what: str) -> list[list[Any]]:
-        if not self.grouped:
-            return [self.groups[0].structure.flatten(tree, what)]
-        if not isinstance(tree, (list, tuple)) or len(tree) != len(self.groups):
-            got = f"{len(tree)} entries" if isinstance(tree, (list, tuple)) else f"a {type(tree).__name__}"
-            raise ValueError(f"{what}: expected a list with one entry for each of {len(self.groups)} groups, got {got}")
-        return [
-            group.structure.flatten(entry, f"{what}[{i}]")
-            for i, (group, entry) in enumerate(zip(self.groups, tree, strict=True))
-        ]
 
     # --- parameters and state ---
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..generic import Array, Backend, wider
 from ..protocol import Bucket, Engine, Job, Location, NormTable, Ranges
+from ..registry import of
 from . import norms
 from .locate import blocks, check_memory, extents
 from .program import Program
+from .rounding import Draws, rounded
 
 __all__ = ["EagerEngine", "Elementwise"]
 
@@ -55,7 +57,8 @@ class EagerEngine(Engine):
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 own["norm_scale"] = float(norm_scales[i])
-            _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes)))
+            draws = job.draws(i) if program.stochastic else None
+            _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes), draws))
 
     def norm_table(self, job: Job) -> NormTable:
         backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
@@ -97,13 +100,14 @@ def _parts(backend: Backend, grads: Sequence[Array | None], places: list[int]) -
                 yield part
 
 
-def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
+def _update_one(bucket: Bucket, i: int, g: Array, whole: Elementwise) -> None:
     backend, rows, old = bucket.backend, bucket.rows, [arrays[i] for arrays in bucket.arrays()]
     if rows is not None:
         old = [backend.take(array, rows) for array in old]
     made = list(old)
     dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
     for box in _boxes(backend, g):
+        function = whole if box is None else whole.within(box)
         x, *state = views = old if box is None else [a[box] for a in old]
         parts = zip(*(backend.parts(view) for view in (x, g if box is None else g[box], *state)), strict=True)
         new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
@@ -119,16 +123,37 @@ def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """The program on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype."""
+    """The program on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype.
+
+    Outputs that are rounded stochastically, to bfloat16, are rounded from float32.
+    """
 
     program: Program
     scalars: Mapping[str, Any]
     computing: str
+    #: What the `stochastic` outputs are rounded by.
+    draws: Draws | None = None
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """All numbers that it reads."""
+        step = () if self.draws is None else self.draws.rounding.keys
+        return (*self.scalars.values(), *step)
+
+    def within(self, box: tuple[slice, ...]) -> Elementwise:
+        """The same on a block of its arrays."""
+        return self if self.draws is None else replace(self, draws=replace(self.draws, box=box))
 
     def __call__(self, xp: Any, *arrays: Array) -> tuple[Array, ...]:
         wide = [xp.astype(a, getattr(xp, self.computing), copy=False) for a in arrays]
         old = (arrays[0], *arrays[2:])
-        return tuple(
-            xp.astype(new, a.dtype, copy=False)
-            for new, a in zip(self.program.function(xp, *wide, **self.scalars), old, strict=True)
-        )
+        made = self.program.function(xp, *wide, **self.scalars)
+        if self.draws is not None:
+            random = self.draws.random(
+                of(wide[0]), wide[0], [slot for slot in self.program.stochastic if slot is not None]
+            )
+            made = [
+                new if slot is None else rounded(xp, xp.astype(new, xp.float32, copy=False), random[slot])
+                for new, slot in zip(made, self.program.stochastic, strict=True)
+            ]
+        return tuple(xp.astype(new, a.dtype, copy=False) for new, a in zip(made, old, strict=True))

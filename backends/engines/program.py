@@ -61,6 +61,9 @@ class Program:
     scalars: tuple[str, ...]
     #: Those of them that are one number per tensor.
     per_tensor: tuple[str, ...]
+    #: For each output the number of the slot by which it is rounded stochastically (`rounding`), or None; empty where
+    #: none is.
+    stochastic: tuple[int | None, ...] = ()
     #: Where `function` is written, if that is not what an error should point at.
     file: str = __file__
 

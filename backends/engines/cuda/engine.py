@@ -53,7 +53,12 @@ class CudaEngine(Engine):
         self.driver.compile(source.update_source(program, real_dtypes(dtypes)))
 
     def locate(self, job: Job) -> Location:
-        return self._tables(job.bucket).locations.find(job)
+        tables = self._tables(job.bucket)
+        if job.program.stochastic and tables.capturing():
+            raise RuntimeError(
+                "state_rounding: a CUDA graph would repeat the random numbers of one step; use 'nearest'"
+            )
+        return tables.locations.find(job)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
@@ -61,7 +66,8 @@ class CudaEngine(Engine):
         numbers = tables.numbers(source.code_of(job.program), *job.values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
         kernel = source.update_source(job.program, real_dtypes(job.bucket.dtypes))
-        tables.run(kernel, "update", job, [scales, *numbers], own=True)
+        rounding = tables.rounding(job) if job.program.stochastic else []
+        tables.run(kernel, "update", job, [scales, *numbers, *rounding], own=True)
         tables.memory.touched(job.updated)
 
     def norm_table(self, job: Job) -> NormTable:

@@ -21,6 +21,7 @@ from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
+from ..rounding import tables
 from . import threads
 
 __all__ = ["HostEngine"]
@@ -140,8 +141,17 @@ def _updating(job: Job, norm_scales: Array | None) -> Work:
     numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
     scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
 
-    def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-        kernel(table, scales[row:], numbers, which[row:], first, start, count)
+    if not job.program.stochastic:
+
+        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+            kernel(table, scales[row:], numbers, which[row:], first, start, count)
+
+    else:
+        tensors, runs = walk.runs
+        keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+
+        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+            kernel(table, scales[row:], numbers, which[row:], tensors[row:], runs, *keys, first, start, count)
 
     return work
 
@@ -180,6 +190,13 @@ class _Walk:
             for f, s in zip(first, starts, strict=True)
         ]
 
+    @cached_property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the elements stand in their parameters: see `rounding.tables`."""
+        elements = self.locations.bucket.elements
+        assert elements is not None  # or nothing would be rounded by where it stands
+        return tables(elements, self.locations.sizes)
+
     @classmethod
     def of(cls, bucket: Bucket) -> _Walk:
         """The walk of a bucket, made once."""
@@ -201,5 +218,5 @@ class _Walk:
         """The same for those tensors alone whose memory cannot be walked."""
         for i in job.location.odd:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
-                kernel(copies.table, i, 0, 0, int(copies.table[0, 0]))
+                kernel(copies.table, i, 0, copies.start, int(copies.table[0, 0]) - copies.start)
                 copies.write_back(job.bucket.backend)

@@ -21,6 +21,7 @@ from numba.extending import intrinsic
 
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
+from ..rounding import rendered
 from .control import default_control, restored_control
 
 __all__ = ["disabled", "finite_kernel", "update_kernel"]
@@ -130,6 +131,30 @@ def bfloat_pair(low: Any, high: Any) -> Any:
     return (bfloat_rounded(low) >> np.uint32(16)) | (bfloat_rounded(high) & np.uint32(0xFFFF0000))
 
 
+_HASH = {
+    "key": "h = np.uint32(h ^ keys[{0}])",
+    "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
+    "mul": "h = np.uint32(h * np.uint32({0}))",
+}
+_hash_source = "\n    ".join(["def hashed(h, keys):", *rendered(_HASH), "return h"])
+_space: dict[str, Any] = {"np": np}
+exec(_hash_source, _space)
+hashed = numba.njit(inline="always")(_space["hashed"])
+
+
+@numba.njit(inline="always")
+def absorbed(keys: Any, word: Any) -> Any:
+    first = hashed(np.uint32(word), keys)
+    return first, hashed(np.uint32(~np.uint32(word)), (keys[1], first))
+
+
+@numba.njit(inline="always")
+def bfloat_round(x: Any, random: Any) -> Any:
+    u = float_bits(x)
+    u = u if x == x else np.uint32((u & np.uint32(0xFFFF0000)) | np.uint32(0x400000))
+    return np.uint16(np.uint32(u + random) >> np.uint32(16))
+
+
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
 STORAGE = {
     "float16": (_pointer(types.uint16), "half_load({})", "half_store({})"),
@@ -150,6 +175,9 @@ SPACE = {
     "half_store": half_store,
     "bfloat_load": bfloat_load,
     "bfloat_store": bfloat_store,
+    "bfloat_round": bfloat_round,
+    "hashed": hashed,
+    "absorbed": absorbed,
     "low_bfloat": low_bfloat,
     "high_bfloat": high_bfloat,
     "bfloat_pair": bfloat_pair,
@@ -173,8 +201,8 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     kernel walks over `count` elements, from element `start` of tensor `first` on and into the tensors that follow: the
     body over the `n` elements of tensor `i` that begin at `start`. `parameters` gives types.
     """
-    walk = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
-    walk += ["count -= n", "start = 0", "i += 1"]
+    walk = ["n = taken = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
+    walk += ["count -= taken", "start = 0", "i += 1"]
     lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
     lines = ["control = default_control()", *lines, "restored_control(control)"]
     source = "\n".join([f"def {name}(table, {', '.join(parameters)}, first, start, count):", *indent(lines), ""])
@@ -212,23 +240,29 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     """Compile ``update(table, scales, numbers, which, first, start, count)``: see `build`.
 
     `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars in each
-    row, and `which` the row of each tensor.
+    row, and `which` the row of each tensor. Between these and `first`, a program that rounds stochastically takes
+    `rounding.tables`, and the step's keys.
     """
     code = program.code
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
+    slots = program.stochastic or (None,) * len(written)
+    drawn = sorted({slot // 2 for slot in slots if slot is not None})
 
     def element(loads: list[str], stores: list[str]) -> list[str]:
         lines = [f"{a} = compute({load})" for (a, _), load in zip(arrays, loads, strict=True)]
         lines += code.render(OPERATIONS)
         return lines + [store.format(t) for store, t in zip(stores, code.outputs, strict=True)]
 
-    single = element(
-        [STORAGE[d][1].format(f"{a}_[k]") for a, d in arrays], [f"{a}_[k] = {STORAGE[d][2]}" for a, d in written]
+    stored = [STORAGE[d][2] if slot is None else _drawn(d, slot) for (_, d), slot in zip(written, slots, strict=True)]
+    single = [f"h{p} = hashed(np.uint32(low + np.uint32(k)), keys{p})" for p in drawn]
+    single += element(
+        [STORAGE[d][1].format(f"{a}_[k]") for a, d in arrays],
+        [f"{a}_[k] = {store}" for (a, _), store in zip(written, stored, strict=True)],
     )
     views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
     loop = ["for k in range(n):", *indent(single)]
-    if set(dtypes) == {"bfloat16"}:
+    if set(dtypes) == {"bfloat16"} and not drawn:
         # By pairs, which need no moving between the elements of registers. The NaNs here are the processor's own,
         # those of numbers, and bfloat16's with no more than their quiet bit set: the lower half of each is zero.
         pair = [f"{a}_pair = load_pair({a}_pairs, k)" for a, _ in arrays]
@@ -238,8 +272,42 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
         pair += [f"store_pair({a}_pairs, k, bfloat_pair({a}_low, {a}_high))" for a, _ in written]
         views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
-    body = [*rounded(code), "norm_scale = compute(scales[i])", *views, *loop]
-    return build("update", {"scales": NUMBERS, **GROUPS}, [ZERO_ONE], body, compute=computing_dtype(dtypes))
+    body, parameters = [*views, *loop], {"scales": NUMBERS, **GROUPS}
+    if drawn:
+        body = _by_runs([*(f"keys{p} = absorbed(keys, {p})" for p in drawn), *body])
+        parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
+    body = [*rounded(code), "norm_scale = compute(scales[i])", *body]
+    return build("update", parameters, [ZERO_ONE], body, compute=computing_dtype(dtypes))
+
+
+def _drawn(dtype: str, slot: int) -> str:
+    """A template of the bits of a value that is rounded by a slot's half of the hash."""
+    assert dtype == "bfloat16"  # or there would be nothing to round
+    half = f"h{slot // 2} >> np.uint32(16)" if slot % 2 else f"h{slot // 2} & np.uint32(0xFFFF)"
+    return f"bfloat_round(np.float32({{}}), np.uint32({half}))"
+
+
+def _by_runs(body: list[str]) -> list[str]:
+    """Do a body, which takes `n` elements from `start` on, run by run: with `low` and `keys` of each run's elements."""
+    return [
+        "rest, run, last = n, tensors[i, 1], tensors[i + 1, 1] - 1",
+        "while run < last:",  # the first run that ends behind `start`
+        "    middle = (run + last) // 2",
+        "    if runs[middle, 0] <= start:",
+        "        run = middle + 1",
+        "    else:",
+        "        last = middle",
+        "while rest > 0:",
+        "    index = start + runs[run, 1]",
+        "    n = min(rest, runs[run, 0] - start, 4294967296 - (index & 4294967295))",
+        "    low = np.uint32(index)",
+        "    keys = absorbed(absorbed((key0, key1), tensors[i, 0]), index >> 32)",
+        *indent(body),
+        "    rest -= n",
+        "    start += n",
+        "    if start == runs[run, 0]:",
+        "        run += 1",
+    ]
 
 
 def magnitudes(dtype: str) -> dict[str, Any]:
