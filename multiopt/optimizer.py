@@ -388,8 +388,7 @@ class Optimizer:
         return self.params
 
     def __repr__(self) -> str:
-        bucket = self.bindings[0].buckets[0]
-        count = sum(len(binding.names) for binding in self.bindings)
+        bucket, count = self.bindings[0].buckets[0], sum(len(binding.names) for binding in self.bindings)
         options = self.groups[0] if len(self.groups) == 1 else self.groups
         return (
             f"{type(self).__name__}({self.rule.name}, {count} {self.backend.name} arrays on {bucket.device}, "
