@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .engines.program import Program
-from .engines.rounding import Draws, Elements, Keys, Rounding
 from .generic import Array, Backend, Described
+from .rounding import Draws, Elements, Keys, Rounding
 
 __all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable", "Ranges"]
 
@@ -55,7 +55,7 @@ class Bucket:
     elements: list[Elements] | None = None
     #: The engine's own; it holds nothing that cannot be made again.
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-    #: Updates that the engine has compiled, by whoever had it compile them.
+    #: Programs that the engine has compiled, by whoever had it compile them.
     prepared: set[Any] = field(default_factory=set, repr=False)
     #: Types of gradients that have been found good.
     kinds: set[type] = field(default_factory=set, repr=False)
@@ -115,6 +115,9 @@ class Job:
     location: Any = None
     #: By what the outputs that the program says are rounded stochastically.
     rounding: Rounding | None = None
+    #: What is done on the same elements right after, while they are in the cache: a job of the same engine, whose
+    #: gradients are this one's parameters, and whose arrays share no memory with this one's.
+    then: Job | None = None
 
     def group_of(self, i: int) -> int:
         """The place in `values` of the i-th tensor's."""
@@ -162,12 +165,17 @@ class Ranges:
             return parts[0]
         return cls(np.concatenate([part.begins for part in parts]), np.concatenate([part.ends for part in parts]))
 
+    def meets(self, other: Ranges) -> bool:
+        """Whether some memory is in both."""
+        return bool(self.aliases((other.begins, other.ends), np.zeros(len(other.begins), bool)))
+
     def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
         """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
         begins, ends = read
         meets = self.begins.searchsorted(ends) - self.ends.searchsorted(begins, side="right")
-        found = (meets > upon) & (begins < ends)
-        return found.nonzero()[0].tolist() if found.any() else []
+        if not np.count_nonzero(meets):  # as nearly always
+            return []
+        return ((meets > upon) & (begins < ends)).nonzero()[0].tolist()
 
 
 @dataclass
@@ -204,6 +212,8 @@ class Engine(Protocol):
     name: str
     #: Whether the tensors of a job may have several groups' numbers.
     takes_groups: bool = False
+    #: Whether it does what a job says is to be done `then`.
+    chains: bool = False
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
+from ...rounding import rendered
 from .. import norms
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, LOGIC, Code, Program, TraceError
-from ..rounding import rendered
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
 

@@ -18,10 +18,10 @@ except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
+from ...rounding import tables
 from .. import norms
 from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
-from ..rounding import tables
 from . import threads
 
 __all__ = ["HostEngine"]
@@ -29,6 +29,8 @@ __all__ = ["HostEngine"]
 #: Elements that one thread takes at a time. Long enough that Python's part does not count, short enough that a
 #: thread which is held up does not hold up the step.
 PIECE = 1 << 19
+#: The same where another job follows on the same elements: few enough that they are still in the cache.
+NEAR = 1 << 16
 #: Below this many elements a second thread costs more than it saves (about 20 µs to wake it).
 SERIAL = 1 << 17
 #: Elements of a block that is copied because its memory cannot be walked: at most 2 MiB an array.
@@ -41,7 +43,7 @@ class HostEngine(Engine):
     """Runs programs compiled by Numba, on arrays in this machine's memory."""
 
     name = "host"
-    takes_groups = True
+    takes_groups = chains = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         if backend.host_memory(device) is None:
@@ -76,26 +78,23 @@ class HostEngine(Engine):
         return _Walk.of(job.bucket).locations.find(job)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
-        bucket = job.bucket
-        kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
-        walk = _Walk.of(bucket)
-        numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
-        scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
-
-        if not job.program.stochastic:
-
-            def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-                kernel(table, scales[row:], numbers, which[row:], first, start, count)
-
+        done = [(_Walk.of(job.bucket), job, _updating(job, norm_scales))]
+        if job.then is not None:
+            done.append((_Walk.of(job.then.bucket), job.then, _updating(job.then, None)))
+        if job.then is None or job.location.odd:
+            for walk, own, work in done:
+                walk.run(own, work, own=True)
         else:
-            tensors, runs = walk.runs
-            keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+            (walk, _, first), (after, then, second) = done
 
-            def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-                kernel(table, scales[row:], numbers, which[row:], tensors[row:], runs, *keys, first, start, count)
+            def both(piece: tuple[int, int, int]) -> None:
+                first(walk.locations.table, 0, *piece)
+                second(after.locations.table, 0, *piece)
 
-        walk.run(job, work, own=True)
-        walk.memory.touched(job.updated)
+            threads.run(both, walk.near, job.bucket.backend.threads())
+            after.run_odd(then, second, own=True)
+        for walk, own, _ in done:
+            walk.memory.touched(own.updated)
 
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
@@ -131,6 +130,32 @@ class HostEngine(Engine):
         return [not b for b in bad]
 
 
+#: Does something to ``(table, row, first, start, count)``; see `_Walk.run`.
+Work = Callable[[np.ndarray, int, int, int, int], None]
+
+
+def _updating(job: Job, norm_scales: Array | None) -> Work:
+    """What updates a piece of a job's bucket."""
+    kernel = kernels.update_kernel(job.program, real_dtypes(job.bucket.dtypes))
+    walk = _Walk.of(job.bucket)
+    numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
+    scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
+
+    if not job.program.stochastic:
+
+        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+            kernel(table, scales[row:], numbers, which[row:], first, start, count)
+
+    else:
+        tensors, runs = walk.runs
+        keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+
+        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
+            kernel(table, scales[row:], numbers, which[row:], tensors[row:], runs, *keys, first, start, count)
+
+    return work
+
+
 def _numbers(job: Job, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """The numbers that the job's code reads, a row for each group."""
     code = job.program.code
@@ -147,12 +172,20 @@ class _Walk:
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
         self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
-        ends = np.cumsum(sizes)
+        self.pieces = self._cut(PIECE)
+
+    @cached_property
+    def near(self) -> list[tuple[int, int, int]]:
+        """Pieces that stay in the cache while more than one job is done on them."""
+        return self._cut(NEAR)
+
+    def _cut(self, length: int) -> list[tuple[int, int, int]]:
+        sizes, ends = self.locations.sizes, np.cumsum(self.locations.sizes)
         total = int(ends[-1])
-        length = PIECE if total > SERIAL else max(total, 1)
+        length = length if total > SERIAL else max(total, 1)
         starts = np.arange(0, total, length)
         first = np.searchsorted(ends, starts, side="right")
-        self.pieces = [
+        return [
             (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s)))
             for f, s in zip(first, starts, strict=True)
         ]
@@ -171,7 +204,7 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
+    def run(self, job: Job, kernel: Work, *, own: bool = False) -> None:
         """Call ``kernel(table, row, first, start, count)`` on every piece of the bucket.
 
         `table` has the tensors from number `row` on: all of them, or one whose memory cannot be walked as one run,
@@ -179,6 +212,10 @@ class _Walk:
         """
         library = job.bucket.backend.threads()
         threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces, library)
+        self.run_odd(job, kernel, own=own)
+
+    def run_odd(self, job: Job, kernel: Work, *, own: bool) -> None:
+        """The same for those tensors alone whose memory cannot be walked."""
         for i in job.location.odd:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
                 kernel(copies.table, i, 0, copies.start, int(copies.table[0, 0]) - copies.start)

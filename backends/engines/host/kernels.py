@@ -19,9 +19,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...rounding import rendered
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
-from ..rounding import rendered
 from .control import default_control, restored_control
 
 __all__ = ["disabled", "finite_kernel", "update_kernel"]
@@ -292,7 +292,7 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
             pair += [f"store_pair({a}_pairs, k, bfloat_pair({low}, {high}))"]
         views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
-    body, parameters = [*views, *loop], {"scales": NUMBERS, **GROUPS}
+    body, parameters = [*views, *loop], dict[str, Any]({"scales": NUMBERS, **GROUPS})
     if drawn:
         body = _by_runs([line for p in drawn for line in _counted(p)] + body)
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
@@ -351,16 +351,12 @@ def _by_runs(body: list[str]) -> list[str]:
 
 def magnitudes(dtype: str) -> dict[str, Any]:
     """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
-    if dtype == "float64":
-        kind, bits, infinite = np.int64, double_bits, np.float64(np.inf).view(np.int64)
-    else:
-        kind, bits, infinite = np.uint32, float_bits, np.float32(np.inf).view(np.uint32)
-    return {
-        "kind": kind,
-        "bits": bits,
-        "MAGNITUDE": kind(np.iinfo(np.int64 if dtype == "float64" else np.int32).max),
-        "INFINITE": infinite,
-    }
+    wide = dtype == "float64"
+    kind: Any = np.int64 if wide else np.uint32
+    infinite = kind(np.float64(np.inf).view(np.int64) if wide else np.float32(np.inf).view(np.uint32))
+    magnitude = kind(np.iinfo(np.int64 if wide else np.int32).max)
+    bits = double_bits if wide else float_bits
+    return {"kind": kind, "bits": bits, "MAGNITUDE": magnitude, "INFINITE": infinite}
 
 
 @cache

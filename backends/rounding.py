@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import Array, Backend
+from .generic import Array, Backend
 
 __all__ = ["Draws", "Elements", "Keys", "Rounding", "absorbed", "hashed", "rendered", "rounded", "tables"]
 
@@ -55,6 +55,19 @@ class Elements:
     #: Where they stand in the whole parameter, in C order both: rows of first index and length, int64, of shape
     #: (n, 2). None: it holds the whole parameter.
     runs: np.ndarray | None = None
+
+    @classmethod
+    def of_block(cls, parameter: int, whole: Sequence[int], start: Sequence[int], shape: Sequence[int]) -> Elements:
+        """Those of a block, of some shape and with its first element at `start`, of a parameter of shape `whole`."""
+        axis, length = len(shape), 1
+        while axis and length == math.prod(whole[axis:]):  # axes that are whole make one run with the one before
+            axis -= 1
+            length *= shape[axis]
+        strides = [math.prod(whole[k + 1 :]) for k in range(len(whole))]
+        first = np.array([sum(s * stride for s, stride in zip(start, strides, strict=True))], np.int64)
+        for n, stride in zip(shape[:axis], strides, strict=False):
+            first = (first[:, None] + np.arange(n, dtype=np.int64) * stride).ravel()
+        return cls(parameter, np.stack([first, np.full_like(first, length)], axis=1))
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Check that there are as many as an array of this shape has."""
