@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from cuda_devices import StandIn
 from libraries import LIBRARIES, library_of, refused
-from multiopt.backends import get
-from multiopt.backends.engines import rounding
+from multiopt.backends import get, rounding
 from multiopt.backends.engines.eager import Elementwise
 from multiopt.backends.engines.host import engine as host
-from multiopt.backends.engines.rounding import STEPS, Draws, Elements, Rounding, absorbed, hashed, rounded, tables
+from multiopt.backends.rounding import STEPS, Draws, Elements, Rounding, absorbed, hashed, rounded, tables
 from rules import ADAM
 
 from multiopt import ADADELTA, Adadelta, Hyper, Optimizer, Rule
