@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .generic import Array, Backend, Described, strides_overlap
+from .generic import Array, Backend, Described, Place, strides_overlap
 
 __all__ = ["NumpyBackend"]
 
@@ -102,6 +102,15 @@ class NumpyBackend(Backend):
 
     def host_memory(self, device: str) -> NumpyBackend:
         return self
+
+    def plain(self, arrays: Sequence[Array]) -> bool:
+        return all(self.rejects(array) is None for array in arrays)
+
+    def place(self, array: Array) -> Place | None:
+        if not array.flags.aligned or not array.dtype.isnative:
+            return None
+        width = array.itemsize // (2 if array.dtype.kind == "c" else 1)
+        return Place(array.__array_interface__["data"][0], tuple(stride // width for stride in array.strides))
 
     def layout(self, array: Array) -> Any:
         flags = array.flags

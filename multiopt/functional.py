@@ -1,20 +1,23 @@
 """Adadelta, or any rule, as pure functions over trees of arrays: for `jax.jit`, `torch.compile` and functional code.
 
 Nothing is written in place and no array's values are read, so that a tracing compiler sees plain array operations and
-fuses them itself: the bits are that library's, on NumPy everybody's. On NumPy arrays, eagerly, `multiopt.Adadelta` is
-many times as fast.
+fuses them itself: the bits are then that library's. Arrays of NumPy, and tensors of PyTorch on the CPU, that nobody
+traces get everybody's bits, from the compiled engine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+from . import backends
 from .adadelta import ADADELTA
-from .backends.engines.eager import Elementwise
-from .backends.generic import wider
+from .backends.engines.program import TraceError
+from .backends.generic import Array, Backend, wider
 from .binding import state_dtype_of
-from .memory import backend_of, check_floating, check_gradient
+from .memory import backend_of, check_floating, check_gradient, check_state
 from .options import OPTIONS, THRESHOLDS, Option, check_fits, check_state_dtype, narrowest, options_of, range_of
 from .rule import Rule
 from .tree import Structure
@@ -105,7 +108,7 @@ def update(
     ------
     TypeError, ValueError
         If a number is out of range, or one other than 0 is none in the dtype that computes; if the state is another
-        rule's, or a gradient's shape or dtype is not its parameter's.
+        rule's, a gradient's shape or dtype is not its parameter's, or the state's shape.
     """
     if not isinstance(state, State) or state.slots.keys() != rule.slots.keys():
         raise TypeError(f"state: expected what init(params, rule={rule!r}) returns, got {state!r:.80}")
@@ -131,9 +134,17 @@ def update(
     for name, value in options.items():  # numbers of one step, as those of a schedule are
         vanishing = 0.0 in range_of(rule, name)
         check_fits(name, value, computing, may_vanish=vanishing, may_overflow=name in THRESHOLDS)
-    new: list[list[Any]] = []
-    for name, x, g, *old in zip(structure.names, structure.leaves, leaves, *slots, strict=True):
-        new.append([x, *old] if g is None else _apply(name, fused, scalars, x, g, old))
+    new = [[x, *old] for x, *old in zip(structure.leaves, *slots, strict=True)]
+    by_kind: dict[Any, list[int]] = {}
+    for i, (name, g, arrays) in enumerate(zip(structure.names, leaves, new, strict=True)):
+        if g is not None:
+            by_kind.setdefault(_kind(name, rule, g, *arrays), []).append(i)
+    for (backend, device, dtypes), places in by_kind.items():
+        names = [structure.names[i] for i in places]
+        x, *old = zip(*(new[i] for i in places), strict=True)
+        made = _computed(backend, device, dtypes, fused, [x, [leaves[i] for i in places], *old], scalars, names)
+        for i, arrays in zip(places, zip(*made, strict=True), strict=True):
+            new[i] = list(arrays)
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
@@ -146,12 +157,29 @@ def _checked(option: Option, value: Any, step: Any) -> Any:
     return option.check(option.name, value) if looked_at else value
 
 
-def _apply(name: str, fused: FusedUpdate, scalars: dict[str, Any], x: Any, g: Any, old: list[Any]) -> list[Any]:
+def _kind(name: str, rule: Rule, g: Array, x: Array, *old: Array) -> tuple[Backend, Any, tuple[str, ...]]:
+    """The backend of arrays that are updated together, their device, None if they may be traced, and their dtypes."""
     backend = backend_of(name, x)
-    dtype = check_floating(name, backend, x)
-    check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=True)
-    dtypes = [dtype, *(backend.dtype(a) for a in old)]
-    function = Elementwise(fused.program, scalars, wider(dtypes))
-    parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)
-    pieces = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
-    return [backend.join(list(piece), d) for piece, d in zip(pieces, dtypes, strict=True)]
+    dtype, plain = check_floating(name, backend, x), backend.plain([x, g, *old])
+    check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=not plain)
+    for slot, array in zip(rule.slots, old, strict=True):
+        check_state(f"{slot} of {name}", backend, array, x, backend.dtype(array), may_be_traced=not plain)
+    return backend, backend.device(x) if plain else None, tuple(backend.dtype(a) for a in (x, g, *old))
+
+
+def _computed(
+    backend: Backend,
+    device: Any,
+    dtypes: tuple[str, ...],
+    fused: FusedUpdate,
+    columns: Sequence[Sequence[Array]],
+    scalars: dict[str, Any],
+    names: list[str],
+) -> list[list[Array]]:
+    """New parameters and state: by a compiled engine, if nobody follows the arrays and the numbers."""
+    if device is not None and all(isinstance(number, (int, float)) for number in scalars.values()):
+        engine, _ = backends.engine_for(backend, device, dtypes)
+        with suppress(TraceError):  # then the rule is run operation by operation
+            if made := engine.compute(backend, fused.program, columns, scalars, names):
+                return made
+    return backends.engine("eager").compute(backend, fused.program, columns, scalars, names) or []

@@ -56,6 +56,26 @@ class EagerEngine(Engine):
                 own["norm_scale"] = float(norm_scales[i])
             _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes)))
 
+    def compute(
+        self,
+        backend: Backend,
+        program: Program,
+        columns: Sequence[Sequence[Array]],
+        values: Mapping[str, Any],
+        names: Sequence[str],
+        *,
+        alone: bool = False,
+    ) -> list[list[Array]]:
+        made: list[list[Array]] = [[] for _ in range(len(columns) - 1)]
+        for x, g, *state in zip(*columns, strict=True):
+            dtypes = [backend.dtype(a) for a in (x, *state)]
+            function = Elementwise(program, values, wider(dtypes))
+            parts = zip(*(backend.parts(a) for a in (x, g, *state)), strict=True)
+            new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
+            for column, pieces, dtype in zip(made, new, dtypes, strict=True):
+                column.append(backend.join(list(pieces), dtype))
+        return made
+
     def norm_table(self, job: Job) -> NormTable:
         backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ import numpy as np
 try:
     from . import kernels
     from .squares import ROOM, square_kernel
+    from .tiles import TILES, Tensor, Tiles
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
-from ...generic import FLOATING, Array, Backend, HostMemory, wider
+from ...generic import FLOATING, Array, Backend, HostMemory, Place, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
-from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
+from ..locate import ITEMSIZES, LOWEST, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
 from . import threads
 
@@ -70,7 +71,11 @@ class HostEngine(Engine):
         kernels.update_kernel(program, real_dtypes(dtypes))
 
     def locate(self, job: Job) -> Location:
-        return _Walk.of(job.bucket).locations.find(job)
+        walk = _Walk.of(job.bucket)
+        location = walk.locations.find(job)
+        if location.odd:
+            location.strided, location.odd = walk.tiles(job, location.odd)
+        return location
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket = job.bucket
@@ -79,11 +84,56 @@ class HostEngine(Engine):
         walk = _Walk.of(bucket)
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, scales[row:], numbers, first, start, count)
+        def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
+            kernel(table, scales[tensors], numbers, first, start, count)
 
         walk.run(job, work, own=True)
         walk.memory.touched(job.updated)
+
+    def compute(
+        self,
+        backend: Backend,
+        program: Program,
+        columns: Sequence[Sequence[Array]],
+        values: Mapping[str, Any],
+        names: Sequence[str],
+        *,
+        alone: bool = False,
+    ) -> list[list[Array]]:
+        memory = backend.host_memory(backend.device(columns[0][0]))
+        assert memory is not None  # or the engine would not serve the arrays
+        dtypes = [backend.dtype(column[0]) for column in columns]
+        real = real_dtypes(dtypes)
+        kernel = kernels.update_kernel(program, real)
+        numbers, ones = np.array(program.code.values(values), np.float64), np.ones(TILES)
+        own = list(zip(dtypes, columns, strict=True))
+        del own[1]
+        made = [[backend.empty_like(array, dtype) for array in column] for dtype, column in own]
+        tensors, kept = list[Tensor](), list[Array]()
+        for i, (name, *arrays) in enumerate(zip(names, *columns, strict=True)):
+            shape, places = tuple(arrays[0].shape), list[Place]()
+            if 0 in shape:
+                continue
+            for array in arrays:
+                place = memory.place(array)
+                if place is None or place.address < LOWEST:
+                    if backend.freed(array):
+                        raise ValueError(f"{name}: expected memory, got an array whose memory was freed")
+                    kept.append(memory.contiguous(array))
+                    place = memory.place(kept[-1])
+                    assert place is not None
+                places.append(place)
+            to = [memory.place(column[i]) for column in made]
+            tensors.append((i, shape, places, to))
+
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            kernel(table, ones, numbers, first, start, count)
+
+        if tensors:
+            tiles = Tiles(tensors, real, parts_of(dtypes[0]))
+            pieces = [(0, tiles.count)] if alone else tiles.pieces()
+            threads.run(lambda piece: tiles.walk(piece, work, own=True), pieces, backend.threads())
+        return made
 
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
@@ -91,27 +141,30 @@ class HostEngine(Engine):
         numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}), np.float64)
         columns = norms.columns(wider([dtype]))
         out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
+        places = np.arange(len(out))
         walk = _Walk.of(job.bucket)
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            if len(walk.pieces) == 1:
-                kernel(table, numbers, np.empty(ROOM), out[row + first :], first, start, count)
+        def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
+            if len(walk.pieces) == 1 and isinstance(tensors, slice):
+                kernel(table, numbers, np.empty(ROOM), out[tensors][first:], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
             sums = np.zeros((last, columns), np.int64)
             kernel(table, numbers, np.empty(ROOM), sums, first, start, count)
             with lock:
-                out[row + first : row + first + last] += sums
+                np.add.at(out, places[tensors][first : first + last], sums)
 
         walk.run(job, work)
         return NormTable(np, out)
 
     def finite(self, job: Job) -> list[bool]:
         kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
-        bad = np.zeros(len(job.grads), np.uint8)
+        bad, places = np.zeros(len(job.grads), np.uint8), np.arange(len(job.grads))
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, bad[row:], first, start, count)
+        def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
+            found = np.zeros(len(table), np.uint8)
+            kernel(table, found, first, start, count)
+            bad[places[tensors][found != 0]] = 1
 
         _Walk.of(job.bucket).run(job, work)
         return [not b for b in bad]
@@ -144,15 +197,34 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
-        """Call ``kernel(table, row, first, start, count)`` on every piece of the bucket.
+    def tiles(self, job: Job, which: Sequence[int]) -> tuple[Tiles | None, list[int]]:
+        """Tiles of those of some tensors that can be walked by their strides, and the others."""
+        tensors, others = list[Tensor](), list[int]()
+        for i in which:
+            g = job.grads[i]
+            x, *state = (column[i] for column in job.bucket.arrays())
+            places = [place for array in (x, g, *state) if (place := self.memory.place(array)) is not None]
+            if len(places) == 2 + len(state) and all(place.address >= LOWEST for place in places):
+                tensors.append((i, tuple(g.shape), places, None))
+            else:
+                others.append(i)
+        bucket = self.locations.bucket
+        made = Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
+        return made, others
 
-        `table` has the tensors from number `row` on: all of them, or one whose memory cannot be walked as one run,
-        in copies of its blocks. `own` says whether the kernel writes to the parameters and the state.
+    def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
+        """Call ``kernel(table, tensors, first, start, count)`` on every piece of the bucket.
+
+        `tensors` is an index that says which tensor each row of the `table` belongs to: a slice, or an array where the
+        rows are tiles. `own` says whether the kernel writes to the parameters and the state.
         """
         library = job.bucket.backend.threads()
-        threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces, library)
+        every = slice(0, len(self.ones))
+        threads.run(lambda piece: kernel(self.locations.table, every, *piece), self.pieces, library)
+        if job.location.strided:
+            tiles: Tiles = job.location.strided
+            threads.run(lambda piece: tiles.walk(piece, kernel, own=own), tiles.pieces(), library)
         for i in job.location.odd:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
-                kernel(copies.table, i, 0, 0, int(copies.table[0, 0]))
+                kernel(copies.table, slice(i, i + 1), 0, 0, int(copies.table[0, 0]))
                 copies.write_back(job.bucket.backend)
