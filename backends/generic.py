@@ -201,6 +201,10 @@ class Backend:
         """Whether arrays are no more than this machine's memory, and nobody follows what is done to them."""
         return False
 
+    def place(self, array: Array) -> Place | None:
+        """See `HostMemory`."""
+        return None
+
     def host_memory(self, device: Any) -> HostMemory | None:
         """How to read and write arrays on this device by their addresses in this machine's memory; None if not."""
         return None

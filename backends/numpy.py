@@ -26,6 +26,9 @@ class NumpyBackend(Backend):
     def writable(self, array: Array) -> bool:
         return array.flags.writeable
 
+    def dtype(self, array: Array) -> str:
+        return _name(array.dtype)
+
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape) for a in arrays]
 
@@ -104,7 +107,7 @@ class NumpyBackend(Backend):
         return self
 
     def plain(self, arrays: Sequence[Array]) -> bool:
-        return all(self.rejects(array) is None for array in arrays)
+        return all(self.rejects(array) is None and array.dtype.isnative for array in arrays)
 
     def place(self, array: Array) -> Place | None:
         if not array.flags.aligned or not array.dtype.isnative:
@@ -135,6 +138,11 @@ class NumpyBackend(Backend):
 
     def touched(self, arrays: Iterable[Array]) -> None:
         """NumPy keeps no account of writing."""
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return dtype.name  # which NumPy makes anew each time
 
 
 #: Flags that an array of each layout must have (see `engines.host.exchange`): its order, aligned, native bytes. The

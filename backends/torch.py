@@ -182,9 +182,8 @@ class TorchBackend(Backend):
         return self if device.startswith("cuda") else None
 
     def plain(self, arrays: Sequence[Array]) -> bool:
-        return not is_observed() and all(
-            type(a) in PLAIN and a.device.type == "cpu" and a.layout == torch.strided and not a.is_nested for a in arrays
-        )
+        stored = all(type(a) in PLAIN and a.device.type == "cpu" and a.layout == torch.strided for a in arrays)
+        return stored and not is_observed() and not any(a.is_nested for a in arrays)
 
     def place(self, array: Array) -> Place | None:
         if array.is_conj() or array.is_neg() or array._is_zerotensor():

@@ -13,10 +13,10 @@ import numpy as np
 try:
     from . import kernels
     from .squares import ROOM, square_kernel
-    from .tiles import TILES, Tensor, Tiles
+    from .tiles import Tensor, Tiles
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
-from ...generic import FLOATING, Array, Backend, HostMemory, Place, wider
+from ...generic import FLOATING, Array, Backend, HostMemory, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, LOWEST, copy_blocks, locations_of, mixes, parts_of, real_dtypes
@@ -103,36 +103,35 @@ class HostEngine(Engine):
         memory = backend.host_memory(backend.device(columns[0][0]))
         assert memory is not None  # or the engine would not serve the arrays
         dtypes = [backend.dtype(column[0]) for column in columns]
-        real = real_dtypes(dtypes)
-        kernel = kernels.update_kernel(program, real)
-        numbers, ones = np.array(program.code.values(values), np.float64), np.ones(TILES)
-        own = list(zip(dtypes, columns, strict=True))
-        del own[1]
-        made = [[backend.empty_like(array, dtype) for array in column] for dtype, column in own]
-        tensors, kept = list[Tensor](), list[Array]()
-        for i, (name, *arrays) in enumerate(zip(names, *columns, strict=True)):
-            shape, places = tuple(arrays[0].shape), list[Place]()
-            if 0 in shape:
-                continue
-            for array in arrays:
-                place = memory.place(array)
-                if place is None or place.address < LOWEST:
-                    if backend.freed(array):
-                        raise ValueError(f"{name}: expected memory, got an array whose memory was freed")
-                    kept.append(memory.contiguous(array))
-                    place = memory.place(kept[-1])
-                    assert place is not None
-                places.append(place)
-            to = [memory.place(column[i]) for column in made]
-            tensors.append((i, shape, places, to))
+        real, parts = real_dtypes(dtypes), parts_of(dtypes[0])
+        kernel = kernels.update_kernel(program, real, in_place=False)
+        numbers, ones = np.array(program.code.values(values), np.float64), np.ones(len(names))
+        new = [backend.empty_like(x, dtypes[0]) for x in columns[0]]
+        layouts = [memory.layout(x) for x in new]
+        for i in [i for i, layout in enumerate(layouts) if layout is None]:
+            new[i] = memory.contiguous(columns[0][i])
+            layouts[i] = memory.layout(new[i])
+        made = [new, *([backend.empty_like(x, dtype) for x in new] for dtype in dtypes[2:])]
+        sizes = np.array([math.prod(x.shape) for x in new], np.int64) * parts
+        table, kept = np.zeros((len(names), 1 + len(columns) + len(made)), np.int64), list[Array]()
+        table[:, 0] = sizes
+        for c, column in enumerate((*columns, *made), 1):
+            found = np.zeros(len(names), np.int64)
+            memory.addresses(column, layouts, found)
+            for i in np.flatnonzero((found < LOWEST) & (sizes > 0)).tolist():
+                if backend.freed(column[i]):
+                    raise ValueError(f"{names[i]}: expected memory, got an array whose memory was freed")
+                # In another order, or not the elements as they are.
+                kept.append(backend.empty_like(new[i], dtypes[c - 1]))
+                backend.write(kept[-1], column[i])
+                memory.addresses(kept[-1:], layouts[i : i + 1], found[i : i + 1])
+            table[:, c] = found
 
-        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
-            kernel(table, ones, numbers, first, start, count)
+        def work(piece: tuple[int, int, int]) -> None:
+            kernel(table, ones, numbers, *piece)
 
-        if tensors:
-            tiles = Tiles(tensors, real, parts_of(dtypes[0]))
-            pieces = [(0, tiles.count)] if alone else tiles.pieces()
-            threads.run(lambda piece: tiles.walk(piece, work, own=True), pieces, backend.threads())
+        pieces = [(0, 0, int(sizes.sum()))] if alone else pieces_of(sizes)
+        threads.run(work, pieces, backend.threads())
         return made
 
     def norm_table(self, job: Job) -> NormTable:
@@ -141,7 +140,6 @@ class HostEngine(Engine):
         numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}), np.float64)
         columns = norms.columns(wider([dtype]))
         out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
-        places = np.arange(len(out))
         walk = _Walk.of(job.bucket)
 
         def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
@@ -152,7 +150,10 @@ class HostEngine(Engine):
             sums = np.zeros((last, columns), np.int64)
             kernel(table, numbers, np.empty(ROOM), sums, first, start, count)
             with lock:
-                np.add.at(out, places[tensors][first : first + last], sums)
+                if isinstance(tensors, slice):
+                    out[tensors][first : first + last] += sums
+                else:
+                    np.add.at(out, tensors[first : first + last], sums)
 
         walk.run(job, work)
         return NormTable(np, out)
@@ -170,6 +171,18 @@ class HostEngine(Engine):
         return [not b for b in bad]
 
 
+def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
+    """Cut tensors of these sizes into pieces for threads: the first tensor, the element there, and the elements."""
+    ends = np.cumsum(sizes)
+    total = int(ends[-1])
+    length = PIECE if total > SERIAL else max(total, 1)
+    starts = np.arange(0, total, length)
+    first = np.searchsorted(ends, starts, side="right")
+    return [
+        (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s))) for f, s in zip(first, starts, strict=True)
+    ]
+
+
 class _Walk:
     """Where a bucket's arrays lie, and the pieces in which threads walk over them."""
 
@@ -180,15 +193,7 @@ class _Walk:
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
         self.ones = np.ones(len(sizes))
-        ends = np.cumsum(sizes)
-        total = int(ends[-1])
-        length = PIECE if total > SERIAL else max(total, 1)
-        starts = np.arange(0, total, length)
-        first = np.searchsorted(ends, starts, side="right")
-        self.pieces = [
-            (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s)))
-            for f, s in zip(first, starts, strict=True)
-        ]
+        self.pieces = pieces_of(sizes)
 
     @classmethod
     def of(cls, bucket: Bucket) -> _Walk:
@@ -205,7 +210,7 @@ class _Walk:
             x, *state = (column[i] for column in job.bucket.arrays())
             places = [place for array in (x, g, *state) if (place := self.memory.place(array)) is not None]
             if len(places) == 2 + len(state) and all(place.address >= LOWEST for place in places):
-                tensors.append((i, tuple(g.shape), places, None))
+                tensors.append((i, tuple(g.shape), places))
             else:
                 others.append(i)
         bucket = self.locations.bucket

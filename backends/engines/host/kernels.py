@@ -160,18 +160,22 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
 
 
 @lru_cache(KEPT)
-def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
+def update_kernel(program: Program, dtypes: tuple[str, ...], in_place: bool = True) -> Callable[..., None]:
     """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
 
-    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars.
+    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars. Where it
+    is not `in_place`, the table has more columns: the addresses that the new x and state go to.
     """
     code = program.code
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
     element = [f"{a} = compute({STORAGE[d][1].format(f'{a}_[k]')})" for a, d in arrays]
     element += code.render(OPERATIONS)
-    element += [f"{a}_[k] = {STORAGE[d][2].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
+    new = "" if in_place else "new_"
+    element += [f"{new}{a}_[k] = {STORAGE[d][2].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
     views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
+    if not in_place:
+        views += [f"new_{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(written, 1 + len(arrays))]
     body = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element)]
     parameters = {"scales": NUMBERS, "numbers": NUMBERS}
     return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))

@@ -1,8 +1,7 @@
-"""Tensors that the kernels cannot walk where they lie, or whose new values go elsewhere: in tiles, through the cache.
+"""Tensors that the kernels cannot walk where they lie, tile by tile through the cache.
 
-A tile is a box of a tensor, small enough for the second-level cache. Arrays that lie otherwise than the kernels walk
-are copied into buffers, a kernel runs on these as on any tensors, and what it has written is copied to its place. Where
-that is one run of new memory, the old values are copied there at once, and the kernel runs in it.
+A tile is a box of a tensor, small enough for the cache. It is copied into buffers, a kernel runs on these as on any
+tensors, and what it has written is copied back.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -35,8 +35,8 @@ AXES = 64
 #: Bytes between two buffers, so that they do not begin on the same lines of the cache.
 APART = 320
 
-#: A tensor's number, its shape, and where its x, g and state lie, and where the new x and state go: None for their own.
-Tensor = tuple[int, tuple[int, ...], Sequence[Place], Sequence[Place] | None]
+#: A tensor's number in its bucket, its shape, and where its x, g and state lie.
+Tensor = tuple[int, tuple[int, ...], Sequence[Place]]
 
 
 class Tiles:
@@ -56,26 +56,24 @@ class Tiles:
         self.widths, self.parts = np.array([ITEMSIZES[dtype] for dtype in dtypes], np.int64), parts
         axes, heads, count = list[int](), list[tuple[int, int, int, int]](), 0
         known: dict[Any, tuple[int, int, int]] = {}
-        self.places = np.zeros((len(tensors), 2, len(dtypes)), np.int64)
-        for k, (i, shape, sources, targets) in enumerate(tensors):
-            to = sources if targets is None else [targets[0], sources[1], *targets[1:]]
-            self.places[k] = [[place.address for place in column] for column in (sources, to)]
-            steps = tuple(place.steps for column in (sources, to) for place in column)
+        self.places = np.array([[place.address for place in places] for *_, places in tensors], np.int64)
+        for i, shape, places in tensors:
+            steps = tuple(place.steps for place in places)
             if (shape, steps) not in known:
-                extents, made = plan(shape, steps, parts, in_place=targets is None)
-                known[shape, steps] = len(extents[0]), len(axes), math.prod(map(_ceil, *extents))
-                axes += [*extents[0], *extents[1], *made]
+                extents, tile, made = plan(shape, steps, parts)
+                known[shape, steps] = len(extents), len(axes), math.prod(map(_ceil, extents, tile))
+                axes += [*extents, *tile, *made]
             ndim, offset, tiles = known[shape, steps]
             heads.append((ndim, offset, count := count + tiles, i))
         self.axes, self.heads, self.count = np.array(axes, np.int64), np.array(heads, np.int64).reshape(-1, 4), count
         self.move = mover()
-        self.size = sum(math.prod(shape) for _, shape, *_ in tensors) * parts
+        self.size = sum(math.prod(shape) for _, shape, _ in tensors) * parts
 
     def pieces(self) -> list[tuple[int, int]]:
         """Ranges of tiles for the threads."""
         number = min(self.count, max(1, self.size // PIECE))
         edges = [self.count * k // number for k in range(number + 1)]
-        return list(zip(edges, edges[1:], strict=False))
+        return list(pairwise(edges))
 
     def walk(self, piece: tuple[int, int], kernel: Callable[..., None], *, own: bool) -> None:
         """Call ``kernel(table, tensors, first, start, count)`` on tables of tiles; `tensors` has each row's tensor.
@@ -102,15 +100,14 @@ def _ceil(n: int, size: int) -> int:
 
 
 def plan(
-    shape: tuple[int, ...], steps: Sequence[tuple[int, ...]], parts: int, *, in_place: bool
-) -> tuple[tuple[list[int], list[int]], list[int]]:
+    shape: tuple[int, ...], steps: Sequence[tuple[int, ...]], parts: int
+) -> tuple[list[int], list[int], list[int]]:
     """How a tensor is cut: its extents and those of a tile, along as few axes as will do, and what `mover` asks for.
 
-    `steps` are those of x, g and the state, and of the places that the new ones go to.
+    `steps` are those of x, g and the state.
     """
-    columns = len(steps) // 2
-    # In the order of the new x; axes along which every array goes on where it was are one.
-    order = [k for _, k in sorted((-abs(steps[columns][k]), k) for k, n in enumerate(shape) if n > 1)]
+    # In the order of x; axes along which every array goes on where it was are one.
+    order = [k for _, k in sorted((-abs(steps[0][k]), k) for k, n in enumerate(shape) if n > 1)]
     extents, walked = [1], [[parts] for _ in steps]
     for k in order:
         own = [step[k] for step in steps]
@@ -127,11 +124,9 @@ def plan(
     for axis, most in [*((k, NARROW) for k in sorted(set(inner))), *((k, room) for k in reversed(range(len(tile))))]:
         others = math.prod(tile) // tile[axis]
         tile[axis] = max(tile[axis], min(extents[axis], most, room // others))
-    direct = [len(extents) == 1 and w[0] == parts for w in walked[columns:]]
-    if in_place and not all(direct[:1] + direct[2:]):
-        # An interrupt may come before the buffers are copied back: then nothing of a tile has been written yet.
-        direct = [False, direct[1], *[False] * (columns - 2)]
-    return (extents, tile), [*map(int, direct), *inner, *(step for w in walked for step in w)]
+    # Of the gradient alone: an interrupt may come before the buffers are copied back, and then all of a tile is old.
+    direct = len(extents) == 1 and walked[1][0] == parts
+    return extents, tile, [int(direct), *inner, *(step for w in walked for step in w)]
 
 
 @cache
@@ -162,7 +157,7 @@ def copier(dtype: str) -> Any:
 def mover() -> Callable[..., int]:
     """Compile what copies tiles into buffers and back; it returns how many tiles the buffers take."""
     half, single, double = copier("float16"), copier("float32"), copier("float64")
-    number, flat, place = types.int64, types.int64[::1], types.int64[:, :, ::1]
+    number, flat = types.int64, types.int64[::1]
 
     @numba.njit(types.void(number, flat, number, flat, flat, flat, *[number] * 3), nogil=True)
     def box(to: Any, a: Any, source: Any, b: Any, extents: Any, index: Any, inner: Any, width: Any, parts: Any) -> None:
@@ -189,7 +184,7 @@ def mover() -> Callable[..., int]:
                     source -= extents[k] * b[k] * width
                     index[k] = 0
 
-    signature = number(TABLE, flat, place, flat, number, flat, TABLE, flat, *[number] * 4, types.boolean)
+    signature = number(TABLE, flat, TABLE, flat, number, flat, TABLE, flat, *[number] * 4, types.boolean)
 
     @numba.njit(signature, nogil=True)
     def move(
@@ -219,22 +214,18 @@ def mover() -> Callable[..., int]:
             about = offset + 2 * ndim
             for c in range(low, high):
                 width = widths[c]
-                from_steps = axes[about + 3 * columns + c * ndim :][:ndim]
-                to_steps = axes[about + 3 * columns + (columns + c) * ndim :][:ndim]
-                source, target = places[k, 0, c], places[k, 1, c]
+                inner, there = axes[about + 1 + c], axes[about + 1 + columns + c * ndim :][:ndim]
+                place, at = places[k, c], buffers[c] + used * width
                 for axis in range(ndim):
-                    source += begin[axis] * from_steps[axis] * width
-                    target += begin[axis] * to_steps[axis] * width
-                at = target if axes[about + c] else buffers[c] + used * width
-                shape, packed = extents[:ndim], steps[:ndim]
+                    place += begin[axis] * there[axis] * width
                 if not back:
+                    if c == 1 and axes[about]:
+                        at = place
+                    else:
+                        box(at, steps, place, there, extents[:ndim], index, inner, width, parts)
                     table[row, 1 + c] = at
-                    if at != source:
-                        inner = axes[about + columns + c]
-                        box(at, packed, source, from_steps, shape, index, inner, width, parts)
-                elif at != target and c != 1:
-                    inner = axes[about + 2 * columns + c]
-                    box(target, to_steps, at, packed, shape, index, inner, width, parts)
+                elif c != 1:
+                    box(place, there, at, steps, extents[:ndim], index, inner, width, parts)
             used += size
         return min(end - tile, len(table))
 
