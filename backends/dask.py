@@ -7,22 +7,26 @@ are fetched and handed to the scheduler as values: history begins anew with them
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache, partial
 from itertools import product
 from operator import getitem
 from typing import Any
 from uuid import uuid4
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
 from dask.highlevelgraph import HighLevelGraph
 
+from .engines.program import KEPT, Program, TraceError
 from .generic import Array, Backend
-from .registry import get
+from .registry import engine, engine_for, get
 
 __all__ = ["DaskBackend"]
 
@@ -30,8 +34,40 @@ __all__ = ["DaskBackend"]
 HISTORY = 16
 
 
-def _chunk(function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
-    return list(get("numpy").elementwise(function, arrays))
+class _Sent:
+    """A program that may go to other processes, each of which makes it once, as often as it comes.
+
+    Engines keep what they compile by the program's identity. What says that two are the same is what their updates
+    pickle to: a rule that is written in `__main__` goes by value, and is another function whenever it arrives.
+    """
+
+    def __init__(self, program: Program, data: bytes | None = None) -> None:
+        self.program, self.data = program, data
+
+    def __reduce__(self) -> Any:
+        return _received, (self.data or _pickled(self.program),)
+
+
+@lru_cache(KEPT)
+def _pickled(program: Program) -> bytes:
+    return cloudpickle.dumps(program.function)
+
+
+@lru_cache(KEPT)
+def _received(data: bytes) -> _Sent:
+    return _Sent(pickle.loads(data).program, data)
+
+
+def _chunk(sent: _Sent, scalars: Mapping[str, Any], *arrays: np.ndarray) -> list[np.ndarray]:
+    """New arrays of one chunk, by the compiled engine where there is one, on the thread that the task has."""
+    numpy, columns, name = get("numpy"), [[array] for array in arrays], ["a chunk"]
+    if numpy.plain(arrays) and all(isinstance(number, (int, float)) for number in scalars.values()):
+        chosen, _ = engine_for(numpy, "cpu", [numpy.dtype(array) for array in arrays])
+        with suppress(TraceError):
+            if made := chosen.compute(numpy, sent.program, columns, scalars, name, alone=True):
+                return [array for (array,) in made]
+    made = engine("eager").compute(numpy, sent.program, columns, scalars, name)
+    return [array for (array,) in made or ()]
 
 
 def _row(prepare: Any, computing: str, g: np.ndarray) -> list[int]:
@@ -88,7 +124,7 @@ class DaskBackend(Backend):
         # The graph is made of the arrays' own, as they are. Optimized one by one (as `to_delayed` does by default) and
         # then merged, graphs have different tasks under one key, and a cluster loses some.
         made, positions = f"multiopt-chunk-{uuid4().hex}", list(product(*map(range, first.numblocks)))
-        compute = partial(_chunk, function)
+        compute = partial(_chunk, _Sent(function.program), dict(function.scalars))
         tasks: dict[Any, Any] = {(made, *at): (compute, *((a.name, *at) for a in arrays)) for at in positions}
         graph = HighLevelGraph.from_collections(made, tasks, dependencies=arrays)
         new = []

@@ -69,7 +69,7 @@ class EagerEngine(Engine):
         made: list[list[Array]] = [[] for _ in range(len(columns) - 1)]
         for x, g, *state in zip(*columns, strict=True):
             dtypes = [backend.dtype(a) for a in (x, *state)]
-            function = Elementwise(program, values, wider(dtypes))
+            function = Elementwise(program, values, wider([*dtypes, backend.dtype(g)]))
             parts = zip(*(backend.parts(a) for a in (x, g, *state)), strict=True)
             new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
             for column, pieces, dtype in zip(made, new, dtypes, strict=True):

@@ -105,7 +105,8 @@ class HostEngine(Engine):
         dtypes = [backend.dtype(column[0]) for column in columns]
         real, parts = real_dtypes(dtypes), parts_of(dtypes[0])
         kernel = kernels.update_kernel(program, real, in_place=False)
-        numbers, ones = np.array(program.code.values(values), np.float64), np.ones(len(names))
+        numbers = np.array(program.code.values(values), np.float64)
+        scales = np.full(len(names), values.get("norm_scale", 1.0))
         new = [backend.empty_like(x, dtypes[0]) for x in columns[0]]
         layouts = [memory.layout(x) for x in new]
         for i in [i for i, layout in enumerate(layouts) if layout is None]:
@@ -128,7 +129,7 @@ class HostEngine(Engine):
             table[:, c] = found
 
         def work(piece: tuple[int, int, int]) -> None:
-            kernel(table, ones, numbers, *piece)
+            kernel(table, scales, numbers, *piece)
 
         pieces = [(0, 0, int(sizes.sum()))] if alone else pieces_of(sizes)
         threads.run(work, pieces, backend.threads())
