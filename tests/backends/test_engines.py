@@ -113,6 +113,28 @@ def test_dask_chunks_change_nothing():
     assert all(result == results[0] for result in results)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_dask_chunks_run_the_compiled_engine_on_one_thread_each(dtype, numba, monkeypatch):
+    da = pytest.importorskip("dask.array")
+    from multiopt.backends.engines.host import engine as host
+
+    rng = np.random.default_rng(3)
+    start, g = (gradients(rng, (700, 300), dtype) for _ in range(2))
+    options = {"clip_norm": 0.5, "weight_decay": 0.1, "ema": 0.9}
+    expected = Adadelta(start.copy(), engine="eager", **options)
+    expected.step(g)
+    pieces, elementwise = [], []
+    run = host.threads.run
+    monkeypatch.setattr(host.threads, "run", lambda work, own, *rest: pieces.append(len(own)) or run(work, own, *rest))
+    monkeypatch.setattr("multiopt.backends.numpy.NumpyBackend.elementwise", lambda *given: elementwise.append(given))
+    opt = Adadelta(da.from_array(start, chunks=(400, 300)), **options)
+    opt.step(da.from_array(g, chunks=(300, 300)))
+    assert set(pieces) == {1}
+    assert elementwise == []
+    held = zip((opt.params, opt.ema_params), (expected.params, expected.ema_params), strict=True)
+    assert all(np.asarray(a).tobytes() == b.tobytes() for a, b in held)
+
+
 # --- memory ---
 
 

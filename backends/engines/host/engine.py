@@ -104,7 +104,8 @@ class HostEngine(Engine):
         assert memory is not None  # or the engine would not serve the arrays
         dtypes = [backend.dtype(column[0]) for column in columns]
         real, parts = real_dtypes(dtypes), parts_of(dtypes[0])
-        kernel = kernels.update_kernel(program, real, in_place=False)
+        with kernels.compiling:  # many threads may ask at once for the first time: a worker's, say
+            kernel = kernels.update_kernel(program, real, in_place=False)
         numbers = np.array(program.code.values(values), np.float64)
         scales = np.full(len(names), values.get("norm_scale", 1.0))
         new = [backend.empty_like(x, dtypes[0]) for x in columns[0]]

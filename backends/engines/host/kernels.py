@@ -17,13 +17,14 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock as compiling
 from numba.extending import intrinsic
 
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
 
-__all__ = ["disabled", "finite_kernel", "update_kernel"]
+__all__ = ["compiling", "disabled", "finite_kernel", "update_kernel"]
 
 OPERATIONS = {
     **INFIX,
