@@ -23,7 +23,7 @@ from .kernels import STORAGE, TABLE
 __all__ = ["TILES", "Tensor", "Tiles"]
 
 #: Real numbers of the tiles that are worked on together: four arrays of float32 take half of a cache of 512 KiB.
-ROOM = 1 << 14
+ROOM = 1 << 13
 #: Elements of a tile along an axis on which some array is contiguous, if another one is not: a few cache lines.
 NARROW = 32
 #: Tiles that are worked on together.
@@ -145,10 +145,15 @@ def copier(dtype: str) -> Any:
             for k in range(m):
                 new[k] = old[2 * k]
         else:
-            for part in range(parts):
-                for k in range(m):
-                    at, there = to + (k * a + part) * width, source + (k * b + part) * width
+            a *= width
+            b *= width
+            while parts > 0:
+                parts -= 1
+                at, there = to + parts * width, source + parts * width
+                for _ in range(m):
                     numba.carray(pointer(at), 1)[0] = numba.carray(pointer(there), 1)[0]
+                    at += a
+                    there += b
 
     return line
 
