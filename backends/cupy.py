@@ -88,6 +88,10 @@ class CupyBackend(Backend):
         with nullcontext() if like is None else like.device:
             return cupy.asarray(array.view(self.native(dtype)))
 
+    def indices(self, n: int, like: Array) -> Array:
+        with like.device:
+            return super().indices(n, like)
+
     def elementwise(self, function: Any, arrays: Any) -> tuple[Array, ...]:
         with arrays[0].device:
             return tuple(function(self.xp, *arrays))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import pickle
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import product
 from operator import getitem
@@ -22,11 +23,12 @@ import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
+from dask.array.core import slices_from_chunks
 from dask.highlevelgraph import HighLevelGraph
 
 from .engines.program import KEPT, Program, TraceError
 from .generic import Array, Backend
-from .registry import engine, engine_for, get
+from .registry import engine_for, get
 
 __all__ = ["DaskBackend"]
 
@@ -58,16 +60,18 @@ def _received(data: bytes) -> _Sent:
     return _Sent(pickle.loads(data).program, data)
 
 
-def _chunk(sent: _Sent, scalars: Mapping[str, Any], *arrays: np.ndarray) -> list[np.ndarray]:
+def _chunk(sent: _Sent, function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
     """New arrays of one chunk, by the compiled engine where there is one, on the thread that the task has."""
-    numpy, columns, name = get("numpy"), [[array] for array in arrays], ["a chunk"]
-    if numpy.plain(arrays) and all(isinstance(number, (int, float)) for number in scalars.values()):
-        chosen, _ = engine_for(numpy, "cpu", [numpy.dtype(array) for array in arrays])
+    numpy, numbers = get("numpy"), dict(function.scalars)
+    plain = numpy.plain(arrays) and all(isinstance(number, (int, float)) for number in numbers.values())
+    function = replace(function, program=sent.program)
+    if plain and not sent.program.stochastic:
+        engine, _ = engine_for(numpy, "cpu", [numpy.dtype(array) for array in arrays])
+        columns = [[array] for array in arrays]
         with suppress(TraceError):
-            if made := chosen.compute(numpy, sent.program, columns, scalars, name, alone=True):
+            if made := engine.compute(numpy, sent.program, columns, numbers, ["a chunk"], alone=True):
                 return [array for (array,) in made]
-    made = engine("eager").compute(numpy, sent.program, columns, scalars, name)
-    return [array for (array,) in made or ()]
+    return list(numpy.elementwise(function, arrays))
 
 
 def _row(prepare: Any, computing: str, g: np.ndarray) -> list[int]:
@@ -124,8 +128,11 @@ class DaskBackend(Backend):
         # The graph is made of the arrays' own, as they are. Optimized one by one (as `to_delayed` does by default) and
         # then merged, graphs have different tasks under one key, and a cluster loses some.
         made, positions = f"multiopt-chunk-{uuid4().hex}", list(product(*map(range, first.numblocks)))
-        compute = partial(_chunk, _Sent(function.program), dict(function.scalars))
-        tasks: dict[Any, Any] = {(made, *at): (compute, *((a.name, *at) for a in arrays)) for at in positions}
+        sent, function = _Sent(function.program), replace(function, program=None)
+        tasks: dict[Any, Any] = {
+            (made, *at): (partial(_chunk, sent, function.within(box)), *((a.name, *at) for a in arrays))
+            for at, box in zip(positions, slices_from_chunks(first.chunks), strict=True)
+        }
         graph = HighLevelGraph.from_collections(made, tasks, dependencies=arrays)
         new = []
         for j, old in enumerate(outputs):

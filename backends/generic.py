@@ -288,6 +288,10 @@ class Backend:
         """The inverse of `to_host`: an array of `dtype`, shaped as `array`, on the device of `like`, if given."""
         return self.xp.asarray(array, dtype=self.native(dtype), device=None if like is None else like.device)
 
+    def indices(self, n: int, like: Array) -> Array:
+        """The numbers from 0 to n − 1 in int32, placed like an array, which may be traced."""
+        return self.xp.arange(n, dtype=self.xp.int32)
+
     # --- computing ---
 
     def blocked(self, device: Any) -> bool:
@@ -297,7 +301,7 @@ class Backend:
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Call ``function(xp, *arrays)``, which returns a tuple of arrays of the same shape.
 
-        ``function.scalars`` are the numbers that it reads besides, of Python or, where a library traces, of that.
+        ``function.numbers`` are those that it reads besides, of Python or, where a library traces, of that.
         """
         # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
         with np.errstate(all="ignore"):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .engines.program import Program
+from .engines.rounding import Draws, Elements, Keys, Rounding
 from .generic import Array, Backend, Described
 
 __all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable", "Ranges"]
@@ -50,6 +51,8 @@ class Bucket:
     #: Rows of the one parameter, and of its state, that are updated, each once; the gradient has these rows only. None:
     #: parameters are updated whole. Gradients of rows are not measured.
     rows: np.ndarray | None = None
+    #: Which elements the parameters hold, where updates round stochastically.
+    elements: list[Elements] | None = None
     #: The engine's own; it holds nothing that cannot be made again.
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
     #: Updates that the engine has compiled, by whoever had it compile them.
@@ -93,7 +96,7 @@ class Bucket:
 
     def memory_fingerprint(self) -> Any:
         """What differs if one of its arrays was swapped, has moved or was locked; True if that takes long to say."""
-        return self.backend.memory_fingerprint([array for column in self.arrays() for array in column]) or True
+        return self.backend.memory_fingerprint(list(chain.from_iterable(self.arrays()))) or True
 
 
 @dataclass
@@ -104,15 +107,35 @@ class Job:
     program: Program
     #: A gradient for each parameter; None skips its parameter.
     grads: Sequence[Array | None]
-    #: Every scalar that the program reads.
-    values: Mapping[str, Any]
+    #: Every scalar that the program reads: of all tensors, or of several groups of them.
+    values: Sequence[Mapping[str, Any]]
+    #: The place in `values` of each tensor's, int64; None: there is one for all.
+    which: np.ndarray | None = None
     #: Where they lie; see `Engine.locate`.
     location: Any = None
+    #: By what the outputs that the program says are rounded stochastically.
+    rounding: Rounding | None = None
+
+    def group_of(self, i: int) -> int:
+        """The place in `values` of the i-th tensor's."""
+        return 0 if self.which is None else int(self.which[i])
 
     @property
     def complete(self) -> bool:
         """Whether every parameter has a gradient."""
         return isinstance(self.grads, Described) or not any(map(is_, self.grads, repeat(None)))
+
+    @property
+    def keys(self) -> Keys:
+        """The step's keys for stochastic rounding."""
+        assert self.rounding is not None  # `Binding.plan` has looked
+        return self.rounding.keys
+
+    def draws(self, i: int) -> Draws:
+        """What the state of the i-th parameter is rounded by."""
+        assert self.rounding is not None  # `Binding.plan` has looked
+        assert self.bucket.elements is not None
+        return Draws(self.rounding, self.bucket.elements[i], tuple(self.bucket.params[i].shape))
 
     @property
     def updated(self) -> Iterable[Array]:
@@ -168,16 +191,21 @@ class NormTable:
     """Exact sums of squares of a bucket's gradients: see `engines.norms`.
 
     `table` is int64, with a row a tensor, a NumPy array or one on the bucket's device, and `xp` its namespace.
+    `watched` is the like: something in a row is not 0 where an element of the gradient itself, before it is scaled and
+    clipped, is infinite or NaN. None where nobody looked.
     """
 
     xp: Any
     table: Array
+    watched: Array | None = None
 
 
 class Engine(Protocol):
     """Computes on buckets."""
 
     name: str
+    #: Whether the tensors of a job may have several groups' numbers.
+    takes_groups: bool = False
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""
@@ -214,9 +242,9 @@ class Engine(Protocol):
     ) -> list[list[Array]] | None:
         """Compute new parameters and state, as new arrays; None if the engine updates in place only.
 
-        `columns` are the parameters, their gradients and each slot's arrays, shaped alike, and `Backend.plain` but for
-        the eager engine; the arrays of a column have one dtype. `names` are the parameters', for messages. `alone`
-        says that no other thread is to help. Raises what `prepare` and `locate` do.
+        `columns` are the parameters, their gradients and each slot's arrays, shaped alike and `Backend.plain`; those of
+        a column have one dtype. The program rounds nothing stochastically. `names` are the parameters', for messages.
+        `alone` says that no other thread is to help. Raises what `prepare` and `locate` do.
         """
         return None
 

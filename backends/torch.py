@@ -159,12 +159,15 @@ class TorchBackend(Backend):
         tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16) if half else torch.from_numpy(array)
         return tensor if like is None else tensor.to(like.device)
 
+    def indices(self, n: int, like: Array) -> Array:
+        return torch.arange(n, dtype=torch.int32, device=like.device)
+
     def blocked(self, device: str) -> bool:
         return device == "cpu"
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Through NumPy's views of plain tensors on the CPU: PyTorch's roots there are not correctly rounded."""
-        if not self.plain(arrays) or any(isinstance(number, torch.Tensor) for number in function.scalars.values()):
+        if not self.plain(arrays) or any(isinstance(number, torch.Tensor) for number in function.numbers):
             with torch.no_grad():
                 return tuple(function(self.xp, *arrays))
         new = get("numpy").elementwise(function, list(map(_view, arrays)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from .backends.engines.rounding import Elements
 from .backends.generic import Array
 from .binding import Binding, state_dtype_of
-from .plan import Plan
 from .update import AVERAGE, SUM, FusedUpdate
 
 __all__ = ["Accumulator", "average"]
@@ -25,10 +25,6 @@ class Accumulator:
         self.binding = _beside(binding, SUM, state_dtype, zeros)
         #: Which parameters have had a gradient since the last `clear`.
         self.seen = [False] * len(binding.names)
-
-    def plan(self, grads: Sequence[Array | None]) -> Plan:
-        """Check a micro-batch."""
-        return self.binding.plan(SUM, grads, {})
 
     def seen_with(self, grads: Sequence[Array | None]) -> list[bool]:
         """Which parameters will have had a gradient once these have been added."""
@@ -51,12 +47,17 @@ def average(binding: Binding, state_dtype: str | None) -> Binding:
     def start(array: Array, dtype: str) -> Array:
         return binding.backend.copy(binding.backend.cast(array, dtype))
 
-    return _beside(binding, AVERAGE, state_dtype, start)
+    return _beside(binding, AVERAGE, state_dtype, start, binding.elements)
 
 
 def _beside(
-    binding: Binding, update: FusedUpdate, state_dtype: str | None, make: Callable[[Array, str], Array]
+    binding: Binding,
+    update: FusedUpdate,
+    state_dtype: str | None,
+    make: Callable[[Array, str], Array],
+    elements: Sequence[Elements] | None = None,
 ) -> Binding:
     dtypes = [binding.backend.dtype(array) for array in binding.params]
     arrays = [make(p, state_dtype_of(dtype, state_dtype)) for p, dtype in zip(binding.params, dtypes, strict=True)]
-    return Binding(update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=binding.engine)
+    engine = binding.engine
+    return Binding(update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=engine, elements=elements)

@@ -16,9 +16,10 @@ import numpy as np
 from . import backends
 from .backends.engines.locate import walks_rows
 from .backends.engines.program import TraceError
+from .backends.engines.rounding import Elements, Rounding
 from .backends.generic import FLOATING, Array, Backend, Described, wider
 from .backends.protocol import Bucket
-from .memory import Memory, check_gradient, check_params, check_state
+from .memory import Memory, check_gradient, check_params, check_rounded, check_state
 from .options import narrowest
 from .plan import Plan, PlannedJob
 from .rule import Rule
@@ -46,10 +47,15 @@ class Binding:
         Dtype of each gradient, or that of the state; by default the parameter's.
     engine : str
         See `multiopt.Optimizer`.
+    groups : sequence of int, optional
+        The group of each parameter, counted from 0, if there are several: each has numbers of its own in `plan`. The
+        engine must take them (`Engine.takes_groups`).
     memory : Memory, optional
         Of the arrays that other bindings update; the attribute `memory` adds those of this one.
     backend : Backend, optional
         What the arrays must belong to.
+    elements : sequence of Elements, optional
+        Which elements of which parameter each array holds, where state is rounded stochastically.
 
     Attributes
     ----------
@@ -59,6 +65,8 @@ class Binding:
         The arrays sorted by device and dtypes: each is updated by one call of an engine.
     places : list of list of int
         Where the arrays of each bucket stand in `params`.
+    groups : list of (list of int, array or None)
+        For each bucket the groups that its arrays are of, and the place of each array's among them; None: there is one.
 
     Raises
     ------
@@ -78,15 +86,18 @@ class Binding:
         state_dtype: str | None = None,
         grad_dtypes: Sequence[str] | Literal["state"] | None = None,
         engine: str = "auto",
+        groups: Sequence[int] | None = None,
         memory: Memory | None = None,
         backend: Backend | None = None,
+        elements: Sequence[Elements] | None = None,
     ) -> None:
-        self.rule, self.names, self.engine = rule, list(names), engine
+        self.rule, self.names, self.engine, self.elements = rule, list(names), engine, elements
         self.backend = check_params(params, names, backend)
         self.memory = (memory or Memory()).plus(self.backend, params, names)
         self._params = list(params) if self.backend.mutable else []  # immutable ones are not kept alive
         self.buckets: list[Bucket] = []
         self.places: list[list[int]] = []
+        self.groups: list[tuple[list[int], np.ndarray | None]] = []
         by_kind: dict[tuple[Any, str, str, str], list[int]] = {}
         for i, array in enumerate(params):
             dtype = self.backend.dtype(array)
@@ -99,6 +110,9 @@ class Binding:
                 raise TypeError(f"gradient of {names[i]}: expected a floating-point dtype, {kinds}, got {grad}")
             for slot, own in state[i].items() if state else ():
                 check_state(f"{slot} of {names[i]}", self.backend, own, array, held)
+            if elements is not None:
+                check_rounded(names[i], held)
+                elements[i].check(names[i], tuple(array.shape))
             by_kind.setdefault((self.backend.device(array), dtype, grad, held), []).append(i)
         for (device, dtype, grad, held), places in by_kind.items():
             chosen, _ = backends.engine_for(self.backend, device, (dtype, grad, held), engine)
@@ -110,8 +124,10 @@ class Binding:
                 for slot, value in rule.slots.items()
             }
             bucket = Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine)
+            bucket.elements = [elements[i] for i in places] if elements is not None else None
             self.buckets.append(bucket)
             self.places.append(places)
+            self.groups.append(([0], None) if groups is None else _grouped([groups[i] for i in places]))
             if not state:  # what was made here, and parameters that were checked above, are good
                 bucket.good = bucket.memory_fingerprint()
 
@@ -190,10 +206,9 @@ class Binding:
         self,
         update: FusedUpdate,
         grads: Sequence[Array | None],
-        values: Mapping[str, Any],
-        *,
-        clip_norm: float | None = None,
+        *values: Mapping[str, Any],
         names: Sequence[str] | None = None,
+        rounding: Rounding | None = None,
     ) -> Plan:
         """Check a step; nothing is written.
 
@@ -203,26 +218,30 @@ class Binding:
             What is computed: the binding's rule, and the options that are on.
         grads : sequence of arrays or None
             A gradient for each parameter; None leaves its parameter and state as they are.
-        values : mapping of str to number
-            Every number that the update reads.
-        clip_norm : float or None
-            Threshold for the norm of each gradient, if the update is `normed`.
+        *values : mapping of str to number
+            Every number that the update reads, of each group of parameters; if it is `normed`, also ``clip_norm``, the
+            threshold for the norm of each gradient, or None.
         names : sequence of str, optional
             The gradients' names, for messages.
+        rounding : Rounding, optional
+            By what the update rounds stochastically, if it does; the binding has `elements` then.
 
         Raises
         ------
         TypeError, ValueError
             If a gradient's library, shape, dtype or device is not its parameter's; see also `check`.
         """
+        if update.stochastic and (rounding is None or self.elements is None):
+            raise ValueError("rounding: expected a seed, a step and the elements of arrays, got none")
         jobs = []
-        for bucket, places in zip(self.buckets, self.places, strict=True):
+        for bucket, places, (groups, which) in zip(self.buckets, self.places, self.groups, strict=True):
             if update not in bucket.prepared:
                 _prepare(bucket, update)
             _look(bucket)
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
-            job = PlannedJob(bucket, update.program, own, values, places=places, clip_norm=clip_norm)
+            rows = [values[i] for i in groups]
+            job = PlannedJob(bucket, update.program, own, rows, which, rounding=rounding, places=places)
             job.location = bucket.engine.locate(job)
             jobs.append(job)
         return Plan(jobs)
@@ -257,6 +276,8 @@ class Binding:
         TypeError, ValueError
             If there is no such row, or the gradient is not like its rows; see also `check`.
         """
+        if update.stochastic:
+            raise ValueError(f"{name}: expected an update that rounds to nearest, got rows and stochastic rounding")
         found = zip(self.buckets, self.places, strict=True)
         whole, place = next((bucket, places.index(i)) for bucket, places in found if i in places)
         if update not in whole.prepared:
@@ -276,7 +297,7 @@ class Binding:
         dtypes = whole.dtype, whole.grad_dtype, whole.state_dtype
         alone = {slot: [array] for slot, array in zip(whole.state, state, strict=True)}
         bucket = Bucket(self.backend, engine, whole.device, *dtypes, [self.names[i]], [x], alone, rows=rows)
-        job = PlannedJob(bucket, update.program, [g], values, places=[i], clip_norm=None)
+        job = PlannedJob(bucket, update.program, [g], [values], places=[i])
         job.location = engine.locate(job)
         return Plan([job])
 
@@ -301,6 +322,12 @@ def restored(bindings: Sequence[Binding]) -> Iterator[None]:
         for column, old in zip(columns, before, strict=True):
             column[:] = old
         raise
+
+
+def _grouped(groups: Sequence[int]) -> tuple[list[int], np.ndarray | None]:
+    """The groups that there are, and the place of each entry's among them; None where there is one."""
+    some, which = np.unique(np.asarray(groups, np.int64), return_inverse=True)
+    return some.tolist(), which if len(some) > 1 else None
 
 
 def _prepare(bucket: Bucket, update: FusedUpdate) -> None:

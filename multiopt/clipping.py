@@ -60,7 +60,7 @@ def clip(
         made.append(backend.full_like(array, 0.0, backend.dtype(array)))
     binding = Binding(REPLACE, made, names)
     update = FusedUpdate(REPLACE, clipped=value is not None, normed=norm is not None or global_norm is not None)
-    plan = binding.plan(update, arrays, {"clip_value": value}, clip_norm=norm, names=names)
+    plan = binding.plan(update, arrays, {"clip_value": value, "clip_norm": norm}, names=names)
     total = run([plan], global_norm, reduce)
     return binding.params, total
 
@@ -98,7 +98,7 @@ def total_norm(arrays: Sequence[Array], names: Sequence[str], *, reduce: Reduce 
         engine, _ = backends.engine_for(backend, device, (dtype,) * 3, "auto")
         own, called = backend.described([arrays[i] for i in places]), [names[i] for i in places]
         bucket = Bucket(backend, engine, device, dtype, dtype, dtype, called, list(own), {})
-        job = PlannedJob(bucket, measured, own, {}, [own], places=places, clip_norm=None)
+        job = PlannedJob(bucket, measured, own, [{}], places=places)
         job.location = engine.locate(job)
         jobs.append(job)
     return norm_of([Plan(jobs)], reduce)

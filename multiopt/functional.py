@@ -2,23 +2,34 @@
 
 Nothing is written in place and no array's values are read, so that a tracing compiler sees plain array operations and
 fuses them itself: the bits are then that library's. Arrays of NumPy, and tensors of PyTorch on the CPU, that nobody
-traces get everybody's bits, from the compiled engine.
+traces get everybody's bits, from the compiled engine (stochastic rounding is done operation by operation).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 from . import backends
 from .adadelta import ADADELTA
+from .backends.engines.eager import Elementwise
 from .backends.engines.program import TraceError
-from .backends.generic import Array, Backend, wider
+from .backends.engines.rounding import Draws, Elements, Rounding
+from .backends.generic import Backend, wider
 from .binding import state_dtype_of
-from .memory import backend_of, check_floating, check_gradient, check_state
-from .options import OPTIONS, THRESHOLDS, Option, check_fits, check_state_dtype, narrowest, options_of, range_of
+from .memory import backend_of, check_floating, check_gradient, check_rounded, check_state
+from .options import (
+    OPTIONS,
+    THRESHOLDS,
+    Option,
+    check_fits,
+    check_seeded,
+    check_state_dtype,
+    narrowest,
+    options_of,
+    range_of,
+)
 from .rule import Rule
 from .tree import Structure
 from .update import FusedUpdate, compose
@@ -80,6 +91,8 @@ def update(
     decoupled: bool = False,
     maximize: bool = False,
     clip_value: Any = None,
+    state_rounding: str = "nearest",
+    seed: int = 0,
     **hypers: Any,
 ) -> tuple[Any, State]:
     """One update, as new arrays.
@@ -95,6 +108,9 @@ def update(
     weight_decay, decoupled, maximize, clip_value
         The first and the last are numbers as the hyperparameters are. See `multiopt.Optimizer`. Clip by norm
         beforehand, if at all: inside a compiled function the order of additions is the compiler's.
+    state_rounding, seed
+        See `multiopt.Optimizer`, whose bits these are: a parameter's number is that of its leaf. Neither may be traced;
+        of a step that is, the low 64 bits count.
     **hypers
         The rule's hyperparameters: Python numbers, callables of the step, or 0-d arrays, traced ones too (then
         ``1 - rho`` is formed in the array's precision, not in double).
@@ -120,7 +136,12 @@ def update(
         name: _checked(option, hypers.get(name, option.default), state.step)
         for name, option in options_of(rule).items()
     }
-    fused, numbers = compose(rule, options, {name: option.default for name, option in OPTIONS.items()})
+    settings = {name: option.default for name, option in OPTIONS.items()}
+    given = {"state_rounding": state_rounding, "seed": seed}
+    settings |= {name: OPTIONS[name].check(name, value) for name, value in given.items()}
+    check_seeded(settings)
+    fused, numbers = compose(rule, options, settings)
+    rounding = Rounding(seed, _halves(state.step)) if fused.program.stochastic else None
     scalars = {name: value for name, value in {**numbers, "step": state.step}.items() if name in fused.scalars}
     structure = Structure(params)
     leaves = structure.flatten(grads, "grads")
@@ -135,16 +156,31 @@ def update(
         vanishing = 0.0 in range_of(rule, name)
         check_fits(name, value, computing, may_vanish=vanishing, may_overflow=name in THRESHOLDS)
     new = [[x, *old] for x, *old in zip(structure.leaves, *slots, strict=True)]
-    by_kind: dict[Any, list[int]] = {}
-    for i, (name, g, arrays) in enumerate(zip(structure.names, leaves, new, strict=True)):
-        if g is not None:
-            by_kind.setdefault(_kind(name, rule, g, *arrays), []).append(i)
+    followed = rounding is not None or not all(isinstance(number, (int, float)) for number in scalars.values())
+    by_kind: dict[tuple[Backend, Any, tuple[str, ...]], list[int]] = {}
+    for i, (name, g, (x, *old)) in enumerate(zip(structure.names, leaves, new, strict=True)):
+        if g is None:
+            continue
+        backend, plain = _look(name, rule, x, g, old)
+        if plain and not followed:
+            kind = backend, backend.device(x), tuple(backend.dtype(a) for a in (x, g, *old))
+            by_kind.setdefault(kind, []).append(i)
+        else:
+            draws = None if rounding is None else Draws(rounding, Elements(i), tuple(x.shape))
+            new[i] = _apply(name, fused, scalars, draws, x, g, old)
     for (backend, device, dtypes), places in by_kind.items():
-        names = [structure.names[i] for i in places]
-        x, *old = zip(*(new[i] for i in places), strict=True)
-        made = _computed(backend, device, dtypes, fused, [x, [leaves[i] for i in places], *old], scalars, names)
-        for i, arrays in zip(places, zip(*made, strict=True), strict=True):
-            new[i] = list(arrays)
+        names, x, *old = [structure.names[i] for i in places], *zip(*(new[i] for i in places), strict=True)
+        engine, _ = backends.engine_for(backend, device, dtypes)
+        made = None
+        with suppress(TraceError):  # then the rule is run operation by operation
+            made = engine.compute(backend, fused.program, [x, [leaves[i] for i in places], *old], scalars, names)
+        for k, i in enumerate(places):
+            own = new[i]
+            new[i] = (
+                [column[k] for column in made]
+                if made
+                else _apply(names[k], fused, scalars, None, own[0], leaves[i], own[1:])
+            )
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
@@ -157,29 +193,34 @@ def _checked(option: Option, value: Any, step: Any) -> Any:
     return option.check(option.name, value) if looked_at else value
 
 
-def _kind(name: str, rule: Rule, g: Array, x: Array, *old: Array) -> tuple[Backend, Any, tuple[str, ...]]:
-    """The backend of arrays that are updated together, their device, None if they may be traced, and their dtypes."""
+def _halves(step: Any) -> Any:
+    """A step's number, if it is one of Python, or its low and high 32 bits as arrays of int32."""
+    if not hasattr(step, "dtype"):
+        return step
+    backend = backend_of("state.step", step)
+    wide = "64" in backend.dtype(step)
+    return backend.cast(step, "int32"), backend.cast(step >> 32, "int32") if wide else 0
+
+
+def _look(name: str, rule: Rule, x: Any, g: Any, old: list[Any]) -> tuple[Backend, bool]:
+    """Check a parameter's arrays: their backend, and whether they are plain ones, which nobody traces."""
     backend = backend_of(name, x)
     dtype, plain = check_floating(name, backend, x), backend.plain([x, g, *old])
     check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=not plain)
     for slot, array in zip(rule.slots, old, strict=True):
         check_state(f"{slot} of {name}", backend, array, x, backend.dtype(array), may_be_traced=not plain)
-    return backend, backend.device(x) if plain else None, tuple(backend.dtype(a) for a in (x, g, *old))
+    return backend, plain
 
 
-def _computed(
-    backend: Backend,
-    device: Any,
-    dtypes: tuple[str, ...],
-    fused: FusedUpdate,
-    columns: Sequence[Sequence[Array]],
-    scalars: dict[str, Any],
-    names: list[str],
-) -> list[list[Array]]:
-    """New parameters and state: by a compiled engine, if nobody follows the arrays and the numbers."""
-    if device is not None and all(isinstance(number, (int, float)) for number in scalars.values()):
-        engine, _ = backends.engine_for(backend, device, dtypes)
-        with suppress(TraceError):  # then the rule is run operation by operation
-            if made := engine.compute(backend, fused.program, columns, scalars, names):
-                return made
-    return backends.engine("eager").compute(backend, fused.program, columns, scalars, names) or []
+def _apply(
+    name: str, fused: FusedUpdate, scalars: dict[str, Any], draws: Draws | None, x: Any, g: Any, old: list[Any]
+) -> list[Any]:
+    backend = backend_of(name, x)
+    dtypes = [backend.dtype(a) for a in (x, *old)]
+    if draws is not None:
+        for found in dtypes[1:]:
+            check_rounded(name, found)
+    function = Elementwise(fused.program, scalars, wider(dtypes), draws)
+    parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)
+    pieces = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
+    return [backend.join(list(piece), d) for piece, d in zip(pieces, dtypes, strict=True)]

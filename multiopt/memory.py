@@ -62,6 +62,15 @@ def check_state(
         raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(array)}")
 
 
+def check_rounded(name: str, dtype: str) -> None:
+    """Check that state is to have the dtype that there is stochastic rounding to."""
+    if dtype != "bfloat16":
+        raise ValueError(
+            f"state_rounding: expected state in bfloat16 for 'stochastic' (state_dtype='bfloat16', and no complex "
+            f"parameters), got {dtype} for {name}"
+        )
+
+
 def check_params(params: Sequence[Array], names: Sequence[str], expected: Backend | None = None) -> Backend:
     """Check the arrays to be updated, and return the one backend that they belong to.
 

@@ -10,14 +10,16 @@ from typing import Any
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
+from .backends.engines.rounding import Elements, Rounding
 from .binding import Binding, restored
+from .joint import Joint
 from .lock import Lock, locked
 from .memory import Memory
-from .options import OPTIONS, Attribute, Group, options_of, with_settings
+from .options import OPTIONS, Attribute, Group, check_seeded, options_of, with_settings
 from .plan import Plan, run
 from .rule import Rule
-from .tree import Structure
-from .update import AVERAGE, FusedUpdate, compose
+from .tree import Structure, flatten_groups
+from .update import SUM, FusedUpdate, averaging, compose
 
 __all__ = ["Optimizer", "Schedule"]
 
@@ -59,6 +61,11 @@ class Optimizer:
         Momentum of an exponential moving average of the parameters, held in `ema_params`.
     state_dtype : str or None
         Dtype of the state, such as ``"float32"`` for bfloat16 parameters; by default the parameter's.
+    state_rounding : {"nearest", "stochastic"}
+        How state in bfloat16, the average too, is rounded. Stochastically it keeps, on average, what is added to it
+        however small; the numbers are a hash of `seed`, `steps`, and the number and the index of the element.
+    seed : int
+        Of stochastic rounding, from 0 to 2**64 - 1; a snapshot or checkpoint brings its own.
     engine : {"auto", "host", "cuda", "eager"}
         What computes; by default the fastest that serves the arrays (``multiopt info``).
     **options
@@ -103,8 +110,8 @@ class Optimizer:
     """
 
     __slots__ = (
-        "__weakref__", "_memory", "_step_lock", "accumulators", "averages", "bindings", "defaults", "grad_norm",
-        "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
+        "__weakref__", "_joints", "_memory", "_step_lock", "accumulators", "averages", "bindings", "defaults",
+        "grad_norm", "grouped", "groups", "micro_steps", "settings", "skipped", "steps",
     )  # fmt: skip
 
     lr = Attribute[float | Schedule]()
@@ -120,6 +127,8 @@ class Optimizer:
     rule = Attribute[Rule]()
     accumulate = Attribute[int]()
     state_dtype = Attribute[str | None]()
+    state_rounding = Attribute[str]()
+    seed = Attribute[int]()
     engine = Attribute[str]()
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
@@ -131,6 +140,7 @@ class Optimizer:
             for name, option in OPTIONS.items()
             if option.scope != "group"
         }
+        check_seeded(self.settings)
         known = options_of(rule)
         for name in options.keys() - known.keys():
             others = (other for other, option in OPTIONS.items() if option.scope != "group")
@@ -142,6 +152,8 @@ class Optimizer:
         self.bindings: list[Binding] = []
         self.accumulators: list[Accumulator] = []
         self.averages: list[Binding] = []
+        #: By which the groups' sums, steps and averages are planned.
+        self._joints = Joint(), Joint(), Joint()
         self._memory: Memory | None = Memory()
         params = list(params) if hasattr(params, "__next__") else params
         self.grouped = isinstance(params, Sequence) and len(params) > 0 and all(map(_is_group, params))
@@ -169,10 +181,13 @@ class Optimizer:
         made = Group(self.rule, where, structure, {**self.defaults, **options})
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
+        before = sum(len(binding.names) for binding in self.bindings)
+        elements = [Elements(before + i) for i in range(len(structure.leaves))]
         binding = Binding(
             self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
             grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
+            elements=elements if self.state_rounding == "stochastic" else None,
         )  # fmt: skip
         made.bind(binding)
         with_settings(self.settings, [made])
@@ -205,13 +220,15 @@ class Optimizer:
             group.composed = key, compose(self.rule, group.options(), self.settings)
         return group.composed[1]
 
-    def _updates(self) -> list[tuple[FusedUpdate, dict[str, Any]]]:
-        """What the groups' options ask for, with the numbers of this step.
+    def _updates(self) -> tuple[list[FusedUpdate], list[dict[str, Any]]]:
+        """What the groups' options ask for, and the numbers of this step.
 
         All is read before a schedule is called: what that assigns holds from the next step on.
         """
-        composed, step = [(group, *self._composed(group)) for group in self.groups], self.steps
-        return [(update, {**group.numbers(fixed, step), "step": step}) for group, update, fixed in composed]
+        composed, step = [self._composed(group) for group in self.groups], self.steps
+        pairs = zip(self.groups, composed, strict=True)
+        values = [{**group.numbers(fixed, step), "step": step} for group, (_, fixed) in pairs]
+        return [update for update, _ in composed], values
 
     # --- options ---
 
@@ -256,22 +273,23 @@ class Optimizer:
         FloatingPointError
             If a gradient is not finite and ``nonfinite="raise"``. Nothing has been changed then.
         """
-        flat = self._flatten(grads, "grads")
+        structures = [group.structure for group in self.groups]
+        flat = flatten_groups(structures, grads, "grads") if self.grouped else [structures[0].flatten(grads, "grads")]
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
-        settings, updates = self.settings, self._updates()
-        adding = [accumulator.plan(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
+        settings, rounding, updates, values = self.settings, Rounding(self.seed, self.steps), *self._updates()
+        to_sums, to_step, to_averages = self._joints
+        count = len(self.accumulators)
+        adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
         plans: list[Plan] = []
         averages: list[Plan] = []
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
-            plans = [
-                binding.plan(update, own, numbers, clip_norm=numbers["clip_norm"])
-                for binding, (update, numbers), own in zip(self.bindings, updates, sums or flat, strict=True)
-            ]
-            pairs = zip(self.averages, self.bindings, strict=False)
-            averages = [held.plan(AVERAGE, binding.params, {"momentum": settings["ema"]}) for held, binding in pairs]
+            plans = to_step.plan(self.bindings, updates, sums or flat, values, rounding)
+            count, moving = len(self.averages), averaging(self.rule, settings)
+            params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
+            averages = to_averages.plan(self.averages, [moving] * count, params, [momentum] * count, rounding)
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
@@ -300,17 +318,6 @@ class Optimizer:
         self.micro_steps = 0
         self.steps += 1
         return self.params
-
-    def _flatten(self, tree: Any, what: str) -> list[list[Any]]:
-        if not self.grouped:
-            return [self.groups[0].structure.flatten(tree, what)]
-        if not isinstance(tree, (list, tuple)) or len(tree) != len(self.groups):
-            got = f"{len(tree)} entries" if isinstance(tree, (list, tuple)) else f"a {type(tree).__name__}"
-            raise ValueError(f"{what}: expected a list with one entry for each of {len(self.groups)} groups, got {got}")
-        return [
-            group.structure.flatten(entry, f"{what}[{i}]")
-            for i, (group, entry) in enumerate(zip(self.groups, tree, strict=True))
-        ]
 
     # --- parameters and state ---
 

@@ -26,6 +26,7 @@ __all__ = [
     "check_fits",
     "check_number",
     "check_optional",
+    "check_seeded",
     "check_state_dtype",
     "check_switch",
     "check_threshold",
@@ -41,6 +42,7 @@ THRESHOLD = Hyper(1.0, low=0.0, open_low=True)
 MOMENTUM = Hyper(0.99, low=0.0, high=1.0, open_high=True)
 NORM_BOUND = "a number in (0, inf], or None"
 NONFINITE = ("propagate", "skip", "raise")
+STATE_ROUNDINGS = ("nearest", "stochastic")
 STATE_DTYPES = (None, "float16", "bfloat16", "float32", "float64")
 #: The smallest and the largest positive number of each dtype that updates are computed in.
 EXTREMES = {"float32": (2.0**-149, (2.0 - 2.0**-23) * 2.0**127), "float64": (2.0**-1074, sys.float_info.max)}
@@ -83,6 +85,19 @@ def check_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < 2**31:
         raise ValueError(f"{name}: expected an integer from 1 to 2**31 - 1, got {value!r}")
     return value
+
+
+def check_seed(name: str, value: Any) -> int:
+    """An integer of 64 bits, without a sign."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**64:
+        raise ValueError(f"{name}: expected an integer from 0 to 2**64 - 1, got {value!r}")
+    return value
+
+
+def check_seeded(settings: Mapping[str, Any]) -> None:
+    """Check that there is no seed where nothing would be drawn from it."""
+    if settings["seed"] != 0 and settings["state_rounding"] != "stochastic":
+        raise ValueError(f"seed: expected 0 without state_rounding='stochastic', got {settings['seed']}")
 
 
 def check_fits(name: str, value: Any, computing: str, may_vanish: bool = False, may_overflow: bool = False) -> Any:
@@ -158,6 +173,8 @@ OPTIONS = {
         Option("ema", None, *_optional(MOMENTUM), "step", "momentum of an average of the parameters"),
         Option("accumulate", 1, "an integer from 1", check_count, "fixed", "micro-batches averaged per update"),
         Option("state_dtype", None, *_words(STATE_DTYPES), "fixed", "dtype of the state; None: the parameter's"),
+        Option("state_rounding", "nearest", *_words(STATE_ROUNDINGS), "fixed", "how bfloat16 state is rounded"),
+        Option("seed", 0, "an integer from 0 to 2**64 - 1", check_seed, "fixed", "of stochastic rounding"),
         Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what runs the update"),
     )
 }

@@ -11,7 +11,7 @@ import numpy as np
 from .backends.engines import norms
 from .backends.engines.control import with_default_control
 from .backends.generic import Array
-from .backends.protocol import Job, Ranges
+from .backends.protocol import Job, NormTable, Ranges
 
 __all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "run"]
 
@@ -22,10 +22,21 @@ Reduce = Callable[[Any, Any, list[tuple[int, int]]], Any]
 
 @dataclass(kw_only=True)
 class PlannedJob(Job):
-    """What one step does to one bucket; `places` are the bucket's in the caller's list."""
+    """What one step does to one bucket.
+
+    `places` are the bucket's in the caller's list. Among the `values` may be ``clip_norm``, the threshold for the norm
+    of each gradient, or None.
+    """
 
     places: list[int]
-    clip_norm: float | None
+    #: The squares' sums, if they were needed before the step runs.
+    norms: NormTable | None = None
+
+    @property
+    def thresholds(self) -> list[float | None]:
+        """For each gradient the one for its norm."""
+        groups = [values.get("clip_norm") for values in self.values]
+        return groups * len(self.grads) if self.which is None else [groups[i] for i in self.which.tolist()]
 
 
 @dataclass
@@ -38,16 +49,13 @@ class Plan:
         """Take other gradients, where arrays are immutable: those that another plan of this step has made anew."""
         for job in self.jobs:
             if not job.bucket.backend.mutable:
-                job.grads = [grads[i] for i in job.places]
+                job.grads, job.norms = [grads[i] for i in job.places], None
 
     def nonfinite(self) -> list[str]:
         """Names of the parameters whose gradient has an element that is infinite or NaN."""
         _check_measurable(self.jobs)
         return [
-            name
-            for job in self.jobs
-            for name, good in zip(job.bucket.names, job.bucket.engine.finite(job), strict=True)
-            if not good
+            name for job in self.jobs for name, good in zip(job.bucket.names, _finite(job), strict=True) if not good
         ]
 
 
@@ -107,6 +115,16 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
             job.location = job.bucket.engine.locate(job)
 
 
+def _finite(job: PlannedJob) -> list[bool]:
+    """Whether each gradient is; where its norm is wanted too, its squares are summed now, and it is read once."""
+    bucket = job.bucket
+    if job.program.per_tensor:
+        job.norms = bucket.engine.norm_table(job)
+        if job.norms.watched is not None:
+            return (~bucket.backend.table_to_host(job.norms.watched).any(axis=1)).tolist()
+    return bucket.engine.finite(job)
+
+
 def _check_measurable(jobs: Sequence[PlannedJob]) -> None:
     """Refuse gradients of rows, which engines do not measure."""
     for job in jobs:
@@ -120,7 +138,7 @@ def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: 
     rows = [(k, i) for k, plan in enumerate(plans) for job in plan.jobs for i in job.places]
     jobs = [job for plan in plans for job in plan.jobs]
     _check_measurable(jobs)
-    tables = [job.bucket.engine.norm_table(job) for job in jobs]
+    tables = [job.norms or job.bucket.engine.norm_table(job) for job in jobs]
     xp, table = tables[0].xp, tables[0].table
     if len(tables) > 1:
         if len({(id(t.xp), str(t.table.device)) for t in tables}) > 1:
@@ -134,9 +152,9 @@ def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: 
         table = xp.concat(parts, axis=0)
     if reduce is not None:
         table = reduce(xp, table, rows)
-    own = None
-    if any(job.clip_norm is not None for job in jobs):
-        limits = [t for job in jobs for t in [np.inf if job.clip_norm is None else job.clip_norm] * len(job.grads)]
+    own, thresholds = None, [threshold for job in jobs for threshold in job.thresholds]
+    if any(threshold is not None for threshold in thresholds):
+        limits = [np.inf if threshold is None else threshold for threshold in thresholds]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
     with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
         factors, norm = with_default_control(norms.clip_factors, xp, table, own, clip_global_norm)

@@ -13,8 +13,8 @@ import numpy as np
 from . import backends
 from .backends.generic import Array
 from .memory import Memory
-from .options import with_settings
-from .snapshot import COUNTERS, SETTINGS, Place, Trained, about, check_readable, places, sums
+from .options import OPTIONS, with_settings
+from .snapshot import COUNTERS, ROUNDING, SETTINGS, Place, Trained, about, check_readable, places, sums
 
 __all__ = ["Stored", "check", "load_state_dict", "take"]
 
@@ -208,6 +208,9 @@ def _read_about(opt: Trained, loaded: Mapping[str, Any], decode: Callable[[Any, 
             options.append(group.checked(values))
     with _told(where):
         settings = with_settings(opt.settings, opt.groups, {name: loaded[name] for name in SETTINGS})
+        rounding = {name: OPTIONS[name].check(name, loaded[name]) for name in ROUNDING if name in loaded}
+        if rounding.get("state_rounding") == settings["state_rounding"] == "stochastic":
+            settings["seed"] = rounding["seed"]  # so that training goes on with the same bits
     seen, lists = [[False] * len(a.seen) for a in opt.accumulators], iter(loaded["accumulated"])
     for flags, binding in zip(seen, opt.bindings, strict=False):
         for i, flag in ((i, flag) for own in binding.places for i, flag in zip(own, next(lists), strict=True)):

@@ -18,10 +18,23 @@ from .backends.protocol import Bucket
 from .binding import Binding
 from .options import OPTIONS, Group
 
-__all__ = ["COUNTERS", "SETTINGS", "Place", "Trained", "about", "check_readable", "places", "state_dict", "sums"]
+__all__ = [
+    "COUNTERS",
+    "ROUNDING",
+    "SETTINGS",
+    "Place",
+    "Trained",
+    "about",
+    "check_readable",
+    "places",
+    "state_dict",
+    "sums",
+]
 
 FORMAT = 1
 COUNTERS = ("steps", "micro_steps", "skipped")
+#: Fixed options that say, with the counter of steps, how state is rounded; snapshots have them since 0.2.
+ROUNDING = ("state_rounding", "seed")
 #: Options of the whole step, which can be assigned.
 SETTINGS = tuple(name for name, option in OPTIONS.items() if option.scope == "step")
 
@@ -145,7 +158,7 @@ def about(opt: Trained, encode: Callable[[Any], Any] = lambda value: value) -> d
         "rule": opt.settings["rule"].name,
         "accumulate": opt.settings["accumulate"],
         **{name: getattr(opt, name) for name in COUNTERS},
-        **{name: opt.settings[name] for name in SETTINGS},
+        **{name: opt.settings[name] for name in (*SETTINGS, *ROUNDING)},
         # Which parameters of each bucket have had a gradient in this accumulation.
         "accumulated": [[a.seen[i] for i in own] for a, binding in accumulators for own in binding.places],
         "groups": [

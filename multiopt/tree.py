@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-__all__ = ["Structure"]
+__all__ = ["Structure", "flatten_groups"]
 
 #: How Python's own repr of an object ends, which says no more than where it lies in this process.
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
@@ -141,6 +141,15 @@ class Structure:
         if self.spec is not None:
             return _optree().tree_unflatten(self.spec, leaves)
         return dict(zip(self.keys, leaves, strict=True)) if self.kind is dict else self.kind(leaves)
+
+
+def flatten_groups(structures: Sequence[Structure], tree: Any, what: str) -> list[list[Any]]:
+    """The leaves of a list of trees of these structures; see `Structure.flatten`."""
+    if not isinstance(tree, (list, tuple)) or len(tree) != len(structures):
+        got = f"{len(tree)} entries" if isinstance(tree, (list, tuple)) else f"a {type(tree).__name__}"
+        raise ValueError(f"{what}: expected a list with one entry for each of {len(structures)} groups, got {got}")
+    pairs = enumerate(zip(structures, tree, strict=True))
+    return [structure.flatten(entry, f"{what}[{i}]") for i, (structure, entry) in pairs]
 
 
 def _values(tree: Any) -> Any:

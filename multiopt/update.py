@@ -8,14 +8,14 @@ off is left out and costs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from .backends.engines.program import KEPT, Program
 from .rule import Hyper, Rule
 
-__all__ = ["AVERAGE", "PRODUCT", "REPLACE", "SUM", "FusedUpdate", "compose"]
+__all__ = ["AVERAGE", "PRODUCT", "REPLACE", "SUM", "FusedUpdate", "averaging", "compose"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class FusedUpdate:
     asks for, one factor per tensor), coupled ``weight_decay``. Decoupled decay shrinks the parameter before the
     rule moves it, as Keras does. Where it is ``guarded``, a number ``skip`` other than 0 keeps everything as it was:
     for a number on a device, which the host cannot read without waiting (a 0-d array there, for eager use).
+    ``stochastic`` says for each output by which slot's number it is rounded stochastically, or None.
     """
 
     rule: Rule
@@ -36,6 +37,7 @@ class FusedUpdate:
     coupled: bool = False
     decoupled: bool = False
     guarded: bool = False
+    stochastic: tuple[int | None, ...] = ()
 
     @property
     def scalars(self) -> tuple[str, ...]:
@@ -89,10 +91,16 @@ def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any])
         normed=options["clip_norm"] is not None or settings["clip_global_norm"] is not None,
         coupled=decay and not options["decoupled"],
         decoupled=decay and options["decoupled"],
+        stochastic=(None, *range(len(rule.slots))) if settings["state_rounding"] == "stochastic" else (),
     )
     numbers = {name: options[name] for name in (*rule.hypers, "weight_decay", "clip_value", "clip_norm")}
     numbers["scale"] = (-1.0 if options["maximize"] else 1.0) / (settings["loss_scale"] * settings["accumulate"])
     return update, numbers
+
+
+def averaging(rule: Rule, settings: Mapping[str, Any]) -> FusedUpdate:
+    """The update of the averages of the parameters, which are rounded as one more slot of the rule would be."""
+    return AVERAGE if settings["state_rounding"] == "nearest" else replace(AVERAGE, stochastic=(len(rule.slots),))
 
 
 # More than an engine keeps compiled: a program that is forgotten is another one when it is made again.
@@ -105,6 +113,7 @@ def _program(update: FusedUpdate) -> Program:
         slots=tuple(update.rule.slots),
         scalars=update.scalars,
         per_tensor=("norm_scale",) if update.normed else (),
+        stochastic=update.stochastic if any(slot is not None for slot in update.stochastic) else (),
         file=__file__,
     )
 

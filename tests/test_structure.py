@@ -32,7 +32,8 @@ FACES = ("multiopt.torch", "multiopt.keras", "multiopt.optax")
 BACKENDS = ("multiopt.backends", "multiopt.backends.engines", "multiopt.backends.engines.program")
 BASE = ("multiopt.lock", "multiopt.rule", "multiopt.tree", "multiopt.options", "multiopt.schedules", "multiopt.memory")
 BINDING = (
-    *BASE, "multiopt.update", "multiopt.plan", "multiopt.binding", "multiopt.accumulation", "multiopt.clipping",
+    *BASE, "multiopt.update", "multiopt.plan", "multiopt.binding", "multiopt.joint", "multiopt.accumulation",
+    "multiopt.clipping",
 )  # fmt: skip
 CHECKPOINT = ("multiopt.files", "multiopt.snapshot", "multiopt.restore")
 
@@ -51,6 +52,7 @@ LAYERS = {
     "multiopt.update": (*BASE, *BACKENDS),
     "multiopt.plan": BACKENDS,
     "multiopt.binding": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan"),
+    "multiopt.joint": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
     "multiopt.accumulation": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
     "multiopt.clipping": (*BASE, *BACKENDS, "multiopt.update", "multiopt.plan", "multiopt.binding"),
     "multiopt.files": (),

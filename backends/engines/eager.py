@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..generic import Array, Backend, wider
 from ..protocol import Bucket, Engine, Job, Location, NormTable, Ranges
+from ..registry import of
 from . import norms
 from .locate import blocks, check_memory, extents
 from .program import Program
+from .rounding import Draws, rounded
 
 __all__ = ["EagerEngine", "Elementwise"]
 
@@ -29,6 +31,7 @@ class EagerEngine(Engine):
     """Runs a program eagerly, in the library of the arrays."""
 
     name = "eager"
+    takes_groups = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         return None
@@ -46,48 +49,32 @@ class EagerEngine(Engine):
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket, program = job.bucket, job.program
-        scalars = {name: job.values[name] for name in program.scalars if name != "norm_scale"}
+        groups = [{name: row[name] for name in program.scalars if name != "norm_scale"} for row in job.values]
         for i, g in enumerate(job.grads):
             if g is None:
                 continue
-            own = dict(scalars)  # each tensor's own: a lazy library reads them later
+            own = dict(groups[job.group_of(i)])  # each tensor's own: a lazy library reads them later
             if norm_scales is not None:
                 # As a Python float, the factor is rounded to the computing dtype, as in the compiled engines.
                 own["norm_scale"] = float(norm_scales[i])
-            _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes)))
-
-    def compute(
-        self,
-        backend: Backend,
-        program: Program,
-        columns: Sequence[Sequence[Array]],
-        values: Mapping[str, Any],
-        names: Sequence[str],
-        *,
-        alone: bool = False,
-    ) -> list[list[Array]]:
-        made: list[list[Array]] = [[] for _ in range(len(columns) - 1)]
-        for x, g, *state in zip(*columns, strict=True):
-            dtypes = [backend.dtype(a) for a in (x, *state)]
-            function = Elementwise(program, values, wider([*dtypes, backend.dtype(g)]))
-            parts = zip(*(backend.parts(a) for a in (x, g, *state)), strict=True)
-            new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
-            for column, pieces, dtype in zip(made, new, dtypes, strict=True):
-                column.append(backend.join(list(pieces), dtype))
-        return made
+            draws = job.draws(i) if program.stochastic else None
+            _update_one(bucket, i, g, Elementwise(program, own, wider(bucket.dtypes), draws))
 
     def norm_table(self, job: Job) -> NormTable:
         backend, computing = job.bucket.backend, wider([job.bucket.grad_dtype])
 
-        def prepare(xp: Any, g: Array) -> Array:
-            return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), job.values)
-
         job.grads = backend.hold(job.grads)
-        places: list[int] = []
-        rows = backend.square_rows(prepare, _parts(backend, job.grads, places), computing)
         table = np.zeros((len(job.grads), norms.columns(computing)), np.int64)
-        for at, row in enumerate(rows):
-            table[places[at]] += np.asarray(row)
+        for group, values in enumerate(job.values):
+
+            def prepare(xp: Any, g: Array, values: Mapping[str, Any] = values) -> Array:
+                return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
+
+            own = [g if job.group_of(i) == group else None for i, g in enumerate(job.grads)]
+            places: list[int] = []
+            rows = backend.square_rows(prepare, _parts(backend, own, places), computing)
+            for at, row in enumerate(rows):
+                table[places[at]] += np.asarray(row)
         return NormTable(np, table)
 
     def finite(self, job: Job) -> list[bool]:
@@ -113,13 +100,14 @@ def _parts(backend: Backend, grads: Sequence[Array | None], places: list[int]) -
                 yield part
 
 
-def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
+def _update_one(bucket: Bucket, i: int, g: Array, whole: Elementwise) -> None:
     backend, rows, old = bucket.backend, bucket.rows, [arrays[i] for arrays in bucket.arrays()]
     if rows is not None:
         old = [backend.take(array, rows) for array in old]
     made = list(old)
     dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
     for box in _boxes(backend, g):
+        function = whole if box is None else whole.within(box)
         x, *state = views = old if box is None else [a[box] for a in old]
         parts = zip(*(backend.parts(view) for view in (x, g if box is None else g[box], *state)), strict=True)
         new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
@@ -135,16 +123,37 @@ def _update_one(bucket: Bucket, i: int, g: Array, function: Any) -> None:
 
 @dataclass(frozen=True)
 class Elementwise:
-    """The program on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype."""
+    """The program on real arrays ``(x, g, *state)``: computed in `computing`, each output rounded once to its dtype.
+
+    Outputs that are rounded stochastically, to bfloat16, are rounded from float32.
+    """
 
     program: Program
     scalars: Mapping[str, Any]
     computing: str
+    #: What the `stochastic` outputs are rounded by.
+    draws: Draws | None = None
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """All numbers that it reads."""
+        step = () if self.draws is None else self.draws.rounding.keys
+        return (*self.scalars.values(), *step)
+
+    def within(self, box: tuple[slice, ...]) -> Elementwise:
+        """The same on a block of its arrays."""
+        return self if self.draws is None else replace(self, draws=replace(self.draws, box=box))
 
     def __call__(self, xp: Any, *arrays: Array) -> tuple[Array, ...]:
         wide = [xp.astype(a, getattr(xp, self.computing), copy=False) for a in arrays]
         old = (arrays[0], *arrays[2:])
-        return tuple(
-            xp.astype(new, a.dtype, copy=False)
-            for new, a in zip(self.program.function(xp, *wide, **self.scalars), old, strict=True)
-        )
+        made = self.program.function(xp, *wide, **self.scalars)
+        if self.draws is not None:
+            random = self.draws.random(
+                of(wide[0]), wide[0], [slot for slot in self.program.stochastic if slot is not None]
+            )
+            made = [
+                new if slot is None else rounded(xp, xp.astype(new, xp.float32, copy=False), random[slot])
+                for new, slot in zip(made, self.program.stochastic, strict=True)
+            ]
+        return tuple(xp.astype(new, a.dtype, copy=False) for new, a in zip(made, old, strict=True))

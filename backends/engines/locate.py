@@ -59,6 +59,14 @@ def blocks(shape: tuple[int, ...], size: int) -> Iterator[tuple[slice, ...]]:
             yield tuple(block + [slice(0, n) for n in shape[axis:]])
 
 
+def _start(shape: tuple[int, ...], block: tuple[slice, ...]) -> int:
+    """The number of a block's first element, in C order."""
+    number = 0
+    for n, part in zip(shape, block, strict=True):
+        number = number * n + part.start
+    return number
+
+
 def extents(backend: Backend, arrays: Sequence[Array | None]) -> Extents:
     """First and one-past-last byte of each array; where they cannot be known, numbers that no other array has."""
     found = [(0, 0) if a is None else backend.extent(a) or (id(a), id(a) + 1) for a in arrays]
@@ -123,6 +131,8 @@ class Locations:
 
     def _find_own(self) -> None:
         self.layouts = [self.memory.layout(p) for p in self.bucket.params]
+        if self.bucket.elements is not None:  # their numbers are those of C order
+            self.layouts = [layout if layout == "C" else None for layout in self.layouts]
         self.odd, columns = set(), [1, *range(3, self.table.shape[1])]
         for k, (arrays, column) in enumerate(zip(self.bucket.arrays(), columns, strict=True)):
             found = np.zeros(len(arrays), np.int64)
@@ -201,8 +211,10 @@ def check_memory(bucket: Bucket, i: int, g: Array) -> None:
 class Copies:
     """One tensor's arrays, or a block of them, copied in C order."""
 
-    #: A row of a table such as `Locations` has.
+    #: A row of a table such as `Locations` has, as if the whole tensor were where the copies are.
     table: np.ndarray
+    #: The element, in C order, with which the block begins.
+    start: int
     gradient: Array
     #: Parts of the parameter and the state, and their copies.
     pairs: list[tuple[Array, Array]]
@@ -227,8 +239,10 @@ def copy_blocks(
         found = np.zeros(len(views), np.int64)
         memory.addresses([gradient, *copies], ["C"] * len(views), found)
         table = np.zeros((1, 3 + len(bucket.state)), np.int64)
-        table[0, 0] = math.prod(gradient.shape) * parts_of(bucket.dtype)
-        table[0, 2] = found[0]
+        start = _start(tuple(g.shape), block) * parts_of(bucket.dtype)
+        table[0, 0] = start + math.prod(gradient.shape) * parts_of(bucket.dtype)
+        before = [start * ITEMSIZES[FLOATING[dtype]] for dtype in bucket.dtypes]
+        table[0, 2] = found[0] - before[1]
         if own:
-            table[0, 1], table[0, 3:] = found[1], found[2:]
-        yield Copies(table, gradient, list(zip(views[1:], copies, strict=True)))
+            table[0, 1], table[0, 3:] = found[1] - before[0], found[2:] - before[2:]
+        yield Copies(table, start, gradient, list(zip(views[1:], copies, strict=True)))

@@ -61,6 +61,9 @@ class Program:
     scalars: tuple[str, ...]
     #: Those of them that are one number per tensor.
     per_tensor: tuple[str, ...]
+    #: For each output the number of the slot by which it is rounded stochastically (`rounding`), or None; empty where
+    #: none is.
+    stochastic: tuple[int | None, ...] = ()
     #: Where `function` is written, if that is not what an error should point at.
     file: str = __file__
 
@@ -98,7 +101,8 @@ class Code:
 
     def values(self, hypers: Mapping[str, Any]) -> list[Any]:
         """Evaluate the scalar expressions for these hyperparameters, in double precision."""
-        return [evaluate(expression, hypers) for expression in self.scalars]
+        # Most are a hyperparameter as it is.
+        return [hypers[e[1]] if e[0] == "hyper" else evaluate(e, hypers) for e in self.scalars]
 
     def render(self, operations: Mapping[str, str], only: tuple[str, ...] = ()) -> list[str]:
         """Write the nodes as ``name = expression``, by a template for each operation with ``{0}``, … for arguments.
@@ -119,7 +123,7 @@ def evaluate(expression: tuple, hypers: Mapping[str, Any]) -> Any:
         return rest[0]
     if kind == "hyper":
         return hypers[rest[0]]
-    return SCALAR_OPERATORS[kind](*(evaluate(part, hypers) for part in rest))
+    return SCALAR_OPERATORS[kind](*[evaluate(part, hypers) for part in rest])
 
 
 class Valueless:

@@ -62,11 +62,9 @@ class VariableBinding:
             self._binding.replace(k, column)
         return self._binding
 
-    def plan(
-        self, update: FusedUpdate, grads: Sequence[Array | None], values: Values, clip_norm: float | None = None
-    ) -> Plan:
+    def plan(self, update: FusedUpdate, grads: Sequence[Array | None], values: Values) -> Plan:
         """Check a step; nothing is written. See `multiopt.binding.Binding.plan`."""
-        return self.bound().plan(update, shards(grads), values, clip_norm=clip_norm, names=self._grad_names)
+        return self.bound().plan(update, shards(grads), values, names=self._grad_names)
 
     def plan_rows(self, update: FusedUpdate, i: int, rows: IndexedSlices, values: Values) -> Plan:
         """Check a step of some rows of one variable. See `multiopt.binding.Binding.plan_rows`."""
@@ -160,12 +158,13 @@ class AdadeltaStep:
             if all(g is None for g in own):
                 continue
             numbers = {"scale": 1.0, "clip_value": None, "weight_decay": 0.0, **values(group.columns[0][0])}
+            numbers["clip_norm"] = clip_norm
             scaled, clipped = numbers["scale"] != 1.0, numbers["clip_value"] is not None
             decoupled = decayed and numbers["weight_decay"] != 0.0
             update = FusedUpdate(ADADELTA, scaled=scaled, clipped=clipped, normed=normed, decoupled=decoupled)
             whole = [None if isinstance(g, IndexedSlices) else g for g in own]
             if any(g is not None for g in whole):
-                plans.append(Planned(group, group.plan(update, whole, numbers, clip_norm)))
+                plans.append(Planned(group, group.plan(update, whole, numbers)))
             for i, g in enumerate(own):
                 if isinstance(g, IndexedSlices):
                     plans.append(Planned(group, group.plan_rows(update, i, g, numbers), i))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from ..lock import Lock, locked
 from ..plan import run
 from ..update import FusedUpdate
 from .graph import NUMBERS, register, trace, trace_zero_grad
-from .group import GroupCache, counter_dtype, same
+from .group import GroupsCache, counter_dtype
 from .scaling import Scaling, checked, number
+from .tensors import same
 
 __all__ = ["Adadelta"]
 
@@ -75,7 +77,7 @@ class Adadelta(torch.optim.Optimizer):
     """
 
     _step_lock: Lock
-    _groups: dict[int, GroupCache]
+    _cache: GroupsCache | None
     _states: list[dict[str, Tensor]]
 
     def __init__(
@@ -100,7 +102,7 @@ class Adadelta(torch.optim.Optimizer):
             if not 0.0 <= value <= (1.0 if name == "rho" else float("inf")):
                 raise ValueError(f"Invalid {title}: {value}")
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
-        self._step_lock, self._groups, self._states, self._key = Lock(), {}, [], register(self)
+        self._step_lock, self._cache, self._states, self._key = Lock(), None, [], register(self)
         super().__init__(params, {**options, "differentiable": differentiable})
         if fused and differentiable:
             raise RuntimeError("`fused` does not support `differentiable`")
@@ -120,7 +122,7 @@ class Adadelta(torch.optim.Optimizer):
         self.__dict__.setdefault("_step_lock", Lock())
         self.__dict__.setdefault("_key", register(self))
         super().__setstate__(state)
-        self._groups, self._states = {}, []
+        self._cache, self._states = None, []
         for group in self.param_groups:
             for name, value in _LATER_OPTIONS.items():
                 group.setdefault(name, value)
@@ -200,52 +202,53 @@ class Adadelta(torch.optim.Optimizer):
     def _step(self, groups: Groups | None = None, grads: Sequence[list[Tensor | None]] | None = None) -> None:
         """Do a step; on other groups than the optimizer's, and by other gradients than the parameters', if given."""
         groups = self.param_groups if groups is None else groups
-        grads = [[p.grad for p in group["params"]] for group in groups] if grads is None else grads
+        if grads is None:
+            own = [p.grad for group in groups for p in group["params"]]
+        else:
+            own = list(chain.from_iterable(grads))
         _health_check(self)
         amp = Scaling.of(self)
         if amp.found_on_host:
             return
-        if not same(self._states, self.state.values()):
-            self._groups.clear()
-        observed, planned, plans = is_observed(), [], []
-        others, theirs = dict[str, Tensor](), dict[str, Tensor]()
-        for i, (group, its) in enumerate(zip(groups, grads, strict=True)):
-            where = f"groups[{i}]." if len(groups) > 1 else ""
-            numbers = {name: checked(f"{where}{name}", group[name]) for name in NUMBERS}
-            update, values = _update(group, numbers, amp), partial(_values, group, numbers, amp, where)
-            cache, local_grads = self._cached(i, group, its, observed, where)
-            planned.append((cache, its, update, values(None) if cache.by_operations else {}))
-            plans += cache.plans(local_grads, update, values)
-            if cache.by_operations:
-                own, updated = cache.others(its)
-                others |= own
-                theirs |= updated
-        amp.check(plans, others, theirs)
+        where = [f"groups[{k}]." for k in range(len(groups))] if len(groups) > 1 else [""]
+        numbers = [_numbers(group, its) for group, its in zip(groups, where, strict=True)]
+        updates = [_update(group, given, amp) for group, given in zip(groups, numbers, strict=True)]
+
+        def values(k: int, device: torch.device | None) -> dict[str, Any]:
+            return _values(groups[k], numbers[k], amp, where[k], device)
+
+        cache, local_grads = self._cached(groups, own, updates)
+        plans, by_operations = cache.plans(local_grads, values), cache.numbers(values)
+        amp.check(plans, *cache.others(own))
         # All is checked; from here on things are written.
-        for cache, *_ in planned:
-            cache.keep_new_states(self.state)
+        cache.keep_new_states(self.state)
         self._states = list(self.state.values())
         run(plans)
-        for cache, its, update, own in planned:
-            cache.touched(its)
-            cache.update_by_operations(its, update, own)
-            cache.count(its, amp.found_inf)
-        amp.unscale(g for _, its, *_ in planned for g in its if g is not None)
+        cache.touched(own)
+        cache.update_by_operations(own, by_operations)
+        cache.count(own, amp.found_inf)
+        amp.unscale(g for g in own if g is not None)
 
     def _cached(
-        self, i: int, group: dict[str, Any], grads: list[Tensor | None], observed: bool, where: str
-    ) -> tuple[GroupCache, list[Sequence[Tensor | None]]]:
-        """What is known about a group, found out anew where something has moved; and its gradients."""
-        by_operations = observed or (group["differentiable"] and self.defaults["differentiable"])
-        cache = self._groups.get(i)
+        self, groups: Groups, grads: list[Tensor | None], updates: list[FusedUpdate]
+    ) -> tuple[GroupsCache, list[Sequence[Tensor | None]]]:
+        """What is known about the groups, found out anew where something has moved; and their gradients."""
+        observed, followed = is_observed(), self.defaults["differentiable"]
+        by_operations = [observed or (group["differentiable"] and followed) for group in groups]
+        cache = self._cache
         # One with states that nobody has kept is of a step that was refused.
-        current = cache is not None and not cache.new_states and cache.is_current(group, by_operations)
+        current = cache is not None and not cache.new_states and same(self._states, self.state.values())
+        current = current and cache is not None and cache.is_current(groups, updates, by_operations)
         local_grads = cache.local_grads(grads) if cache and current else None
         if cache is None or local_grads is None:
-            cache = self._groups[i] = GroupCache(group, grads, self.state, where, by_operations)
+            cache = self._cache = GroupsCache(groups, grads, self.state, updates, by_operations, cache)
             local_grads = cache.local_grads(grads)
             assert local_grads is not None  # it was made for them
         return cache, local_grads
+
+
+def _numbers(group: Mapping[str, Any], where: str) -> dict[str, Any]:
+    return {name: checked(f"{where}{name}", group[name]) for name in NUMBERS}
 
 
 def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling) -> FusedUpdate:

@@ -105,7 +105,7 @@ def _step(
         # Copies, which the graph puts into the parameters afterwards: another optimizer's, but for the state.
         states = {copy: optimizer.state[p] for copy, p in zip(given, own, strict=True) if p in optimizer.state}
         other = object.__new__(type(optimizer))
-        other.__dict__.update({**optimizer.__dict__, "state": states, "_groups": {}, "_states": []})
+        other.__dict__.update({**optimizer.__dict__, "state": states, "_cache": None, "_states": []})
         other._step(groups, all_grads)
         optimizer.state.update({p: states[copy] for copy, p in zip(given, own, strict=True) if copy in states})
 

@@ -1,13 +1,13 @@
-"""What a step needs to know about a parameter group: found out once, and anew when something has moved.
+"""What a step needs to know about the parameter groups: found out once, and anew when something has moved.
 
-A step over a thousand small tensors is as fast as the questions that are asked of each tensor, so what has to be
-asked in every step is asked of whole lists, in C.
+A step over a thousand small tensors, or hundreds of groups, is as fast as the questions that are asked of each, so what
+has to be asked in every step is asked of whole lists, in C, and of all groups together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from itertools import pairwise, repeat
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from itertools import chain, pairwise, repeat
 from operator import is_, itemgetter
 from typing import Any
 
@@ -20,14 +20,15 @@ from ..backends.torch import is_sharded, is_whole, local
 from ..plan import Plan
 from ..update import FusedUpdate
 from .operations import update_by_operations
-from .tensors import BACKEND, TensorBinding, is_readable
+from .tensors import BACKEND, TensorBinding, is_readable, same, takes_groups
 
-__all__ = ["GroupCache", "counter_dtype", "same"]
+__all__ = ["GroupsCache", "counter_dtype"]
 
 State = MutableMapping[str, Any]
 Grads = Sequence[Tensor | None]
-#: Gives an update's numbers as an engine wants them on a device; as PyTorch's operations want them for None.
-Values = Callable[[torch.device | None], Mapping[str, Any]]
+Group = Mapping[str, Any]
+#: Gives a group's numbers as an engine wants them on a device; as PyTorch's operations want them for None.
+Values = Callable[[int, torch.device | None], Mapping[str, Any]]
 SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
 #: Dtypes whose tensors PyTorch adds 1 to, in place.
 COUNTING = {
@@ -35,7 +36,8 @@ COUNTING = {
     *(torch.complex32, torch.complex64, torch.complex128),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 }
-_step = itemgetter("step")
+_step, _params_of = itemgetter("step"), itemgetter("params")
+_switches = itemgetter("capturable", "foreach", "differentiable")
 _in_inference = torch.is_inference_mode_enabled
 
 
@@ -44,76 +46,95 @@ def counter_dtype() -> torch.dtype:
     return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
 
 
-def same(old: Sequence[Any], new: Iterable[Any]) -> bool:
-    """Whether two lists hold the very same objects."""
-    new = list(new)
-    return len(old) == len(new) and all(map(is_, old, new))
+class GroupsCache:
+    """The parameters of all groups that have a gradient or a state, bound to their state.
 
-
-class GroupCache:
-    """The parameters of a group that have a gradient or a state, bound to their state.
-
-    `states` are the optimizer's, and are not changed before `keep_new_states`; `where` is what the parameters' names
-    begin with. All are updated by PyTorch's operations if `by_operations`, else only those that no engine reads.
+    `grads` are those of all groups, one after another; `updates` and `by_operations` have an entry for each group: what
+    is done to its parameters, and whether by PyTorch's operations, as those are updated that no engine reads. `states`
+    are the optimizer's, and are not changed before `keep_new_states`. What `old` has bound, and holds still, is taken
+    over: a CUDA graph may hold what it keeps on the device.
     """
 
     def __init__(
         self,
-        group: Mapping[str, Any],
+        groups: Sequence[Group],
         grads: Grads,
         states: Mapping[Tensor, State],
-        where: str,
-        by_operations: bool,
+        updates: Sequence[FusedUpdate],
+        by_operations: Sequence[bool],
+        old: GroupsCache | None,
     ) -> None:
-        if group["foreach"] and group["differentiable"]:
+        self.options, self.updates = _options(groups, by_operations), list(updates)
+        self.all_params = list(_params(groups))
+        where = [f"groups[{k}].params" for k in range(len(groups))] if len(groups) > 1 else ["params"]
+        places = [(k, i) for k, group in enumerate(groups) for i in range(len(group["params"]))]
+        if any(group["foreach"] and group["differentiable"] for group in groups):
             raise AssertionError("_foreach ops don't support autograd")
         if _any_sparse(grads):
             raise RuntimeError("Adadelta does not support sparse gradients")
-        for i, tensors in enumerate(zip(group["params"], grads, strict=True)):
+        for (k, i), *tensors in zip(places, self.all_params, grads, strict=True):
             if any(tensor is not None and tensor.is_nested for tensor in tensors):
-                raise RuntimeError(f"{where}params[{i}]: expected tensors with one shape, got a nested one")
-        self.group_params, self.options = list(group["params"]), _options(group, by_operations)
-        self.indices = [i for i, p in enumerate(self.group_params) if grads[i] is not None or states.get(p)]
+                raise RuntimeError(f"{where[k]}[{i}]: expected tensors with one shape, got a nested one")
+        self.indices = [i for i, p in enumerate(self.all_params) if grads[i] is not None or states.get(p)]
         self.idle = sorted(set(range(len(grads))) - set(self.indices))
-        self.params = [self.group_params[i] for i in self.indices]
+        self.params = [self.all_params[i] for i in self.indices]
+        #: The group of each.
+        self.group_of = [places[i][0] for i in self.indices]
         self.new_states: dict[Tensor, State] = {}
         self.states = [
-            states.get(p) or self.new_states.get(p) or self.new_states.setdefault(p, _new_state(p, group["capturable"]))
-            for p in self.params
+            states.get(p)
+            or self.new_states.get(p)
+            or self.new_states.setdefault(p, _new_state(p, groups[k]["capturable"]))
+            for k, p in zip(self.group_of, self.params, strict=True)
         ]
         self.steps = list(map(_step, self.states))
         if not all(isinstance(step, Tensor) for step in self.steps):
             raise RuntimeError("API has changed, `state_steps` argument must contain a list of singleton tensors")
-        if group["capturable"]:
-            _check_capturable(self.params, self.steps)
-        self.plain_steps = not by_operations and all(type(step) is Tensor for step in self.steps)
-        given = group.get("param_names")
-        self.names = names = [f"{where}params[{i}]" + (f" ({given[i]})" if given else "") for i in self.indices]
+        capturable = [j for j, k in enumerate(self.group_of) if groups[k]["capturable"]]
+        _check_capturable([self.params[j] for j in capturable], [self.steps[j] for j in capturable])
+        self.plain_steps = not any(by_operations) and all(type(step) is Tensor for step in self.steps)
+        given = [group.get("param_names") for group in groups]
+        self.names = names = [
+            f"{where[k]}[{i}]" + (f" ({own[i]})" if (own := given[k]) else "")
+            for k, i in (places[i] for i in self.indices)
+        ]
         for row in zip(names, self.params, self.states, strict=True):
             _check_writable(*row)
-        kinds: dict[Any, list[int]] = {}
-        for j, (p, i) in enumerate(zip(self.params, self.indices, strict=True)):
-            kinds.setdefault(None if by_operations else _kind(p, grads[i], self.states[j]), []).append(j)
+        rows = zip(self.params, self.indices, self.states, self.group_of, strict=True)
+        kinds = [None if by_operations[k] else _kind(p, grads[i], own) for p, i, own, k in rows]
         #: Places, in `params`, of those that no engine reads.
-        self.by_operations = kinds.pop(None, [])
-        #: Bindings of the others, each with the places of its parameters.
-        self.bindings: list[tuple[TensorBinding, list[int]]] = []
-        for (sharded, grad_dtype, *_), places in kinds.items():
-            # Tensors that share memory are updated one after another.
-            alone = _overlap([self.params[j] for j in places])
-            for own in [[j] for j in places] if alone else [places]:
-                params, own_states = [self.params[j] for j in own], [self.states[j] for j in own]
-                binding = TensorBinding([names[j] for j in own], params, own_states, grad_dtype, sharded)
-                self.bindings.append((binding, own))
+        self.by_operations = [j for j, kind in enumerate(kinds) if kind is None]
+        #: Bindings of the others, each with its update and the places of its parameters.
+        self.bindings: list[tuple[TensorBinding, FusedUpdate, list[int]]] = []
+        # Tensors that share memory are updated one after another, in the groups' order.
+        alone = _overlap([p for p, kind in zip(self.params, kinds, strict=True) if kind is not None])
+        alike = {update: n for n, update in enumerate(updates)}
+        shared = {kind: not alone and takes_groups(kind[-1]) for kind in set(kinds) if kind is not None}
+        found: dict[tuple[Any, ...], list[int]] = {}
+        for j, (kind, k) in enumerate(zip(kinds, self.group_of, strict=True)):
+            if kind is not None:
+                found.setdefault((*kind, alike[updates[k]] if shared[kind] else k), []).append(j)
+        known = {id(binding.tensors[0]): binding for binding, *_ in old.bindings} if old else {}
+        for (sharded, grad_dtype, *_), together in found.items():
+            alone_here = alone and _overlap([self.params[j] for j in together])
+            for own in [[j] for j in together] if alone_here else [together]:
+                columns: Any = ([column[j] for j in own] for column in (names, self.params, self.states, self.group_of))
+                made_of = *columns, grad_dtype, sharded
+                bound = known.get(id(self.params[own[0]]))
+                binding = bound if bound and bound.binds(*made_of) else TensorBinding(*made_of)
+                self.bindings.append((binding, updates[self.group_of[own[0]]], own))
 
-    def is_current(self, group: Mapping[str, Any], by_operations: bool) -> bool:
-        """Whether options, parameters and state are what they were, and where they were."""
+    def is_current(
+        self, groups: Sequence[Group], updates: Sequence[FusedUpdate], by_operations: Sequence[bool]
+    ) -> bool:
+        """Whether options, updates, parameters and state are what they were, and where they were."""
         return (
-            self.options == _options(group, by_operations)
-            and same(self.group_params, group["params"])
+            self.options == _options(groups, by_operations)
+            and self.updates == updates
+            and same(self.all_params, _params(groups))
             and all(self.states)
             and same(self.steps, map(_step, self.states))
-            and all(binding.is_current() for binding, _ in self.bindings)
+            and all(binding.is_current() for binding, *_ in self.bindings)
         )
 
     def local_grads(self, grads: Grads) -> list[Grads] | None:
@@ -121,22 +142,23 @@ class GroupCache:
         if any(grads[i] is not None for i in self.idle) or (self.by_operations and _any_sparse(grads)):
             return None
         own, found = self._own(grads), []
-        for binding, places in self.bindings:
+        for binding, _, places in self.bindings:
             its = binding.local_grads(own if len(places) == len(own) else [own[j] for j in places])
             if its is None:
                 return None
             found.append(its)
         return found
 
-    def plans(self, local_grads: Sequence[Grads], update: FusedUpdate, values: Values) -> list[Plan]:
+    def plans(self, local_grads: Sequence[Grads], values: Values) -> list[Plan]:
         """Check what is to be done, and plan what the engines have to do."""
         for j in self.by_operations:
             _check_state(self.names[j], self.params[j], self.states[j])
-        return [
-            binding.plan(update, own, values(binding.tensors[0].device))
-            for (binding, _), own in zip(self.bindings, local_grads, strict=True)
-            if any(g is not None for g in own)
-        ]
+        plans = []
+        for (binding, update, _), own in zip(self.bindings, local_grads, strict=True):
+            if any(g is not None for g in own):
+                device = binding.tensors[0].device
+                plans.append(binding.plan(update, own, *(values(k, device) for k in binding.members)))
+        return plans
 
     def others(self, grads: Grads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The gradients that no engine reads, and the parameters and state that they update, by name."""
@@ -153,15 +175,20 @@ class GroupCache:
         states.update(self.new_states)
         self.new_states = {}
 
-    def update_by_operations(self, grads: Sequence[Any], update: FusedUpdate, numbers: Mapping[str, Any]) -> None:
+    def numbers(self, values: Values) -> dict[int, Mapping[str, Any]]:
+        """The numbers of those that no engine reads, by their groups."""
+        return {k: values(k, None) for k in sorted({self.group_of[j] for j in self.by_operations})}
+
+    def update_by_operations(self, grads: Sequence[Any], numbers: Mapping[int, Mapping[str, Any]]) -> None:
         """Update those that no engine reads."""
         for j in self.by_operations:
             if (g := grads[self.indices[j]]) is not None:
-                update_by_operations(update, numbers, self.params[j], g, self.states[j])
+                k = self.group_of[j]
+                update_by_operations(self.updates[k], numbers[k], self.params[j], g, self.states[j])
 
     def touched(self, grads: Grads) -> None:
         """Tell autograd of DTensors whose shards were written to; an engine told it of the shards."""
-        for binding, places in self.bindings:
+        for binding, _, places in self.bindings:
             if binding.sharded:
                 live = [j for j in places if grads[self.indices[j]] is not None]
                 states = (self.states[j][slot] for j in live for slot in ADADELTA.slots)
@@ -191,8 +218,13 @@ def _any_sparse(grads: Grads) -> bool:
     return any(g is not None and g.layout in SPARSE for g in grads)
 
 
-def _options(group: Mapping[str, Any], by_operations: bool) -> tuple[Any, ...]:
-    return group["capturable"], group["foreach"], group["differentiable"], by_operations, _in_inference()
+def _options(groups: Sequence[Group], by_operations: Sequence[bool]) -> list[Any]:
+    own = zip(groups, by_operations, strict=True)
+    return [_in_inference(), *((len(group["params"]), *_switches(group), operations) for group, operations in own)]
+
+
+def _params(groups: Sequence[Group]) -> Iterator[Tensor]:
+    return chain.from_iterable(map(_params_of, groups))
 
 
 def _check_writable(name: str, p: Tensor, own: State) -> None:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from itertools import chain
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..adadelta import ADADELTA
-from ..backends import get
+from ..backends import engine_for, get
 from ..backends.generic import Described
 from ..backends.torch import PLAIN, TorchBackend, local, with_layout_of
 from ..binding import Binding
 from ..plan import Plan
 
-__all__ = ["BACKEND", "TensorBinding", "is_readable"]
+__all__ = ["BACKEND", "TensorBinding", "is_readable", "same", "takes_groups"]
 
 BACKEND = cast(TorchBackend, get("torch"))
+
+
+def same(old: Sequence[Any], new: Iterable[Any]) -> bool:
+    """Whether two lists hold the very same objects."""
+    new = list(new)
+    return len(old) == len(new) and all(map(is_, old, new))
 
 
 def is_readable(tensor: Tensor) -> bool:
@@ -27,10 +33,16 @@ def is_readable(tensor: Tensor) -> bool:
     return type(tensor) in PLAIN and tensor.layout == torch.strided and tensor.device.type in ("cpu", "cuda")
 
 
-class TensorBinding(Binding):
-    """The rule bound to some of a group's parameters and their states: all of one device and of the same dtypes.
+def takes_groups(device: torch.device) -> bool:
+    """Whether one binding takes tensors of several groups: the eager engine does, so the dtypes do not matter."""
+    return engine_for(BACKEND, str(device), ["float32"] * 3)[0].takes_groups
 
-    All of them are DTensors, whose local shards are bound, or none. A RuntimeError says what cannot be updated.
+
+class TensorBinding(Binding):
+    """The rule bound to some parameters and their states: all of one device and of the same dtypes.
+
+    All of them are DTensors, whose local shards are bound, or none. `members` are the groups that they are of, and
+    `groups` says for each which of those. A RuntimeError says what cannot be updated.
     """
 
     def __init__(
@@ -38,10 +50,14 @@ class TensorBinding(Binding):
         names: Sequence[str],
         tensors: Sequence[Tensor],
         states: Sequence[MutableMapping[str, Any]],
+        groups: Sequence[int],
         grad_dtype: torch.dtype,
         sharded: bool,
     ) -> None:
         self.tensors, self.states, self.grad_dtype, self.sharded = tensors, states, grad_dtype, sharded
+        self.members, self.group_of = sorted(set(groups)), groups
+        place = {group: k for k, group in enumerate(self.members)}
+        own_groups = [place[group] for group in groups] if len(place) > 1 else None
         if sharded:
             for p, own in zip(tensors, states, strict=True):
                 own.update({slot: with_layout_of(p, own[slot]) for slot in ADADELTA.slots})
@@ -53,7 +69,7 @@ class TensorBinding(Binding):
                     raise RuntimeError(f"{slot} of {name}: expected a plain tensor, got a {torch.typename(tensor)}")
         dtypes = [str(grad_dtype).removeprefix("torch.")] * len(params)
         try:
-            super().__init__(ADADELTA, params, names, state=state, grad_dtypes=dtypes)
+            super().__init__(ADADELTA, params, names, state=state, grad_dtypes=dtypes, groups=own_groups)
         except (TypeError, ValueError) as error:
             raise RuntimeError(str(error)) from None
         (self.bucket,) = self.buckets
@@ -63,6 +79,23 @@ class TensorBinding(Binding):
         """Whether the parameters and the state are still those tensors, in the same memory."""
         self.bucket.asked = BACKEND.memory_fingerprint(list(chain.from_iterable(self._arrays())))
         return self.bucket.asked == self.bucket.good
+
+    def binds(
+        self,
+        names: Sequence[str],
+        tensors: Sequence[Tensor],
+        states: Sequence[MutableMapping[str, Any]],
+        groups: Sequence[int],
+        grad_dtype: torch.dtype,
+        sharded: bool,
+    ) -> bool:
+        """Whether it was made of these, and they have not moved."""
+        return (
+            (self.names, self.group_of, self.grad_dtype, self.sharded) == (names, groups, grad_dtype, sharded)
+            and same(self.tensors, tensors)
+            and same(self.states, states)
+            and self.is_current()
+        )
 
     def plan(self, *args: Any, **options: Any) -> Plan:
         """Check a step; see `Binding.plan`."""

@@ -225,7 +225,7 @@ NORMED = FusedUpdate(ADADELTA, normed=True).program
 
 
 def located(bucket, program, grads):
-    job = Job(bucket, program, grads, VALUES)
+    job = Job(bucket, program, grads, [VALUES])
     job.location = bucket.engine.locate(job)
     return job
 

@@ -127,7 +127,7 @@ def test_compiled_blocks_are_the_definition(numba, dtype):
         kernel = square_kernel(FusedUpdate(REPLACE, scaled=scaled, normed=True).program, dtype)
         out = np.zeros((1, columns(computing)), np.int64)
         table = np.array([[g.size, g.ctypes.data, g.ctypes.data]])
-        kernel(table, np.array([0.5]), np.empty(ROOM), out, 0, 0, g.size)
+        kernel(table, np.array([[0.5]]), np.zeros(1, np.int64), np.empty(ROOM), out, 0, 0, g.size)
         return worth(out[0], computing)
 
     for seed in range(60):

@@ -143,6 +143,32 @@ def test_half_precision_is_rounded_once(dtype):
         assert opt.state["acc_delta"].tobytes() == u.tobytes()
 
 
+@pytest.mark.parametrize("state", ["bfloat16", "float32"])
+@pytest.mark.parametrize("moved", ["x", "g", "square_avg", "acc_delta"])
+def test_every_bfloat16(numba, moved, state):
+    # The host engine rounds pairs of them without asking for NaNs, where these cannot have gone through float32.
+    dtype = half("bfloat16")
+    every = np.append(np.arange(1 << 16), 0x7F81).astype(np.uint16).view(dtype)
+    wide = {"x": dtype, "g": dtype, "square_avg": np.dtype(state), "acc_delta": np.dtype(state)}
+    results = []
+    for engine in ("host", "eager"):
+        arrays = {name: np.full(len(every), 0.5, kind) for name, kind in wide.items()}
+        arrays[moved][:] = every
+        if state == "float32" and moved in arrays.keys() - {"x", "g"}:
+            arrays[moved].view(np.uint32)[...] |= 0xFFFF  # NaNs whose rounding would make them numbers
+        opt = Adadelta(arrays["x"], engine=engine, state_dtype=state)
+        for slot in ("square_avg", "acc_delta"):
+            opt.state[slot][...] = arrays[slot]
+        with np.errstate(all="ignore"):
+            opt.step(arrays["g"])
+        results.append([opt.params, opt.state["square_avg"], opt.state["acc_delta"]])
+    for mine, plain in zip(*results, strict=True):
+        nan = np.isnan(plain.astype(np.float32))
+        np.testing.assert_array_equal(np.isnan(mine.astype(np.float32)), nan)
+        assert mine[~nan].tobytes() == plain[~nan].tobytes()
+    assert np.isnan(results[0][0].astype(np.float32)).sum() >= 254
+
+
 def test_float16_keeps_subnormals_and_overflows_to_infinity(numba):
     results = []
     for engine in ("host", "eager"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from libraries import refused, snapshot
 
-from multiopt import ADADELTA, Adadelta, Optimizer, schedules
+from multiopt import ADADELTA, Adadelta, Optimizer, backends, schedules
 
 
 def test_none_leaves_parameter_and_state_as_they_are(plain):
@@ -99,6 +99,34 @@ def test_nonfinite_gradients(plain, bad):
         free.step([plain.grad(good), plain.grad(g)])
     assert np.isnan(plain.host(free.params[1]))[1]
     assert np.isfinite(plain.host(free.params[0])).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("options", [{}, {"loss_scale": 1e-9}, {"clip_value": 1.0}], ids=str)
+def test_with_clipping_by_norm_what_is_not_finite_is_found_in_the_same_reading(numba, monkeypatch, dtype, options):
+    engine, questions = type(backends.engine("host")), []
+    for name in ("finite", "norm_table"):
+        method = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *args, m=method, n=name: (questions.append(n), m(*args))[1])
+    good = [np.full(5000, np.finfo(dtype).max / 4 if "loss_scale" in options else 1.0, dtype), np.ones(3, dtype), None]
+    params = [np.ones(5000, dtype), np.ones(3, dtype), np.ones(2, dtype)]
+    opt = Adadelta(params, engine="host", nonfinite="skip", clip_global_norm=1.0, **options)
+    opt.step(good)  # of which the scaled ones may overflow: that is not the gradients' fault
+    assert (opt.steps, opt.skipped, questions) == (1, 0, ["norm_table"])
+    for i, bad in ((0, np.nan), (0, -np.inf), (1, np.inf)):
+        grads = [g if g is None else g.copy() for g in good]
+        grads[i][-1] = bad
+        before = snapshot(opt)[0]
+        opt.step(grads)
+        assert snapshot(opt)[0] == before
+    assert (opt.steps, opt.skipped, questions) == (1, 3, ["norm_table"] * 4)
+    plain = Adadelta(
+        [np.ones(5000, dtype), np.ones(3, dtype), np.ones(2, dtype)], engine="eager", clip_global_norm=1.0, **options
+    )
+    with np.errstate(all="ignore"):
+        plain.step(good)
+    np.testing.assert_array_equal(opt.params[0], plain.params[0])
+    assert opt.grad_norm == plain.grad_norm
 
 
 def test_repr_says_what_it_is(plain):

@@ -29,6 +29,8 @@ BAD = {
     "ema": [-0.1, 1.0, 1.5, math.nan],
     "accumulate": [0, -1, 1.5, True, "2", None],
     "state_dtype": ["int32", "float8", np.float32, 4],
+    "state_rounding": ["up", None, True],
+    "seed": [-1, 2**64, 1.0, True, "0", None],
     "engine": ["gpu", None, 3],
 }
 OF_ANOTHER_TYPE = {

@@ -38,7 +38,9 @@ def watched(monkeypatch):
     opt = Adadelta([{"params": np.ones(2)}, {"params": np.ones(2), "lr": lambda step: 0.5}], engine="eager")
     engine = type(opt.bindings[0].buckets[0].engine)
     kept = engine.update
-    monkeypatch.setattr(engine, "update", lambda self, j, s: ran.append((j.program, j.values)) or kept(self, j, s))
+    monkeypatch.setattr(
+        engine, "update", lambda self, j, s: ran.extend((j.program, row) for row in j.values) or kept(self, j, s)
+    )
     return opt, made, ran
 
 

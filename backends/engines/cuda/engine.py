@@ -53,22 +53,29 @@ class CudaEngine(Engine):
         self.driver.compile(source.update_source(program, real_dtypes(dtypes)))
 
     def locate(self, job: Job) -> Location:
-        return self._tables(job.bucket).locations.find(job)
+        tables = self._tables(job.bucket)
+        if job.program.stochastic and tables.capturing():
+            raise RuntimeError(
+                "state_rounding: a CUDA graph would repeat the random numbers of one step; use 'nearest'"
+            )
+        return tables.locations.find(job)
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         """See `Engine.update`. Under graph capture, the bucket must have been updated once before."""
         tables = self._tables(job.bucket)
-        numbers = tables.numbers(source.code_of(job.program), job.values)
+        numbers = tables.numbers(source.code_of(job.program), *job.values)
         scales = 0 if norm_scales is None else tables.scales(norm_scales)
         kernel = source.update_source(job.program, real_dtypes(job.bucket.dtypes))
-        tables.run(kernel, "update", job, [scales, *numbers], own=True)
+        rounding = tables.rounding(job) if job.program.stochastic else []
+        tables.run(kernel, "update", job, [scales, *numbers, *rounding], own=True)
         tables.memory.touched(job.updated)
 
     def norm_table(self, job: Job) -> NormTable:
         """See `Engine.norm_table`; the table is on the device, and is the bucket's to use again in the next step."""
         bucket, program = job.bucket, job.program
         tables = self._tables(bucket)
-        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **job.values})
+        (values,) = job.values
+        numbers = tables.numbers(source.code_of(program), {**dict.fromkeys(program.scalars, 0.0), **values})
         columns = norms.columns(wider([bucket.grad_dtype]))
         sums = tables.zeros("sums", columns)
         kernel = source.square_source(program, FLOATING[bucket.grad_dtype])
@@ -77,7 +84,9 @@ class CudaEngine(Engine):
         if not tables.memory.is_current(bucket.device):
             # The library would do what follows on the current device's stream.
             return NormTable(np, bucket.backend.to_host(table))
-        return NormTable(_namespace(bucket.backend), table)
+        # What is measured is the gradient itself: then the table's own counts say. A graph cannot ask.
+        own = source.code_of(program).measured == "g" and not tables.capturing()
+        return NormTable(_namespace(bucket.backend), table, table[:, -2:] if own else None)
 
     def finite(self, job: Job) -> list[bool]:
         """See `Engine.finite`: the one question whose answer the host must wait for, so that a graph cannot ask it."""

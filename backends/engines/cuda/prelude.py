@@ -64,10 +64,10 @@ COMMON = r"""
 DEVICE float widen(bfloat16 a) { return float_of((u32)a.bits << 16); }
 DEVICE real widen(real a) { return a; }
 DEVICE void narrow(real& a, real v) { a = v; }
-// To nearest, ties to even, by the carry out of the lower half. A NaN stays a NaN, whatever its payload.
+// To nearest, ties to even, by the carry out of the lower half. All NaNs become one.
 DEVICE void narrow(bfloat16& a, float v) {
   const u32 u = bits_of(v);
-  a.bits = v == v ? (u16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (u16)((u >> 16) | 0x40u);
+  a.bits = v == v ? (u16)((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : (u16)0x7fc0;
 }
 DEVICE void load(float16& v, i64 at) { load(v.bits, at); }
 DEVICE void load(bfloat16& v, i64 at) { load(v.bits, at); }

@@ -16,10 +16,16 @@ from functools import cache, lru_cache
 from .. import norms
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, LOGIC, Code, Program, TraceError
+from ..rounding import rendered
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
 
 __all__ = ["MOST_NUMBERS", "code_of", "fill_source", "finite_source", "square_source", "update_source"]
+
+
+def indent(lines: Sequence[str], depth: int) -> str:
+    return "\n".join("  " * depth + line for line in lines)
+
 
 #: Each operation of a traced program, in the prelude's functions.
 OPERATIONS = {
@@ -43,6 +49,49 @@ OPERATIONS = {
 }
 #: The C type of each dtype. The half types are handled as bits.
 C_TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
+#: The hash of stochastic rounding (`rounding`), and where an element stands: its run, and the keys of its place.
+ROUNDING = f"""\
+struct Keys {{ u32 v[2]; }};
+DEVICE u32 hashed(u32 h, Keys keys) {{
+{indent(rendered({"key": "h ^= keys.v[{0}];", "shift": "h ^= h >> {0};", "mul": "h *= {0}u;"}), 1)}
+  return h;
+}}
+DEVICE Keys absorbed(Keys keys, u32 word) {{
+  const u32 first = hashed(word, keys);
+  return {{{{first, hashed(~word, {{{{keys.v[1], first}}}})}}}};
+}}
+struct Place {{
+  const i64* run;
+  u64 high;
+  Keys tensor, pairs[PAIRS];
+}};
+// The low half of an element's index; the keys become those of its high half.
+DEVICE u32 find(Place& place, i64 element) {{
+  while (place.run[0] <= element) place.run += 2;
+  const u64 index = (u64)(element + place.run[1]);
+  if (index >> 32 != place.high) {{
+    place.high = index >> 32;
+    const Keys keys = absorbed(place.tensor, (u32)place.high);
+    #pragma unroll
+    for (int k = 0; k < PAIRS; ++k) place.pairs[k] = absorbed(keys, k);
+  }}
+  return (u32)index;
+}}
+DEVICE Place place_of(int tensor, i64 start, const i64* tensors, const i64* runs, u64 step) {{
+  i64 run = tensors[2 * tensor + 1], last = tensors[2 * tensor + 3] - 1;
+  while (run < last) {{
+    const i64 middle = (run + last) / 2;
+    if (runs[2 * middle] <= start) run = middle + 1;
+    else last = middle;
+  }}
+  const Keys keys = {{{{(u32)step, (u32)(step >> 32)}}}};
+  return {{runs + 2 * run, ~0ull, absorbed(keys, (u32)tensors[2 * tensor])}};
+}}
+// To one of the two neighbours: the carry out of the lower half, with a random one added.
+DEVICE void narrow(bfloat16& a, float v, u32 random) {{
+  const u32 u = bits_of(v);
+  a.bits = v == v ? (u16)((u + random) >> 16) : (u16)((u >> 16) | 0x40u);
+}}"""
 #: Numbers of a program: which of them live on the device is told by the bits of one word.
 MOST_NUMBERS = 64
 
@@ -93,15 +142,12 @@ def declared(lines: Sequence[str], code: Code) -> list[str]:
     return [f"const {'bool' if line.partition(' ')[0] in truths else 'real'} {line};" for line in lines]
 
 
-def indent(lines: Sequence[str], depth: int) -> str:
-    return "\n".join("  " * depth + line for line in lines)
-
-
 @lru_cache(KEPT)
 def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     """Source of the kernel ``update`` for arrays of these real dtypes, those of x, g and the state.
 
-    A tensor whose gradient has the address 0 is skipped. `scales` holds one number a tensor.
+    A tensor whose gradient has the address 0 is skipped. `scales` holds one number a tensor. A program that rounds
+    stochastically takes, last, `rounding.tables` and the step's keys.
     """
     code = code_of(program)
     arrays = [(name, C_TYPES[dtype]) for name, dtype in zip(code.inputs, dtypes, strict=True)]
@@ -109,23 +155,32 @@ def update_source(program: Program, dtypes: tuple[str, ...]) -> str:
     scalars = [f"s{k}" for k in range(len(code.scalars))]
     signature = [f"{'const ' if a == 'g' else ''}{t}& {a}_" for a, t in arrays]
     signature += [f"real {s}" for s in (*code.per_tensor, *scalars)]
+    signature += ["Place& place, i64 at"] * bool(program.stochastic)
     element = [f"const real {a} = widen({a}_);" for a, _ in arrays]
     element += declared(code.render(OPERATIONS), code)
-    element += [f"narrow({a}_, {new});" for (a, _), new in zip(written, code.outputs, strict=True)]
+    slots = program.stochastic or (None,) * len(written)
+    pairs = {slot // 2 for slot in slots if slot is not None}
+    element += ["const u32 low = find(place, at);"] * bool(pairs)
+    element += [f"const u32 h{p} = hashed(low, place.pairs[{p}]);" for p in sorted(pairs)]
+    halves = ["" if s is None else f", h{s // 2} >> 16" if s % 2 else f", h{s // 2} & 0xffffu" for s in slots]
+    element += [f"narrow({a}_, {t}{half});" for (a, _), t, half in zip(written, code.outputs, halves, strict=True)]
     located = [f"const i64 {a}_at = addresses[tensor + {j} * tensors];" for j, (a, _) in enumerate(arrays) if a != "g"]
     located += ["const real norm_scale = (real)scales[tensor];"] * bool(code.per_tensor)
     at = {a: f"{a}_at + (start + k) * (i64)sizeof({t})" for a, t in arrays}
-    extra = "".join(f", {number}" for number in (*code.per_tensor, *scalars))
+    located += ["Place place = place_of(tensor, start, tensors_at, runs, keys);"] * bool(pairs)
+    extra = "".join(f", {number}" for number in (*code.per_tensor, *scalars)) + ", place, start + k" * bool(pairs)
     stores = [f"store({at[a]}, {a});" for a, _ in written]
     packs = [f"Pack<{t}> {a};" for a, t in arrays] + [f"load({a}, {at[a]});" for a, _ in arrays]
     packs += ["#pragma unroll", "for (int j = 0; j < PACK; ++j)"]
-    packs += [f"  element({', '.join(f'{a}.v[j]' for a, _ in arrays)}{extra});", *stores]
+    packs += [f"  element({', '.join(f'{a}.v[j]' for a, _ in arrays)}{extra}{' + j' * bool(pairs)});", *stores]
     single = [f"{t} {a}; load({a}, {at[a]});" for a, t in arrays]
     single += [f"element({', '.join(a for a, _ in arrays)}{extra});", *stores]
     parameters = f"{WALK_PARAMETERS}, const double* scales, {NUMBER_PARAMETERS}"
+    parameters += ", const i64* tensors_at, const i64* runs, u64 keys" * bool(pairs)
     return "\n".join(
         [
             *opening(dtypes, len(scalars)),
+            *([f"#define PAIRS {max(pairs) + 1}", ROUNDING] if pairs else []),
             f"DEVICE void element({', '.join(signature)}) {{",
             indent(element, 1),
             "}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ...generic import Array, CudaMemory
 from ...protocol import Bucket, Job
 from ..locate import Copies, copy_blocks, locations_of
 from ..program import Code
+from ..rounding import tables as rounding_tables
 from . import source
 from .driver import Driver
 from .plan import WORDS, Plan, changes, make_plan
@@ -126,6 +128,18 @@ class Tables:
         address = self.address(self.room("scales", np.ones(len(scales))))
         self.fill(address, np.ascontiguousarray(scales, np.float64).view(np.int64))
         return address
+
+    def rounding(self, job: Job) -> list[Any]:
+        """The arguments by which an update rounds stochastically."""
+        low, high = job.keys
+        return [*self.places, low & 0xFFFFFFFF | (high & 0xFFFFFFFF) << 32]
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Where the tables of `rounding.tables` are."""
+        assert self.bucket.elements is not None  # `Binding.plan` has looked
+        tables = zip(("tensors", "runs"), rounding_tables(self.bucket.elements, self.locations.sizes), strict=True)
+        return [self.address(self.room(name, table.ravel())) for name, table in tables]
 
     # --- where the arrays are ---
 

@@ -6,6 +6,7 @@ import ctypes
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from ...protocol import Bucket, Engine, Job, Location, NormTable
 from .. import norms
 from ..locate import ITEMSIZES, LOWEST, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
+from ..rounding import tables
 from . import threads
 
 __all__ = ["HostEngine"]
@@ -40,6 +42,7 @@ class HostEngine(Engine):
     """Runs programs compiled by Numba, on arrays in this machine's memory."""
 
     name = "host"
+    takes_groups = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         if backend.host_memory(device) is None:
@@ -73,19 +76,29 @@ class HostEngine(Engine):
     def locate(self, job: Job) -> Location:
         walk = _Walk.of(job.bucket)
         location = walk.locations.find(job)
-        if location.odd:
+        if location.odd and not job.program.stochastic:  # which asks where each element stands, in C order
             location.strided, location.odd = walk.tiles(job, location.odd)
         return location
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         bucket = job.bucket
         kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
-        numbers = np.array(job.program.code.values(job.values), np.float64)
         walk = _Walk.of(bucket)
+        numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
         scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
 
-        def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
-            kernel(table, scales[tensors], numbers, first, start, count)
+        if not job.program.stochastic:
+
+            def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+                kernel(table, scales[rows], numbers, which[rows], first, start, count)
+
+        else:
+            tensors, runs = walk.runs
+            keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+
+            def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+                own = tensors[rows.start :]  # never tiles: see `locate`
+                kernel(table, scales[rows], numbers, which[rows], own, runs, *keys, first, start, count)
 
         walk.run(job, work, own=True)
         walk.memory.touched(job.updated)
@@ -106,7 +119,7 @@ class HostEngine(Engine):
         real, parts = real_dtypes(dtypes), parts_of(dtypes[0])
         with kernels.compiling:  # many threads may ask at once for the first time: a worker's, say
             kernel = kernels.update_kernel(program, real, in_place=False)
-        numbers = np.array(program.code.values(values), np.float64)
+        numbers, which = np.array([program.code.values(values)], np.float64), np.zeros(len(names), np.int64)
         scales = np.full(len(names), values.get("norm_scale", 1.0))
         new = [backend.empty_like(x, dtypes[0]) for x in columns[0]]
         layouts = [memory.layout(x) for x in new]
@@ -130,7 +143,7 @@ class HostEngine(Engine):
             table[:, c] = found
 
         def work(piece: tuple[int, int, int]) -> None:
-            kernel(table, scales, numbers, *piece)
+            kernel(table, scales, numbers, which, *piece)
 
         pieces = [(0, 0, int(sizes.sum()))] if alone else pieces_of(sizes)
         threads.run(work, pieces, backend.threads())
@@ -139,35 +152,37 @@ class HostEngine(Engine):
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
         kernel = square_kernel(program, FLOATING[dtype])
-        numbers = np.array(program.code.values({**dict.fromkeys(program.scalars, 0.0), **job.values}), np.float64)
+        walk, rest = _Walk.of(job.bucket), dict.fromkeys(program.scalars, 0.0)
+        numbers = _numbers(job, [{**rest, **values} for values in job.values])
+        which = walk.zeros if job.which is None else job.which
         columns = norms.columns(wider([dtype]))
-        out, lock = np.zeros((len(job.grads), columns), np.int64), threading.Lock()
-        walk = _Walk.of(job.bucket)
+        out, lock = np.zeros((len(job.grads), columns + 1), np.int64), threading.Lock()
 
-        def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
-            if len(walk.pieces) == 1 and isinstance(tensors, slice):
-                kernel(table, numbers, np.empty(ROOM), out[tensors][first:], first, start, count)
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            if len(walk.pieces) == 1 and isinstance(rows, slice):
+                kernel(table, numbers, which[rows], np.empty(ROOM), out[rows][first:], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
-            sums = np.zeros((last, columns), np.int64)
-            kernel(table, numbers, np.empty(ROOM), sums, first, start, count)
+            sums = np.zeros((last, columns + 1), np.int64)
+            kernel(table, numbers, which[rows], np.empty(ROOM), sums, first, start, count)
             with lock:
-                if isinstance(tensors, slice):
-                    out[tensors][first : first + last] += sums
+                if isinstance(rows, slice):
+                    out[rows][first : first + last] += sums
                 else:
-                    np.add.at(out, tensors[first : first + last], sums)
+                    np.add.at(out, rows[first : first + last], sums)
 
         walk.run(job, work)
-        return NormTable(np, out)
+        # Where it is the gradient itself that is measured, the table's own counts say what is not finite.
+        return NormTable(np, out[:, :columns], out[:, columns - 2 if program.code.measured == "g" else columns :])
 
     def finite(self, job: Job) -> list[bool]:
         kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
         bad, places = np.zeros(len(job.grads), np.uint8), np.arange(len(job.grads))
 
-        def work(table: np.ndarray, tensors: Any, first: int, start: int, count: int) -> None:
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
             found = np.zeros(len(table), np.uint8)
             kernel(table, found, first, start, count)
-            bad[places[tensors][found != 0]] = 1
+            bad[places[rows][found != 0]] = 1
 
         _Walk.of(job.bucket).run(job, work)
         return [not b for b in bad]
@@ -185,6 +200,12 @@ def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
     ]
 
 
+def _numbers(job: Job, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """The numbers that the job's code reads, a row for each group."""
+    code = job.program.code
+    return np.array([code.values(row) for row in values], np.float64)
+
+
 class _Walk:
     """Where a bucket's arrays lie, and the pieces in which threads walk over them."""
 
@@ -194,8 +215,15 @@ class _Walk:
         self.memory: HostMemory = memory
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
-        self.ones = np.ones(len(sizes))
+        self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
         self.pieces = pieces_of(sizes)
+
+    @cached_property
+    def runs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where the elements stand in their parameters: see `rounding.tables`."""
+        elements = self.locations.bucket.elements
+        assert elements is not None  # or nothing would be rounded by where it stands
+        return tables(elements, self.locations.sizes)
 
     @classmethod
     def of(cls, bucket: Bucket) -> _Walk:
@@ -220,9 +248,9 @@ class _Walk:
         return made, others
 
     def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
-        """Call ``kernel(table, tensors, first, start, count)`` on every piece of the bucket.
+        """Call ``kernel(table, rows, first, start, count)`` on every piece of the bucket.
 
-        `tensors` is an index that says which tensor each row of the `table` belongs to: a slice, or an array where the
+        `rows` is an index that says which tensor each row of the `table` belongs to: a slice, or an array where the
         rows are tiles. `own` says whether the kernel writes to the parameters and the state.
         """
         library = job.bucket.backend.threads()
@@ -233,5 +261,5 @@ class _Walk:
             threads.run(lambda piece: tiles.walk(piece, kernel, own=own), tiles.pieces(), library)
         for i in job.location.odd:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
-                kernel(copies.table, slice(i, i + 1), 0, 0, int(copies.table[0, 0]))
+                kernel(copies.table, slice(i, i + 1), 0, copies.start, int(copies.table[0, 0]) - copies.start)
                 copies.write_back(job.bucket.backend)

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
+from ..rounding import rendered
 from .control import default_control, restored_control
 
 __all__ = ["compiling", "disabled", "finite_kernel", "update_kernel"]
@@ -70,7 +71,28 @@ double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.
 bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
 half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
 half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
-long_pointer = _pointer(types.int64)
+long_pointer, pair_pointer = _pointer(types.int64), _pointer(types.uint32)
+
+
+@intrinsic
+def load_pair(typingctx: Any, pointer: Any, k: Any) -> Any:
+    """Two neighbours of 16 bits at once, which need not lie as a number of 32 bits does."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.load(builder.gep(args[0], [args[1]]), align=2)
+
+    return types.uint32(types.CPointer(types.uint32), types.intp), generate
+
+
+@intrinsic
+def store_pair(typingctx: Any, pointer: Any, k: Any, pair: Any) -> Any:
+    """Write what `load_pair` reads."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[2], builder.gep(args[0], [args[1]]), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.CPointer(types.uint32), types.intp, types.uint32), generate
 
 
 @numba.njit(inline="always")
@@ -84,12 +106,54 @@ def bfloat_load(u: Any) -> Any:
 
 
 @numba.njit(inline="always")
-def bfloat_store(x: Any) -> Any:
+def bfloat_rounded(x: Any) -> Any:
+    """The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half."""
     u = float_bits(x)
-    # A NaN stays a NaN, whatever its payload. Chosen before the arithmetic: a blend of registers, where a branch on
-    # what is stored took twice the time.
+    return np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)))
+
+
+@numba.njit(inline="always")
+def bfloat_store(x: Any) -> Any:
+    return np.uint16(bfloat_rounded(x if x == x else np.float32(np.nan)) >> np.uint32(16))
+
+
+@numba.njit(inline="always")
+def low_bfloat(pair: Any) -> Any:
+    return bits_float(np.uint32(pair << np.uint32(16)))
+
+
+@numba.njit(inline="always")
+def high_bfloat(pair: Any) -> Any:
+    return bits_float(np.uint32(pair & np.uint32(0xFFFF0000)))
+
+
+@numba.njit(inline="always")
+def bfloat_pair(low: Any, high: Any) -> Any:
+    return (bfloat_rounded(low) >> np.uint32(16)) | (bfloat_rounded(high) & np.uint32(0xFFFF0000))
+
+
+_HASH = {
+    "key": "h = np.uint32(h ^ keys[{0}])",
+    "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
+    "mul": "h = np.uint32(h * np.uint32({0}))",
+}
+_hash_source = "\n    ".join(["def hashed(h, keys):", *rendered(_HASH), "return h"])
+_space: dict[str, Any] = {"np": np}
+exec(_hash_source, _space)
+hashed = numba.njit(inline="always")(_space["hashed"])
+
+
+@numba.njit(inline="always")
+def absorbed(keys: Any, word: Any) -> Any:
+    first = hashed(np.uint32(word), keys)
+    return first, hashed(np.uint32(~np.uint32(word)), (keys[1], first))
+
+
+@numba.njit(inline="always")
+def bfloat_round(x: Any, random: Any) -> Any:
+    u = float_bits(x)
     u = u if x == x else np.uint32((u & np.uint32(0xFFFF0000)) | np.uint32(0x400000))
-    return np.uint16(np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+    return np.uint16(np.uint32(u + random) >> np.uint32(16))
 
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
@@ -112,11 +176,23 @@ SPACE = {
     "half_store": half_store,
     "bfloat_load": bfloat_load,
     "bfloat_store": bfloat_store,
+    "bfloat_round": bfloat_round,
+    "hashed": hashed,
+    "absorbed": absorbed,
+    "low_bfloat": low_bfloat,
+    "high_bfloat": high_bfloat,
+    "bfloat_pair": bfloat_pair,
+    "pair_at": pair_pointer,
+    "load_pair": load_pair,
+    "store_pair": store_pair,
     **{f"{dtype}_at": pointer for dtype, (pointer, _, _) in STORAGE.items()},
 }
 
 
 TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
+#: A program's numbers, a row for each group of tensors, and the row of each tensor.
+GROUPS = {"numbers": types.float64[:, ::1], "which": types.int64[::1]}
+ZERO_ONE = "zero, one = compute(0), compute(1)"
 
 
 def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
@@ -126,8 +202,8 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     kernel walks over `count` elements, from element `start` of tensor `first` on and into the tensors that follow: the
     body over the `n` elements of tensor `i` that begin at `start`. `parameters` gives types.
     """
-    walk = ["n = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
-    walk += ["count -= n", "start = 0", "i += 1"]
+    walk = ["n = taken = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
+    walk += ["count -= taken", "start = 0", "i += 1"]
     lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
     lines = ["control = default_control()", *lines, "restored_control(control)"]
     source = "\n".join([f"def {name}(table, {', '.join(parameters)}, first, start, count):", *indent(lines), ""])
@@ -151,8 +227,8 @@ def computing_dtype(dtypes: tuple[str, ...]) -> Any:
 
 
 def rounded(code: Code) -> list[str]:
-    """Lines that round the numbers to the computing dtype."""
-    return ["zero, one = compute(0), compute(1)", *(f"s{k} = compute(numbers[{k}])" for k in range(len(code.scalars)))]
+    """Lines that round the numbers of tensor `i` to the computing dtype."""
+    return [f"s{k} = compute(numbers[which[i], {k}])" for k in range(len(code.scalars))]
 
 
 def view(dtype: str, column: int, first: str, length: str) -> str:
@@ -162,39 +238,99 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
 
 @lru_cache(KEPT)
 def update_kernel(program: Program, dtypes: tuple[str, ...], in_place: bool = True) -> Callable[..., None]:
-    """Compile ``update(table, scales, numbers, first, start, count)``: see `build`.
+    """Compile ``update(table, scales, numbers, which, first, start, count)``: see `build`.
 
-    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars. Where it
-    is not `in_place`, the table has more columns: the addresses that the new x and state go to.
+    `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars in each
+    row, and `which` the row of each tensor. Between these and `first`, a program that rounds stochastically takes
+    `rounding.tables`, and the step's keys. Where it is not `in_place`, the table has more columns: the addresses that
+    the new x and state go to.
     """
-    code = program.code
+    code, new = program.code, "" if in_place else "new_"
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
-    element = [f"{a} = compute({STORAGE[d][1].format(f'{a}_[k]')})" for a, d in arrays]
-    element += code.render(OPERATIONS)
-    new = "" if in_place else "new_"
-    element += [f"{new}{a}_[k] = {STORAGE[d][2].format(t)}" for (a, d), t in zip(written, code.outputs, strict=True)]
-    views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
-    if not in_place:
-        views += [f"new_{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(written, 1 + len(arrays))]
-    body = ["norm_scale = compute(scales[i])", *views, "for k in range(n):", *indent(element)]
-    parameters = {"scales": NUMBERS, "numbers": NUMBERS}
-    return build("update", parameters, rounded(code), body, compute=computing_dtype(dtypes))
+    slots = program.stochastic or (None,) * len(written)
+    drawn = sorted({slot // 2 for slot in slots if slot is not None})
+
+    def element(loads: list[str], stores: list[str]) -> list[str]:
+        lines = [f"{a} = compute({load})" for (a, _), load in zip(arrays, loads, strict=True)]
+        lines += code.render(OPERATIONS)
+        return lines + [store.format(t) for store, t in zip(stores, code.outputs, strict=True)]
+
+    stored = [STORAGE[d][2] if slot is None else _drawn(d, slot) for (_, d), slot in zip(written, slots, strict=True)]
+    single = [f"h{p} = hashed(np.uint32(low + np.uint32(k)), keys{p})" for p in drawn]
+    single += element(
+        [STORAGE[d][1].format(f"{a}_[k]") for a, d in arrays],
+        [f"{new}{a}_[k] = {store}" for (a, _), store in zip(written, stored, strict=True)],
+    )
+    columns = [*arrays, *((f"new_{a}", d) for a, d in (() if in_place else written))]
+    views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(columns, 1)]
+    loop = ["for k in range(n):", *indent(single)]
+    if set(dtypes) == {"bfloat16"} and not drawn:
+        # By pairs, which need no moving between the elements of registers. The NaNs here are the processor's own,
+        # those of numbers, and bfloat16's with no more than their quiet bit set: the lower half of each is zero.
+        pair = [f"{a}_pair = load_pair({a}_pairs, k)" for a, _ in arrays]
+        # Both are computed before one is rounded: what waits for divisions must leave the processor room to go ahead.
+        for half in ("low", "high"):
+            pair += element([f"{half}_bfloat({a}_pair)" for a, _ in arrays], [f"{a}_{half} = {{}}" for a, _ in written])
+        pair += [f"store_pair({new}{a}_pairs, k, bfloat_pair({a}_low, {a}_high))" for a, _ in written]
+        views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(columns, 1)]
+        loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
+    body, parameters = [*views, *loop], {"scales": NUMBERS, **GROUPS}
+    if drawn:
+        body = _by_runs([*(f"keys{p} = absorbed(keys, {p})" for p in drawn), *body])
+        parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
+    body = [*rounded(code), "norm_scale = compute(scales[i])", *body]
+    return build("update", parameters, [ZERO_ONE], body, compute=computing_dtype(dtypes))
+
+
+def _drawn(dtype: str, slot: int) -> str:
+    """A template of the bits of a value that is rounded by a slot's half of the hash."""
+    assert dtype == "bfloat16"  # or there would be nothing to round
+    half = f"h{slot // 2} >> np.uint32(16)" if slot % 2 else f"h{slot // 2} & np.uint32(0xFFFF)"
+    return f"bfloat_round(np.float32({{}}), np.uint32({half}))"
+
+
+def _by_runs(body: list[str]) -> list[str]:
+    """Do a body, which takes `n` elements from `start` on, run by run: with `low` and `keys` of each run's elements."""
+    return [
+        "rest, run, last = n, tensors[i, 1], tensors[i + 1, 1] - 1",
+        "while run < last:",  # the first run that ends behind `start`
+        "    middle = (run + last) // 2",
+        "    if runs[middle, 0] <= start:",
+        "        run = middle + 1",
+        "    else:",
+        "        last = middle",
+        "while rest > 0:",
+        "    index = start + runs[run, 1]",
+        "    n = min(rest, runs[run, 0] - start, 4294967296 - (index & 4294967295))",
+        "    low = np.uint32(index)",
+        "    keys = absorbed(absorbed((key0, key1), tensors[i, 0]), index >> 32)",
+        *indent(body),
+        "    rest -= n",
+        "    start += n",
+        "    if start == runs[run, 0]:",
+        "        run += 1",
+    ]
+
+
+def magnitudes(dtype: str) -> dict[str, Any]:
+    """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
+    if dtype == "float64":
+        kind, bits, infinite = np.int64, double_bits, np.float64(np.inf).view(np.int64)
+    else:
+        kind, bits, infinite = np.uint32, float_bits, np.float32(np.inf).view(np.uint32)
+    return {
+        "kind": kind,
+        "bits": bits,
+        "MAGNITUDE": kind(np.iinfo(np.int64 if dtype == "float64" else np.int32).max),
+        "INFINITE": infinite,
+    }
 
 
 @cache
 def finite_kernel(dtype: str) -> Callable[..., None]:
     """Compile ``finite(table, bad, first, start, count)``: sets ``bad[i]`` where gradient i is not finite."""
-    load, double = STORAGE[dtype][1], dtype == "float64"
-    largest = f"largest = max(largest, kind(bits({load.format('g_[k]')})) & MAGNITUDE)"
+    largest = f"largest = max(largest, kind(bits({STORAGE[dtype][1].format('g_[k]')})) & MAGNITUDE)"
     body = [f"g_ = {view(dtype, 2, 'start', 'n')}", "largest = kind(0)", "for k in range(n):", *indent([largest])]
-    return build(
-        "finite",
-        {"bad": types.uint8[::1]},
-        [],
-        [*body, "if largest >= INFINITE:", *indent(["bad[i] = 1"])],
-        kind=np.int64 if double else np.uint32,
-        bits=double_bits if double else float_bits,
-        MAGNITUDE=np.int64(0x7FFFFFFFFFFFFFFF) if double else np.uint32(0x7FFFFFFF),
-        INFINITE=np.float64(np.inf).view(np.int64) if double else np.float32(np.inf).view(np.uint32),
-    )
+    body += ["if largest >= INFINITE:", *indent(["bad[i] = 1"])]
+    return build("finite", {"bad": types.uint8[::1]}, [], body, **magnitudes(dtype))

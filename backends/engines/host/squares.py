@@ -27,11 +27,13 @@ from .. import norms
 from ..locate import ITEMSIZES
 from ..program import KEPT, Program
 from .kernels import (
+    GROUPS,
     LOADS,
     NUMBERS,
     OPERATIONS,
     STORAGE,
     TABLE,
+    ZERO_ONE,
     bits_double,
     bits_float,
     build,
@@ -41,6 +43,7 @@ from .kernels import (
     identity,
     indent,
     long_pointer,
+    magnitudes,
     rounded,
     view,
 )  # fmt: skip
@@ -277,10 +280,11 @@ def adder(dtype: str) -> Any:
 
 @lru_cache(KEPT)
 def square_kernel(program: Program, dtype: str) -> Callable[..., None]:
-    """Compile ``squares(table, numbers, room, out, first, start, count)``: see `build` and `norms.square_sums`.
+    """Compile ``squares(table, numbers, which, room, out, first, start, count)``: see `build`, `norms.square_sums`.
 
     Adds to one row of `out` for each tensor that is walked over, the first row for the first of them. The gradient
-    is scaled and clipped by value on the way. `room` is for `ROOM` float64.
+    is scaled and clipped by value on the way; if it is, and was not finite before, one is added to the row's last
+    number, behind the sums. `room` is for `ROOM` float64.
     """
     return _plain_kernel(dtype) if program.code.measured == "g" else _measuring_kernel(program, dtype)
 
@@ -293,7 +297,7 @@ def _plain_kernel(dtype: str) -> Callable[..., None]:
         f"at = table[i, 2] + (start + begin) * {size}",
         f"add(at, m, at + m * {size} if m == BLOCK else 0, room.ctypes.data, out[i - first].ctypes.data)",
     ]
-    return _built([], block, dtype)
+    return _built([], [], block, dtype)
 
 
 def _measuring_kernel(program: Program, dtype: str) -> Callable[..., None]:
@@ -301,16 +305,20 @@ def _measuring_kernel(program: Program, dtype: str) -> Callable[..., None]:
     element = [f"g = compute({STORAGE[dtype][1].format('g_[k]')})", *code.render(OPERATIONS, only=(code.measured,))]
     block = [
         f"g_ = {view(dtype, 2, '(start + begin)', 'm')}",
+        "largest = kind(0)",
         "for k in range(m):",
-        *indent([*element, f"measured[k] = {code.measured}"]),
+        *indent([*element, f"measured[k] = {code.measured}", "largest = max(largest, kind(bits(g)) & MAGNITUDE)"]),
+        "if largest >= INFINITE:",
+        *indent(["out[i - first, out.shape[1] - 1] += 1"]),
         f"ahead = table[i, 2] + (start + begin + m) * {ITEMSIZES[dtype]} if m == BLOCK else 0",
         "add(measured_at, m, ahead, room.ctypes.data, out[i - first].ctypes.data)",
     ]
     opening = ["measured_at = room.ctypes.data + 8 * BLOCK", f"measured = carray({computing}_at(measured_at), BLOCK)"]
-    return _built([*opening, *rounded(code)], block, computing)
+    return _built([*opening, ZERO_ONE], rounded(code), block, computing)
 
 
-def _built(opening: list[str], block: list[str], dtype: str) -> Callable[..., None]:
-    body = ["for begin in range(0, n, BLOCK):", *indent(["m = min(BLOCK, n - begin)", *block])]
-    parameters = {"numbers": NUMBERS, "room": NUMBERS, "out": TABLE}
-    return build("squares", parameters, opening, body, BLOCK=BLOCK, add=adder(dtype), compute=computing_dtype((dtype,)))
+def _built(opening: list[str], before: list[str], block: list[str], dtype: str) -> Callable[..., None]:
+    body = [*before, "for begin in range(0, n, BLOCK):", *indent(["m = min(BLOCK, n - begin)", *block])]
+    parameters = {**GROUPS, "room": NUMBERS, "out": TABLE}
+    names = {"BLOCK": BLOCK, "add": adder(dtype), "compute": computing_dtype((dtype,)), **magnitudes(dtype)}
+    return build("squares", parameters, opening, body, **names)

@@ -100,7 +100,7 @@ def one_bucket(rng, library, dtypes, options, sizes, layouts, sides):
         ]
         main, found = bound(ADADELTA, "x", state), []
         for _ in range(2):
-            plan = main.plan(update, grads, NUMBERS, clip_norm=0.7 if update.normed else None)
+            plan = main.plan(update, grads, NUMBERS | {"clip_norm": 0.7})
             found.append(plan.nonfinite())
             norm = run([plan], 3.0 if update.normed else None)
             found.append(None if norm is None else float(norm[0]))
