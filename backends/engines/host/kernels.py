@@ -95,6 +95,23 @@ def store_pair(typingctx: Any, pointer: Any, k: Any, pair: Any) -> Any:
     return types.void(types.CPointer(types.uint32), types.intp, types.uint32), generate
 
 
+instruction: Any = intrinsic  # whose own types know nothing of the typing context
+
+
+@instruction
+def fetch(typingctx: Any, address: Any) -> Any:
+    """Have the memory at an address brought near, if there is any; wait for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
 @numba.njit(inline="always")
 def identity(x: Any) -> Any:
     return x

@@ -18,20 +18,22 @@ from numba import types
 
 from ...generic import Place
 from ..locate import ITEMSIZES
-from .kernels import STORAGE, TABLE
+from .kernels import STORAGE, TABLE, fetch
 
 __all__ = ["TILES", "Tensor", "Tiles"]
 
 #: Real numbers of the tiles that are worked on together: four arrays of float32 take half of a cache of 512 KiB.
-ROOM = 1 << 13
+ROOM = 1 << 14
 #: Elements of a tile along an axis on which some array is contiguous, if another one is not: a few cache lines.
-NARROW = 32
+NARROW = 64
 #: Tiles that are worked on together.
 TILES = 1024
 #: Real numbers that one thread takes at a time, about.
 PIECE = 1 << 18
 #: Axes that an array may have.
 AXES = 64
+#: Lines of a copy, across the axis that is contiguous, that are fetched ahead.
+AHEAD = 8
 #: Bytes between two buffers, so that they do not begin on the same lines of the cache.
 APART = 320
 
@@ -121,12 +123,16 @@ def plan(
                 w.append(s)
     inner = [min(range(len(w)), key=lambda k: (abs(w[k]), -k)) for w in walked]
     tile, room = [1] * len(extents), max(1, ROOM // parts)
+    if len(set(inner)) > 1:
+        room = room * 15 // 16  # or lines of the buffer would lie a power of two apart, and share the cache's sets
     for axis, most in [*((k, NARROW) for k in sorted(set(inner))), *((k, room) for k in reversed(range(len(tile))))]:
         others = math.prod(tile) // tile[axis]
         tile[axis] = max(tile[axis], min(extents[axis], most, room // others))
-    # Of the gradient alone: an interrupt may come before the buffers are copied back, and then all of a tile is old.
-    direct = len(extents) == 1 and walked[1][0] == parts
-    return extents, tile, [int(direct), *inner, *(step for w in walked for step in w)]
+    # What is walked where it lies: of the parameter and the state all or none, because an interrupt may come before the
+    # buffers are copied back, and then all of a tile must be old.
+    straight = [len(extents) == 1 and w[0] == parts for w in walked]
+    own = all(straight[:1] + straight[2:])
+    return extents, tile, [int(own), int(straight[1]), *inner, *(step for w in walked for step in w)]
 
 
 @cache
@@ -172,6 +178,12 @@ def mover() -> Callable[..., int]:
             index[k] = 0
             lines *= extents[k]
         for _ in range(lines // m):
+            if (
+                inner < len(extents) - 1
+            ):  # the next lines are far from this one, and the processor does not foresee them
+                ahead = source + AHEAD * b[len(extents) - 1] * width
+                for at in range(0, m * parts * width, 64):
+                    fetch(ahead + at)
             if width == 2:
                 half(to, a[inner], source, b[inner], m, parts)
             elif width == 4:
@@ -219,17 +231,18 @@ def mover() -> Callable[..., int]:
             about = offset + 2 * ndim
             for c in range(low, high):
                 width = widths[c]
-                inner, there = axes[about + 1 + c], axes[about + 1 + columns + c * ndim :][:ndim]
+                inner, there = axes[about + 2 + c], axes[about + 2 + columns + c * ndim :][:ndim]
                 place, at = places[k, c], buffers[c] + used * width
                 for axis in range(ndim):
                     place += begin[axis] * there[axis] * width
+                straight = axes[about + (c == 1)]
                 if not back:
-                    if c == 1 and axes[about]:
+                    if straight:
                         at = place
                     else:
                         box(at, steps, place, there, extents[:ndim], index, inner, width, parts)
                     table[row, 1 + c] = at
-                elif c != 1:
+                elif c != 1 and not straight:
                     box(place, there, at, steps, extents[:ndim], index, inner, width, parts)
             used += size
         return min(end - tile, len(table))
