@@ -182,8 +182,8 @@ class Location:
     upon: np.ndarray
     #: Tensors that cannot be walked as one run of memory.
     odd: Sequence[int] = ()
-    #: Others that an engine walks by their strides, as it likes to have them.
-    strided: Any = None
+    #: Those of them that an engine walks by their strides, as it likes to have them.
+    tiles: Any = None
 
 
 @dataclass

@@ -77,7 +77,7 @@ class HostEngine(Engine):
         walk = _Walk.of(job.bucket)
         location = walk.locations.find(job)
         if location.odd and not job.program.stochastic:  # which asks where each element stands, in C order
-            location.strided, location.odd = walk.tiles(job, location.odd)
+            location.tiles = walk.tiles(job, location.odd)
         return location
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
@@ -232,20 +232,17 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def tiles(self, job: Job, which: Sequence[int]) -> tuple[Tiles | None, list[int]]:
-        """Tiles of those of some tensors that can be walked by their strides, and the others."""
-        tensors, others = list[Tensor](), list[int]()
+    def tiles(self, job: Job, which: Sequence[int]) -> Tiles | None:
+        """Tiles of those of some tensors that can be walked by their strides."""
+        tensors = list[Tensor]()
         for i in which:
             g = job.grads[i]
             x, *state = (column[i] for column in job.bucket.arrays())
             places = [place for array in (x, g, *state) if (place := self.memory.place(array)) is not None]
             if len(places) == 2 + len(state) and all(place.address >= LOWEST for place in places):
                 tensors.append((i, tuple(g.shape), places))
-            else:
-                others.append(i)
         bucket = self.locations.bucket
-        made = Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
-        return made, others
+        return Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
 
     def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
         """Call ``kernel(table, rows, first, start, count)`` on every piece of the bucket.
@@ -256,10 +253,10 @@ class _Walk:
         library = job.bucket.backend.threads()
         every = slice(0, len(self.ones))
         threads.run(lambda piece: kernel(self.locations.table, every, *piece), self.pieces, library)
-        if job.location.strided:
-            tiles: Tiles = job.location.strided
+        tiles: Tiles | None = job.location.tiles
+        if tiles is not None:
             threads.run(lambda piece: tiles.walk(piece, kernel, own=own), tiles.pieces(), library)
-        for i in job.location.odd:
+        for i in job.location.odd if tiles is None else set(job.location.odd) - tiles.tensors:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
                 kernel(copies.table, slice(i, i + 1), 0, copies.start, int(copies.table[0, 0]) - copies.start)
                 copies.write_back(job.bucket.backend)

@@ -68,7 +68,7 @@ class Tiles:
             ndim, offset, tiles = known[shape, steps]
             heads.append((ndim, offset, count := count + tiles, i))
         self.axes, self.heads, self.count = np.array(axes, np.int64), np.array(heads, np.int64).reshape(-1, 4), count
-        self.move = mover()
+        self.move, self.tensors = mover(), {i for i, *_ in tensors}
         self.size = sum(math.prod(shape) for _, shape, _ in tensors) * parts
 
     def pieces(self) -> list[tuple[int, int]]:
