@@ -15,8 +15,8 @@ from . import backends
 from .adadelta import ADADELTA
 from .backends.engines.eager import Elementwise
 from .backends.engines.program import TraceError
-from .backends.engines.rounding import Draws, Elements, Rounding
 from .backends.generic import Backend, wider
+from .backends.rounding import Draws, Elements, Rounding
 from .binding import state_dtype_of
 from .memory import backend_of, check_floating, check_gradient, check_rounded, check_state
 from .options import (

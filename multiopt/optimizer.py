@@ -10,7 +10,7 @@ from typing import Any
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .backends.engines.rounding import Elements, Rounding
+from .backends.rounding import Elements, Rounding
 from .binding import Binding, restored
 from .joint import Joint
 from .lock import Lock, locked
@@ -279,17 +279,16 @@ class Optimizer:
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
         settings, rounding, updates, values = self.settings, Rounding(self.seed, self.steps), *self._updates()
         to_sums, to_step, to_averages = self._joints
-        count = len(self.accumulators)
-        adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
+        plans, adding, averages = list[Plan](), list[Plan](), list[Plan]()
+        if count := len(self.accumulators):
+            adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat, [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
-        plans: list[Plan] = []
-        averages: list[Plan] = []
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
             plans = to_step.plan(self.bindings, updates, sums or flat, values, rounding)
-            count, moving = len(self.averages), averaging(self.rule, settings)
-            params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
-            averages = to_averages.plan(self.averages, [moving] * count, params, [momentum] * count, rounding)
+            if count := len(self.averages):
+                own = [binding.params for binding in self.bindings], [{"momentum": settings["ema"]}] * count
+                averages = to_averages.plan(self.averages, [averaging(self.rule, settings)] * count, *own, rounding)
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
@@ -315,8 +314,7 @@ class Optimizer:
             for accumulator in self.accumulators:
                 accumulator.clear()
         self.grad_norm = norm[0] if norm is not None else None
-        self.micro_steps = 0
-        self.steps += 1
+        self.micro_steps, self.steps = 0, self.steps + 1
         return self.params
 
     # --- parameters and state ---

@@ -121,7 +121,8 @@ def _finite(job: PlannedJob) -> list[bool]:
     if job.program.per_tensor:
         job.norms = bucket.engine.norm_table(job)
         if job.norms.watched is not None:
-            return (~bucket.backend.table_to_host(job.norms.watched).any(axis=1)).tolist()
+            good: list[bool] = (~np.any(bucket.backend.table_to_host(job.norms.watched), axis=1)).tolist()
+            return good
     return bucket.engine.finite(job)
 
 
