@@ -236,11 +236,10 @@ class _Walk:
         """Tiles of those of some tensors that can be walked by their strides."""
         tensors = list[Tensor]()
         for i in which:
-            g = job.grads[i]
             x, *state = (column[i] for column in job.bucket.arrays())
-            places = [place for array in (x, g, *state) if (place := self.memory.place(array)) is not None]
+            places = [place for array in (x, job.grads[i], *state) if (place := self.memory.place(array)) is not None]
             if len(places) == 2 + len(state) and all(place.address >= LOWEST for place in places):
-                tensors.append((i, tuple(g.shape), places))
+                tensors.append((i, tuple(x.shape), places))
         bucket = self.locations.bucket
         return Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
 

@@ -131,8 +131,8 @@ def plan(
     # What is walked where it lies: of the parameter and the state all or none, because an interrupt may come before the
     # buffers are copied back, and then all of a tile must be old.
     straight = [len(extents) == 1 and w[0] == parts for w in walked]
-    own = all(straight[:1] + straight[2:])
-    return extents, tile, [int(own), int(straight[1]), *inner, *(step for w in walked for step in w)]
+    both = all(straight[:1] + straight[2:])
+    return extents, tile, [int(both), int(straight[1]), *inner, *(step for w in walked for step in w)]
 
 
 @cache
