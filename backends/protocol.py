@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from .engines.program import Program
-from .engines.rounding import Draws, Elements, Keys, Rounding
 from .generic import Array, Backend, Described
+from .rounding import Draws, Elements, Keys, Rounding
 
 __all__ = ["Bucket", "Engine", "Extents", "Job", "Location", "NormTable", "Ranges"]
 
@@ -55,7 +55,7 @@ class Bucket:
     elements: list[Elements] | None = None
     #: The engine's own; it holds nothing that cannot be made again.
     cache: dict[Any, Any] = field(default_factory=dict, repr=False)
-    #: Updates that the engine has compiled, by whoever had it compile them.
+    #: Programs that the engine has compiled, by whoever had it compile them.
     prepared: set[Any] = field(default_factory=set, repr=False)
     #: Types of gradients that have been found good.
     kinds: set[type] = field(default_factory=set, repr=False)
@@ -173,8 +173,9 @@ class Ranges:
         """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
         begins, ends = read
         meets = self.begins.searchsorted(ends) - self.ends.searchsorted(begins, side="right")
-        found = (meets > upon) & (begins < ends)
-        return found.nonzero()[0].tolist() if found.any() else []
+        if not np.count_nonzero(meets):  # as nearly always
+            return []
+        return ((meets > upon) & (begins < ends)).nonzero()[0].tolist()
 
 
 @dataclass

@@ -18,8 +18,8 @@ from .generic import Array, Backend, Described, dense, strides_overlap
 from .registry import get
 
 __all__ = [
-    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "most_over_shards", "sum_over_shards",
-    "with_layout_of",
+    "PLAIN", "TorchBackend", "is_observed", "is_sharded", "is_whole", "local", "most_over_shards", "shard_start",
+    "sum_over_shards", "with_layout_of",
 ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ class TorchBackend(Backend):
         if found is None:
             found = [(id(a), a.data_ptr(), a.stride(), *self.signature([a])) for a in arrays]
         # What ``.data = x.conj()`` changes, and nothing else.
-        return found, [a.is_conj() for a in arrays] if any(a.is_complex() for a in arrays[:1]) else None
+        return found, [a.is_conj() for a in arrays] if arrays and arrays[0].is_complex() else None
 
     def freed(self, array: Array) -> bool:
         # As ``untyped_storage().resize_(0)`` leaves it, which FSDP does.
@@ -202,11 +202,12 @@ class TorchBackend(Backend):
             pairs = enumerate(zip(arrays, layouts, strict=True))
             strange = {i for i, (a, to) in pairs if not (a.is_contiguous() if to == "C" else a.stride() == to)}
         # Views that stand for the negative, or the conjugate, of what is in memory.
-        conjugates = [torch.Tensor.is_conj] if any(array.is_complex() for array in arrays[:1]) else []
+        conjugates = [torch.Tensor.is_conj] if arrays and arrays[0].is_complex() else []
         for lazily in (torch.Tensor.is_neg, *conjugates):
             if any(map(lazily, arrays)):
                 strange.update(i for i, array in enumerate(arrays) if lazily(array))
-        out[list(strange)] = -1
+        if strange:
+            out[list(strange)] = -1
         return len(strange)
 
     def contiguous(self, array: Array) -> Array:
@@ -292,6 +293,17 @@ def local(tensor: Any) -> torch.Tensor:
     shard = tensor._local_tensor
     # The result of a collective that may still be under way.
     return shard.wait() if hasattr(shard, "wait") else shard
+
+
+def shard_start(tensor: Any) -> tuple[int, ...]:
+    """The place, in a DTensor, of the first element of this rank's shard, which is a block of it."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, start = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if tuple(shape) != tuple(tensor._local_tensor.shape):
+        got = f"{tuple(tensor._local_tensor.shape)} for {tensor.placements}"
+        raise RuntimeError(f"expected a shard that is a block of its DTensor, of shape {tuple(shape)}, got {got}")
+    return tuple(start)
 
 
 def with_layout_of(param: Any, tensor: Any) -> Any:

@@ -7,12 +7,13 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from .cases import CASES, CUDA_CASES, Run
+from .cases import CASES, CUDA_CASES, UNASKED
 from .contenders import choose
 from .harness.figures import Result
 from .harness.machine import describe, gpu, memory
 from .harness.race import Race
 from .output.report import as_json, as_markdown, show
+from .run import Run
 
 __all__ = ["add_arguments", "main"]
 
@@ -22,7 +23,8 @@ SHARE = 0.8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``multiopt bench`` to a parser."""
-    parser.add_argument("--cases", default="", help=f"comma-separated, by default all: {', '.join(CASES)}")
+    text = f"comma-separated: {', '.join(CASES)}; by default all but {' and '.join(UNASKED)}"
+    parser.add_argument("--cases", default="", help=text)
     text = "comma-separated, by default all; the floor always runs"
     parser.add_argument("--contenders", "--rows", default="", help=text)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the arrays are")
@@ -71,7 +73,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _requested(args: argparse.Namespace) -> tuple[list[str], Run]:
     possible = list(CASES) if args.device == "cpu" else list(CUDA_CASES)
-    names = _words(args.cases) or possible
+    names = _words(args.cases) or [name for name in possible if name not in UNASKED]
     unknown = sorted(set(names) - set(possible))
     if unknown:
         raise ValueError(f"--cases: expected some of {', '.join(possible)}, got {', '.join(unknown)}")

@@ -5,56 +5,24 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from multiopt.backends import thread_count
 
 from .contenders import rows as of_rows
-from .harness.contender import Contender, missing
+from .harness.contender import Running, missing
 from .harness.figures import FLOOR, Point, Result, Row
+from .harness.machine import memory as memory_of
 from .harness.process import peak
-from .harness.race import Race
-from .harness.workload import Shapes, Table, Workload, gpt2, resnet50
+from .harness.race import Heat
+from .harness.workload import DRAWN, Shapes, Table, Workload, gpt2, resnet50
+from .run import Run, with_environment
+from .turns import OURS, dtypes, options, paths
 
-__all__ = ["CASES", "CUDA_CASES", "Run"]
-
-
-@dataclass(frozen=True)
-class Run:
-    """What all cases of a run share."""
-
-    contenders: Mapping[str, Contender]  # by key, in the order of the tables
-    race: Race
-    quick: bool  # shrink every workload, to see that all works rather than how fast it is
-    device: str  # "cpu" or "cuda"
-
-    def some(self, *keys: str, **changes: Any) -> list[Contender]:
-        """Choose those contenders of this run that have one of these keys, and change them."""
-        return [replace(c, **changes) for key, c in self.contenders.items() if key in keys]
-
-    def size(self, elements: int, on_cuda: int = 0) -> int:
-        """Choose a number of elements by the device, and shrink it if the run is quick."""
-        elements = (on_cuda if self.device == "cuda" else 0) or elements
-        return min(elements, 20_000) if self.quick else elements
-
-    def measure(
-        self, name: str, shapes: Shapes, contenders: Sequence[Contender] | None = None, dtype: str = "float32"
-    ) -> Point:
-        """Measure contenders, by default all, on one workload."""
-        if self.quick:
-            shapes = [tuple(min(n, 16) for n in shape) if len(shape) > 1 else shape for shape in shapes]
-        contenders = [c for c in self.contenders.values() if c.whole] if contenders is None else contenders
-        if dtype == "float64":
-            contenders = with_environment(contenders, JAX_ENABLE_X64="1")
-        return self.race(name, Workload(shapes, dtype), contenders)
-
-
-def with_environment(contenders: Sequence[Contender], **variables: str) -> list[Contender]:
-    """Add environment variables to contenders."""
-    return [replace(c, environment={**c.environment, **variables}) for c in contenders]
+__all__ = ["CASES", "CUDA_CASES", "UNASKED"]
 
 
 def one_workload(
@@ -104,29 +72,36 @@ def lines(points: Sequence[Point]) -> list[str]:
     return notes
 
 
-PASS = {"weight_decay": 0.01, "maximize": True, "clip_value": 1.0}
-#: Key, label and arguments of the optimizers that show what options cost.
-OPTIONS: list[tuple[str, str, dict[str, Any]]] = [
-    ("none", "no option", {}),
-    ("pass", "weight decay, maximize, clip by value", PASS),
-    ("decoupled", "decoupled weight decay", {"weight_decay": 0.01, "decoupled": True}),
-    ("norm", "clip by norm", {"clip_norm": 1.0}),
-    ("global", "clip by global norm", {"clip_global_norm": 1.0}),
-    ("all", "weight decay, maximize, clip by value and global norm", PASS | {"clip_global_norm": 1.0}),
-    ("nonfinite", "skip steps with a gradient that is not finite", {"nonfinite": "skip"}),
-    ("ema", "moving average of the parameters", {"ema": 0.99}),
-]
+def tiny(run: Run) -> Result:
+    """So many tensors that nothing but what a tensor costs is left."""
+    shapes = [(8,)] * (100 if run.quick else 100_000)
+    points = [run.measure("tiny", shapes, run.some(FLOOR, *OURS, "torch-foreach", "torch-adam"))]
+    return Result("tiny", f"{len(shapes):,} tensors of 8 elements, float32", points)
 
 
-def options(run: Run) -> Result:
-    """Multiopt with its options on."""
-    n = run.size(32_000_000)
-    twice = {"key": "floor-read", "label": "floor, gradients read twice", "options": {"more_reads": 1}}
-    contenders = [*run.some(FLOOR), *run.some(FLOOR, **twice)]
-    for key, label, chosen in OPTIONS:
-        contenders += run.some("multiopt-numpy", key=f"options-{key}", label=label, options=chosen)
-    points = [run.measure("options", [(n,)], contenders)]
-    return Result("options", f"multiopt, NumPy, one tensor of {n:,} elements, float32", points)
+def huge(run: Run) -> Result:
+    """One tensor with more elements than 32 bits count; contenders one after another, for each fills the memory."""
+    workload = Workload([(run.size(2**31) + 5,)], "bfloat16")
+    race, rows, free = replace(run.race, extra=alike), list[Row](), memory_of(run.device)
+    for contender in run.some(FLOOR, *OURS):
+        needed = contender.memory(workload)
+        excuse = f"needs {needed / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free" if needed > free else None
+        rows += race(Heat("huge", workload, [replace(contender, excuse=contender.excuse or excuse)]))[0].rows
+    for row in rows:
+        row.floor = rows[0].samples
+    title = f"One tensor of {workload.elements:,} elements, {workload.dtype}; bits compared with those of its like"
+    return Result("huge", title, [Point("huge", rows, **workload.facts())])
+
+
+def alike(running: Running) -> dict[str, Any]:
+    """Nothing; ValueError if an element is not what its like, `DRAWN` before it, has become, bit for bit."""
+    for array in running.params():
+        bits = array.view(f"u{array.itemsize}")
+        for start in range(DRAWN, len(bits), DRAWN):
+            differs = bits[start : start + DRAWN] != bits[: min(DRAWN, len(bits) - start)]
+            if differs.any():
+                raise ValueError(f"element {start + int(differs.argmax())} is not what its like has become")
+    return {}
 
 
 def embedding(run: Run) -> Result:
@@ -139,15 +114,15 @@ def embedding(run: Run) -> Result:
         *run.some("tf-keras"),
     ]
     (n, width), dtype = table.shapes[0], table.dtype
-    points = [run.race("embedding", table, contenders)]
+    points = run.race(Heat("embedding", table, contenders))
     return Result("embedding", f"{table.rows:,} rows of an embedding of {n:,} × {width}, {dtype}", points)
 
 
 def threads(run: Run) -> Result:
-    """One thread and all."""
+    """One thread, as many as processors, and twice as many."""
     n, points = run.size(32_000_000), []
     contenders = run.some(FLOOR, "multiopt-numpy", "multiopt-torch", "torch-default", "torch-adam")
-    for number in sorted({1, thread_count()}):
+    for number in sorted({1, thread_count(), 2 * thread_count()}):
         told = with_environment(contenders, MULTIOPT_NUM_THREADS=str(number), OMP_NUM_THREADS=str(number))
         points.append(run.measure(f"{number} thread{'s' * (number > 1)}", [(n,)], told))
     return Result("threads", f"One tensor of {n:,} elements, float32, by the number of threads", points)
@@ -162,7 +137,7 @@ def memory(run: Run) -> Result:
     contenders = [c for c in run.contenders.values() if c.whole and c.key != FLOOR]
     contenders += run.some("multiopt-numpy", key="multiopt-global", **clipped)
     race = replace(run.race, rounds=0, extra=peak)
-    points = [race(name, Workload(tensors), contenders) for name, tensors in shapes.items()]
+    points = [race(Heat(name, Workload(tensors), contenders))[0] for name, tensors in shapes.items()]
     return Result("memory", "Peak extra memory of a step", points, kind="memory")
 
 
@@ -199,11 +174,17 @@ CASES: dict[str, Callable[[Run], Result]] = {
     "small": one_workload("small", SMALL, lambda run: [(64,)] * (100 if run.quick else 1000)),
     "count": count,
     "sweep": sweep,
+    "tiny": tiny,
+    "dtypes": dtypes,
     "options": options,
+    "paths": paths,
     "embedding": embedding,
     "threads": threads,
     "memory": memory,
     "import": imports,
+    "huge": huge,
 }
+#: Those that run only if they are named.
+UNASKED = ("huge",)
 #: Those that make sense on CUDA.
 CUDA_CASES = ("large", "large64", "gpt2", "resnet50", "small", "count", "sweep")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .backends.engines.rounding import Elements
 from .backends.generic import Array
+from .backends.rounding import Elements
 from .binding import Binding, state_dtype_of
 from .update import AVERAGE, SUM, FusedUpdate
 

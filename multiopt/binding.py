@@ -15,10 +15,10 @@ import numpy as np
 
 from . import backends
 from .backends.engines.locate import walks_rows
-from .backends.engines.program import TraceError
-from .backends.engines.rounding import Elements, Rounding
+from .backends.engines.program import Program, TraceError
 from .backends.generic import FLOATING, Array, Backend, Described, wider
 from .backends.protocol import Bucket
+from .backends.rounding import Elements, Rounding
 from .memory import Memory, check_gradient, check_params, check_rounded, check_state
 from .options import narrowest
 from .plan import Plan, PlannedJob
@@ -198,8 +198,7 @@ class Binding:
             written to any more.
         """
         for bucket in self.buckets:
-            if update not in bucket.prepared:
-                _prepare(bucket, update)
+            _prepare(bucket, update.program)
             _look(bucket)
 
     def plan(
@@ -233,15 +232,14 @@ class Binding:
         """
         if update.stochastic and (rounding is None or self.elements is None):
             raise ValueError("rounding: expected a seed, a step and the elements of arrays, got none")
-        jobs = []
+        jobs, program = [], update.program
         for bucket, places, (groups, which) in zip(self.buckets, self.places, self.groups, strict=True):
-            if update not in bucket.prepared:
-                _prepare(bucket, update)
+            _prepare(bucket, program)
             _look(bucket)
             own = self.backend.described(grads if len(places) == len(grads) else [grads[i] for i in places])
             _check_gradients(bucket, own, names and [names[i] for i in places])
             rows = [values[i] for i in groups]
-            job = PlannedJob(bucket, update.program, own, rows, which, rounding=rounding, places=places)
+            job = PlannedJob(bucket, program, own, rows, which, rounding=rounding, places=places)
             job.location = bucket.engine.locate(job)
             jobs.append(job)
         return Plan(jobs)
@@ -280,8 +278,7 @@ class Binding:
             raise ValueError(f"{name}: expected an update that rounds to nearest, got rows and stochastic rounding")
         found = zip(self.buckets, self.places, strict=True)
         whole, place = next((bucket, places.index(i)) for bucket, places in found if i in places)
-        if update not in whole.prepared:
-            _prepare(whole, update)
+        _prepare(whole, update.program)
         _look(whole)
         x, *state = (column[place] for column in whole.arrays())
         given, whole_shape = tuple(getattr(g, "shape", ())), tuple(x.shape)
@@ -330,16 +327,18 @@ def _grouped(groups: Sequence[int]) -> tuple[list[int], np.ndarray | None]:
     return some.tolist(), which if len(some) > 1 else None
 
 
-def _prepare(bucket: Bucket, update: FusedUpdate) -> None:
+def _prepare(bucket: Bucket, program: Program) -> None:
+    if program in bucket.prepared:
+        return
     try:
-        bucket.engine.prepare(update.program, bucket.dtypes)
+        bucket.engine.prepare(program, bucket.dtypes)
     except TraceError as error:
         if bucket.wanted != "auto":
             raise
         warnings.warn(f"{error}; the eager engine runs it instead, slower", RuntimeWarning, stacklevel=5)
         bucket.engine = backends.engine("eager")
         bucket.cache.clear()
-    bucket.prepared.add(update)
+    bucket.prepared.add(program)
 
 
 def _look(bucket: Bucket) -> None:

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from .adadelta import ADADELTA
 from .backends.engines.eager import Elementwise
-from .backends.engines.rounding import Draws, Elements, Rounding
 from .backends.generic import wider
+from .backends.rounding import Draws, Elements, Rounding
 from .binding import state_dtype_of
 from .memory import backend_of, check_floating, check_gradient, check_rounded
 from .options import (

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from .backends.engines.rounding import Rounding
 from .backends.generic import Array
 from .backends.protocol import Bucket
+from .backends.rounding import Rounding
 from .binding import Binding
 from .plan import Plan
 from .update import FusedUpdate

@@ -10,7 +10,7 @@ from typing import Any
 from . import checkpoint, restore, snapshot
 from .accumulation import Accumulator, average
 from .backends import Backend
-from .backends.engines.rounding import Elements, Rounding
+from .backends.rounding import Elements, Rounding
 from .binding import Binding, restored
 from .joint import Joint
 from .lock import Lock, locked
@@ -278,17 +278,18 @@ class Optimizer:
         if all(g is None for own in flat for g in own):
             raise ValueError("grads: expected at least one gradient, got None for every parameter")
         settings, rounding, updates, values = self.settings, Rounding(self.seed, self.steps), *self._updates()
-        count, (to_sums, to_step, to_averages) = len(self.accumulators), self._joints
-        adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat[:count], [{}] * count)
+        to_sums, to_step, to_averages = self._joints
+        plans, adding, averages = list[Plan](), list[Plan](), list[Plan]()
+        if count := len(self.accumulators):
+            adding = to_sums.plan([a.binding for a in self.accumulators], [SUM] * count, flat, [{}] * count)
         seen = [accumulator.seen_with(own) for accumulator, own in zip(self.accumulators, flat, strict=False)]
-        plans, averages = list[Plan](), list[Plan]()
         if last := self.micro_steps + 1 == self.accumulate:
             sums = [accumulator.sums(had) for accumulator, had in zip(self.accumulators, seen, strict=True)]
             plans = to_step.plan(self.bindings, updates, sums or flat, values, rounding)
-            count, moving = len(self.averages), averaging(self.rule, settings)
-            params, momentum = [binding.params for binding in self.bindings[:count]], {"momentum": settings["ema"]}
-            averages = to_averages.plan(self.averages, [moving] * count, params, [momentum] * count, rounding, updates)
-            averages = chained(plans, averages)
+            if count := len(self.averages):
+                own = [binding.params for binding in self.bindings], [{"momentum": settings["ema"]}] * count
+                moving = [averaging(self.rule, settings)] * count
+                averages = chained(plans, to_averages.plan(self.averages, moving, *own, rounding, updates))
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
@@ -387,8 +388,7 @@ class Optimizer:
         return self.params
 
     def __repr__(self) -> str:
-        bucket = self.bindings[0].buckets[0]
-        count = sum(len(binding.names) for binding in self.bindings)
+        bucket, count = self.bindings[0].buckets[0], sum(len(binding.names) for binding in self.bindings)
         options = self.groups[0] if len(self.groups) == 1 else self.groups
         return (
             f"{type(self).__name__}({self.rule.name}, {count} {self.backend.name} arrays on {bucket.device}, "

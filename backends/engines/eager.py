@@ -16,10 +16,10 @@ import numpy as np
 from ..generic import Array, Backend, wider
 from ..protocol import Bucket, Engine, Job, Location, NormTable, Ranges
 from ..registry import of
+from ..rounding import Draws, rounded
 from . import norms
 from .locate import blocks, check_memory, extents
 from .program import Program
-from .rounding import Draws, rounded
 
 __all__ = ["EagerEngine", "Elementwise"]
 

@@ -112,7 +112,7 @@ class Locations:
         else:
             found[:] = 0
             self.find_gradients(grads, [i for i, g in enumerate(grads) if g is not None])
-        if strange := bool((found < LOWEST).any()):
+        if strange := np.count_nonzero(found < LOWEST) > 0:
             self._check_gradients(grads)
         read = self._extents(grads, found, self.grad_bytes)
         upon = (found == self.table[:, 1]) & (read[1] == self.extents[0][1])
@@ -145,7 +145,7 @@ class Locations:
 
     def _extents(self, arrays: Sequence[Array | None], found: np.ndarray, lengths: np.ndarray) -> Extents:
         begins, ends = found.copy(), found + lengths
-        if (strange := found <= 0).any():
+        if np.count_nonzero(strange := found <= 0):
             which = np.flatnonzero(strange).tolist()
             begins[which], ends[which] = extents(self.bucket.backend, [arrays[i] for i in which])
         return begins, ends

@@ -118,12 +118,12 @@ class Code:
 
 def evaluate(expression: tuple, hypers: Mapping[str, Any]) -> Any:
     """Compute one scalar expression."""
-    kind, *rest = expression
+    kind = expression[0]
     if kind == "const":
-        return rest[0]
+        return expression[1]
     if kind == "hyper":
-        return hypers[rest[0]]
-    return SCALAR_OPERATORS[kind](*[evaluate(part, hypers) for part in rest])
+        return hypers[expression[1]]
+    return SCALAR_OPERATORS[kind](*[evaluate(part, hypers) for part in expression[1:]])
 
 
 class Valueless:

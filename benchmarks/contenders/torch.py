@@ -9,14 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from multiopt import Adadelta
-
 from ..harness.contender import Running
 from ..harness.workload import Workload
 from .cuda import torch_running
-from .numpy import HYPERS
+from .numpy import HYPERS, core_step, functional_step
 
-__all__ = ["multiopt_tensors", "multiopt_torch", "torch_adadelta", "torch_adam", "torch_compiled"]
+__all__ = ["functional_tensors", "multiopt_tensors", "multiopt_torch", "torch_adadelta", "torch_adam", "torch_compiled"]
 
 Step = Callable[[], Any]
 
@@ -28,47 +26,68 @@ def on_tensors(make: Callable[..., Step]) -> Callable[..., Running]:
     def build(workload: Workload, device: str = "cpu", **options: Any) -> Running:
         import torch
 
-        params = [torch.tensor(x, device=device, requires_grad=True) for x in workload.params()]
+        def tensor(x: np.ndarray) -> Any:
+            """Copy numbers, with the workload's gaps; PyTorch does not read NumPy's bfloat16."""
+            if workload.dtype == "bfloat16":
+                full = torch.tensor(x.view("int16"), device=device).view(torch.bfloat16)
+            else:
+                full = torch.tensor(x, device=device)
+            if workload.stride == 1:
+                return full
+            return full.repeat_interleave(workload.stride, -1)[..., :: workload.stride]
+
+        params = [tensor(x).requires_grad_() for x in workload.params()]
         for p, g in zip(params, workload.grads(), strict=True):
-            p.grad = torch.tensor(g, device=device)
+            p.grad = tensor(g)
 
         def host() -> list[np.ndarray]:
-            return [p.detach().cpu().numpy() for p in params]
+            held = [p.detach().cpu() for p in params]
+            if workload.dtype != "bfloat16":
+                return [p.numpy() for p in held]
+            return [p.view(torch.int16).numpy().view("bfloat16") for p in held]
 
         if device == "cuda":
             torch.cuda.synchronize()
         began = perf_counter()
-        return (torch_running if device == "cuda" else Running)(make(params, **options), host, began)
+        step = make(workload, params, **options)
+        return (torch_running if device == "cuda" else Running)(step, host, began)
 
     return build
 
 
 @on_tensors
-def multiopt_tensors(params: list[Any]) -> Step:
+def multiopt_tensors(workload: Workload, params: list[Any], **options: Any) -> Step:
     """`multiopt.Adadelta` on tensors."""
-    grads = [p.grad for p in params]
-    optimizer = Adadelta([p.detach() for p in params], **HYPERS)
-    return lambda: optimizer.step(grads)
+    return core_step(workload, [p.detach() for p in params], [p.grad for p in params], **options)
 
 
 @on_tensors
-def multiopt_torch(params: list[Any]) -> Step:
-    """`multiopt.torch.Adadelta`, the drop-in."""
+def functional_tensors(workload: Workload, params: list[Any]) -> Step:
+    """`multiopt.functional.update` on tensors."""
+    grads = [p.grad for p in params]
+    params[:] = [p.detach() for p in params]
+    return functional_step(workload, params, grads)
+
+
+@on_tensors
+def multiopt_torch(workload: Workload, params: list[Any], clip: float | None = None, **options: Any) -> Step:
+    """`multiopt.torch.Adadelta`, the drop-in; after its `clip_grad_norm_`, if a bound is given."""
     import multiopt.torch
 
-    return multiopt.torch.Adadelta(params, **HYPERS).step
+    step = multiopt.torch.Adadelta(_groups(workload, params), **HYPERS, **options).step
+    return step if clip is None else _clipped(multiopt.torch.clip_grad_norm_, params, clip, step)
 
 
 @on_tensors
-def torch_adadelta(params: list[Any], foreach: bool | None = None) -> Step:
+def torch_adadelta(workload: Workload, params: list[Any], foreach: bool | None = None) -> Step:
     """`torch.optim.Adadelta`."""
     import torch
 
-    return torch.optim.Adadelta(params, **HYPERS, foreach=foreach).step
+    return torch.optim.Adadelta(_groups(workload, params), **HYPERS, foreach=foreach).step
 
 
 @on_tensors
-def torch_compiled(params: list[Any]) -> Step:
+def torch_compiled(workload: Workload, params: list[Any]) -> Step:
     """`torch.compile` of `torch.optim.Adadelta`'s step, compiled from nothing."""
     import torch
     import torch._inductor.config
@@ -78,8 +97,25 @@ def torch_compiled(params: list[Any]) -> Step:
 
 
 @on_tensors
-def torch_adam(params: list[Any]) -> Step:
-    """PyTorch's fused Adam: another rule, which moves as many bytes."""
+def torch_adam(workload: Workload, params: list[Any], clip: float | None = None) -> Step:
+    """PyTorch's fused Adam: another rule, which moves as many bytes; after `clip_grad_norm_`, if a bound is given."""
     import torch
 
-    return torch.optim.Adam(params, lr=1e-3, fused=True).step
+    step = torch.optim.Adam(_groups(workload, params), lr=1e-3, fused=True).step
+    return step if clip is None else _clipped(torch.nn.utils.clip_grad_norm_, params, clip, step)
+
+
+def _groups(workload: Workload, params: list[Any]) -> list[dict[str, Any]]:
+    return [{"params": own} for own in workload.grouped(params)]
+
+
+def _clipped(clip: Callable[..., Any], params: list[Any], bound: float, step: Step) -> Step:
+    """A step after gradients are clipped in place, to a bound that sinks a bit, so that each time clips something."""
+
+    def clipped() -> None:
+        nonlocal bound
+        bound *= 0.999
+        clip(params, bound, foreach=True)
+        step()
+
+    return clipped

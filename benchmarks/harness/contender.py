@@ -15,6 +15,9 @@ from .workload import Workload
 
 __all__ = ["Contender", "Running", "missing"]
 
+#: Bytes of a process with an array library and a compiler, beside its arrays.
+PROCESS = 200e6
+
 
 @dataclass
 class Running:
@@ -46,7 +49,7 @@ class Contender:
     label: str  # for the tables
     build: Callable[..., Running]  # a function of a module, called with a workload and the options
     needs: tuple[str, ...] = ()  # modules without which it is absent; they are imported before any clock is read
-    arrays: float = 4  # of all parameters' size that it has at its peak, to keep within the machine's memory
+    arrays: float = 4  # that it has at its peak, where an update has four, to keep within the machine's memory
     options: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
     excuse: str | None = None  # why it is left out of this run
@@ -55,6 +58,10 @@ class Contender:
     def absent(self) -> str | None:
         """Say why it cannot run here, or return None."""
         return self.excuse or missing(*self.needs)
+
+    def memory(self, workload: Workload) -> float:
+        """Bytes that its process takes on a workload, about."""
+        return PROCESS + workload.held * self.arrays / 4
 
     def start(self, workload: Workload) -> Running:
         """Import what it needs, and set it up in this process."""

@@ -10,6 +10,8 @@ __all__ = ["FLOOR", "TORCH", "Point", "Result", "Row"]
 
 #: Keys of the contenders that the others are compared with.
 FLOOR, TORCH = "floor", "torch-default"
+#: Ratios up to this one count as the floor: medians of one and the same loop differ by as much on a busy machine.
+AT_FLOOR = 1.1
 
 
 @dataclass
@@ -19,10 +21,11 @@ class Row:
     key: str
     label: str
     samples: list[float] = field(default_factory=list)  # seconds a step, one for each round
-    floor: list[float] = field(default_factory=list)  # the floor's samples in the same rounds
+    floor: list[float] = field(default_factory=list)  # its floor's samples in the same rounds
     ready: float | None = None  # seconds until the first step was done, in a fresh process
     absent: str | None = None  # why there are no samples
     extra: dict[str, Any] = field(default_factory=dict)  # resident and traced (bytes), launches, allocations
+    plain: list[float] = field(default_factory=list)  # the first point's floor's samples in the same rounds
 
     @property
     def time(self) -> float | None:
@@ -33,6 +36,11 @@ class Row:
     def ratio(self) -> float | None:
         """How many times the floor it takes."""
         return median(self.samples) / median(self.floor) if self.samples and self.floor else None
+
+    @property
+    def at_floor(self) -> bool:
+        """Whether its time is the floor's, within what a shared machine lets one tell apart."""
+        return self.ratio is not None and self.ratio <= AT_FLOOR
 
 
 @dataclass
@@ -45,10 +53,17 @@ class Point:
     tensors: int = 0
     moved: int = 0  # bytes that the update must move
     dtype: str = ""
+    groups: int = 1
 
     def row(self, key: str) -> Row | None:
         """Find the row of this key."""
         return next((row for row in self.rows if row.key == key), None)
+
+    @property
+    def floor_ratio(self) -> float | None:
+        """How many times the first point's floor its own floor takes."""
+        floor = self.row(FLOOR)
+        return median(floor.samples) / median(floor.plain) if floor and floor.samples and floor.plain else None
 
     def speedup(self, row: Row) -> float | None:
         """Say how many times faster than torch.optim's default it is, each by its own floor."""
@@ -64,4 +79,4 @@ class Result:
     title: str
     points: list[Point]
     notes: list[str] = field(default_factory=list)
-    kind: str = "race"  # or "memory" or "import", for those figures
+    kind: str = "race"  # or "turns", of points that took turns; or "memory" or "import", for those figures

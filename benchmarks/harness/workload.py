@@ -9,17 +9,29 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Shapes", "Table", "Workload", "gpt2", "resnet50"]
+__all__ = ["DRAWN", "Shapes", "Table", "Workload", "gpt2", "resnet50"]
 
 Shapes = Sequence[tuple[int, ...]]
 
 
+#: Bytes of a number.
+WIDTHS = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+#: Numbers drawn for a tensor; after so many they repeat.
+DRAWN = 1 << 20
+
+
 @dataclass(frozen=True)
 class Workload:
-    """Tensors to be updated, of float32 or float64."""
+    """Tensors to be updated, and what the update must move beside them."""
 
     shapes: Shapes
-    dtype: str = "float32"
+    dtype: str = "float32"  # of parameters and gradients
+    state: str | None = None  # dtype of the state, if it is another
+    reads: int = 1  # times that a gradient must be read
+    average: bool = False  # whether an average of the parameters is kept, as wide as the state
+    fresh: bool = False  # whether what is written are new arrays
+    stride: int = 1  # every so-manyth number in memory is a parameter, or a gradient; the state lies without gaps
+    groups: int = 1  # that an optimizer has the tensors in, equally many in each
 
     @property
     def elements(self) -> int:
@@ -27,18 +39,40 @@ class Workload:
         return sum(map(math.prod, self.shapes))
 
     @property
+    def widths(self) -> tuple[int, int]:
+        """Bytes of a parameter and of a number of its state."""
+        return WIDTHS[self.dtype], WIDTHS[self.state or self.dtype]
+
+    @property
     def array_bytes(self) -> int:
-        """Bytes of the parameters alone."""
-        return self.elements * np.dtype(self.dtype).itemsize
+        """Bytes of the parameters alone, in memory."""
+        return self.elements * self.widths[0] * self.stride
+
+    @property
+    def held(self) -> int:
+        """Bytes of all arrays that a step has: parameters, gradients, two states, an average, new ones."""
+        states = self.elements * self.widths[1] * (3 if self.average else 2)
+        return 2 * self.array_bytes + states + self.fresh * (self.array_bytes + states)
 
     @property
     def moved(self) -> int:
-        """Bytes that the update must move: it reads parameter, gradient and two states, and writes three of them."""
-        return 7 * self.array_bytes
+        """Bytes that the update must move.
+
+        It reads parameter, gradient and two states, and writes all but the gradient. Memory is moved in lines: what
+        lies between numbers is moved with them, and where new arrays are written, their lines are fetched before.
+        """
+        states = self.elements * self.widths[1] * (3 if self.average else 2)
+        return self.reads * self.array_bytes + (3 if self.fresh else 2) * (self.array_bytes + states)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Modules without which its numbers cannot be made."""
+        return ("ml_dtypes",) * ("bfloat16" in (self.dtype, self.state))
 
     def facts(self) -> dict[str, Any]:
         """What a `Point` tells of it."""
-        return {"elements": self.elements, "tensors": len(self.shapes), "moved": self.moved, "dtype": self.dtype}
+        facts = {"elements": self.elements, "tensors": len(self.shapes), "groups": self.groups, "moved": self.moved}
+        return {**facts, "dtype": self.dtype}
 
     def params(self) -> list[np.ndarray]:
         """Parameters to start from, in memory of their own; the same at every call."""
@@ -48,9 +82,25 @@ class Workload:
         """Gradients, likewise; used for every step."""
         return self._normal(2)
 
+    def grouped(self, arrays: Sequence[Any]) -> list[list[Any]]:
+        """Parameters or gradients, in groups."""
+        size = len(self.shapes) // self.groups
+        return [list(arrays[start : start + size]) for start in range(0, len(arrays), size)]
+
     def _normal(self, seed: int) -> list[np.ndarray]:
-        random, dtype = np.random.default_rng(seed), np.dtype(self.dtype)
-        return [random.standard_normal(shape, dtype=dtype) for shape in self.shapes]
+        random, kind = np.random.default_rng(seed), np.float64 if self.dtype == "float64" else np.float32
+        if self.needs:
+            import ml_dtypes  # noqa: F401 - whose dtypes NumPy knows by name from then on
+        arrays = []
+        for shape in self.shapes:
+            drawn = random.standard_normal(min(math.prod(shape), DRAWN), dtype=kind).astype(self.dtype)
+            if self.stride == 1:
+                arrays.append(np.resize(drawn, shape))
+                continue
+            wide = np.zeros((*shape[:-1], shape[-1] * self.stride), drawn.dtype)
+            arrays.append(wide[..., :: self.stride])
+            arrays[-1][...] = np.resize(drawn, shape)
+        return arrays
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ def draw(results: Sequence[Result], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    timed = [r for r in results if r.kind == "race" and any(row.ratio for point in r.points for row in point.rows)]
+    timed = [
+        r for r in results if r.kind in ("race", "turns") and any(row.ratio for point in r.points for row in point.rows)
+    ]
     columns = 2 if len(timed) > 1 else 1
     lines = max(1, -(-len(timed) // columns))
     figure = Figure(figsize=(7.2 * columns, 4.4 * lines), layout="constrained", facecolor="white")
@@ -35,12 +37,16 @@ def draw(results: Sequence[Result], path: Path) -> None:
 
 
 def bars(axes: Any, result: Result) -> None:
-    """Draw one bar a contender: its time as a multiple of the floor, which is a line at 1."""
-    point = result.points[-1]
-    found = [(row, row.ratio) for row in point.rows if row.ratio is not None and row.key != FLOOR]
-    rows, ratios = zip(*sorted(found, key=lambda pair: pair[1]), strict=True) if found else ((), ())
-    ours = [row.label.startswith("multiopt") or result.case == "options" for row in rows]
-    drawn = axes.barh([row.label for row in rows], ratios, color=[OURS if own else OTHER for own in ours], height=0.7)
+    """Draw one bar a contender: its time as a multiple of its floor, which is a line at 1."""
+    turns = result.kind == "turns"
+    points = result.points if turns else result.points[-1:]
+    found = [
+        (row, row.ratio, f"{point.name}: {row.label}" if turns else row.label)
+        for point in points for row in point.rows if row.ratio is not None and row.key != FLOOR
+    ]  # fmt: skip
+    rows, ratios, labels = zip(*sorted(found, key=lambda bar: bar[1]), strict=True) if found else ((), (), ())
+    colors = [OURS if row.label.startswith("multiopt") else OTHER for row in rows]
+    drawn = axes.barh(labels, ratios, color=colors, height=0.7)
     texts = [f" {times(row.ratio)}  {duration(row.time)}" for row in rows]
     axes.bar_label(drawn, texts, fontsize=8, color=INK)
     largest = max(ratios, default=1.0)
@@ -52,10 +58,9 @@ def bars(axes: Any, result: Result) -> None:
     axes.axvline(1, color=FLOOR_LINE, linewidth=1.6)
     axes.text(1.04, len(rows) - 0.3, "floor", color=FLOOR_LINE, va="center", fontsize=9)
     axes.set_ylim(len(rows), -0.7)
-    floor = point.row(FLOOR)
-    axes.set_xlabel(
-        f"time ÷ the floor's ({duration(floor.time if floor else None)}), logarithmic", fontsize=9, color=INK
-    )
+    floor = points[-1].row(FLOOR)
+    own = "its own floor's" if turns else f"the floor's ({duration(floor.time if floor else None)})"
+    axes.set_xlabel(f"time ÷ {own}, logarithmic", fontsize=9, color=INK)
 
 
 def curves(axes: Any, result: Result) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..harness.figures import Point, Result, Row
+from ..harness.figures import AT_FLOOR, FLOOR, Point, Result, Row
 
 __all__ = ["as_json", "as_markdown", "duration", "show", "times"]
 
 NOTHING, ABSENT = "–", "absent"
+#: Marks a time that is its floor's.
+AT = "✓"
 #: Writes a contender's figure.
 Cell = Callable[[Point, Row], str]
 
@@ -42,6 +44,32 @@ def _time_and_ratio(point: Point, row: Row) -> str:
     return ABSENT if row.absent else f"{duration(row.time)} ({times(row.ratio)})".replace(" ×", "×")
 
 
+def _turn(point: Point, row: Row) -> str:
+    """A time, and what it is compared with: the floor of its own, or what there are many of."""
+    if row.absent or row.time is None:
+        return ABSENT
+    many, one = (point.groups, "group") if point.groups > 1 else (point.tensors, "tensor")
+    against = times(row.ratio) if row.ratio else f"{duration(row.time / many)} a {one}"
+    return f"{duration(row.time)} ({against.replace(' ×', '×')})" + row.at_floor * f" {AT}"
+
+
+def _turns(points: Sequence[Point]) -> tuple[list[str], list[list[str]]]:
+    """A line for each point, with what it must move, its floor against the first one, and every contender."""
+    labels = {row.key: row.label for point in points for row in point.rows if row.key != FLOOR}
+    lines = []
+    for point in points:
+        floor = point.row(FLOOR)
+        bytes_ = f"{point.moved / point.elements:.0f}"
+        against = (
+            f"{duration(floor.time)} ({times(point.floor_ratio)})".replace(" ×", "×")
+            if floor and floor.time
+            else NOTHING
+        )
+        cells = [_turn(point, row) if (row := point.row(key)) else NOTHING for key in labels]
+        lines.append([point.name, bytes_, against, *cells])
+    return ["", "bytes", f"own floor (÷ {points[0].dtype}'s)", *labels.values()], lines
+
+
 def _memory(point: Point, row: Row) -> str:
     seen = [row.extra[name] for name in ("resident", "traced") if row.extra.get(name) is not None]
     return ABSENT if row.absent else f"{digits(max(seen) / 2**20)} MiB" if seen else NOTHING
@@ -53,6 +81,8 @@ def _extra(name: str) -> Cell:
 
 def table(result: Result) -> tuple[list[str], list[list[str]]]:
     """Turn a result into a header and lines of text."""
+    if result.kind == "turns":
+        return _turns(result.points)
     point = result.points[0]
     columns: dict[str, tuple[Point, Cell]]
     if result.kind == "memory" or len(result.points) > 1:
@@ -80,7 +110,9 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
 def notes(result: Result) -> list[str]:
     """List what is said below a table: the case's own notes, and why which contender is absent."""
     reasons = {row.label: row.absent for point in result.points for row in point.rows if row.absent is not None}
-    return [*result.notes, *(f"{label}: {reason}" for label, reason in reasons.items())]
+    legend = f"In brackets: ÷ its own floor; {AT}: it is at its floor, that is, at most {AT_FLOOR - 1:.0%} above."
+    legends = [legend] if result.kind == "turns" else []
+    return [*result.notes, *legends, *(f"{label}: {reason}" for label, reason in reasons.items())]
 
 
 def show(result: Result) -> None:
@@ -124,5 +156,6 @@ def as_json(facts: Mapping[str, str], results: Sequence[Result], command: str) -
         for point, written in zip(result.points, plain["points"], strict=True):
             for row, line in zip(point.rows, written["rows"], strict=True):
                 line |= {"time": row.time, "ratio": row.ratio, "speedup": point.speedup(row)}
+            written["floor_ratio"] = point.floor_ratio
         document["results"].append(plain)
     return json.dumps(document, indent=1) + "\n"

@@ -16,8 +16,9 @@ from ..lock import Lock, locked
 from ..plan import run
 from ..update import FusedUpdate
 from .graph import NUMBERS, register, trace, trace_zero_grad
-from .group import GroupsCache, counter_dtype
+from .group import GroupsCache
 from .scaling import Scaling, checked, number
+from .state import StateKind, counter_dtype
 from .tensors import same
 
 __all__ = ["Adadelta"]
@@ -65,15 +66,27 @@ class Adadelta(torch.optim.Optimizer):
         with an infinite or NaN gradient changes nothing, and the others leave the gradients unscaled. It is the
         program's choice, and no part of groups and checkpoints. Otherwise the scaler unscales and skips, as it does
         with `torch.optim.Adadelta`. Without a scaler it has no effect: the engines are fused in any case.
+    state_dtype : torch.dtype or None
+        Dtype of the accumulators, such as ``torch.bfloat16`` for half the memory; by default each parameter's. The
+        program's choice too: a checkpoint loads in any.
+    state_rounding : {"nearest", "stochastic"}
+        How accumulators in bfloat16 are rounded. To nearest, an average stands still where what is added is less than
+        half a unit, as with `rho` near 1; stochastically it keeps, on average, all that is added. The numbers that it
+        is rounded by are a hash of the seed, the step, and the parameter's and the element's place, the same on any
+        number of threads and with DTensors sharded in any way.
+    seed : int
+        Of stochastic rounding, from 0 to 2**64 - 1. With the steps that were rounded by it (``rounding_step``) it is in
+        the groups, so that training goes on from a checkpoint with the same bits.
 
     Raises
     ------
     ValueError
-        If a hyperparameter is out of range, or no parameter is given.
+        If a hyperparameter is out of range, or no parameter is given; if state is to be rounded stochastically that is
+        not in bfloat16, or a seed is given without.
     TypeError
-        If something is not a tensor.
+        If something is not a tensor, or `state_dtype` no real floating-point dtype.
     RuntimeError
-        If `fused` is on together with `foreach` or `differentiable`.
+        If `fused` is on together with `foreach` or `differentiable`, or `differentiable` with stochastic rounding.
     """
 
     _step_lock: Lock
@@ -93,6 +106,9 @@ class Adadelta(torch.optim.Optimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        state_rounding: str = "nearest",
+        seed: int = 0,
     ) -> None:
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
@@ -103,7 +119,12 @@ class Adadelta(torch.optim.Optimizer):
                 raise ValueError(f"Invalid {title}: {value}")
         options |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         self._step_lock, self._cache, self._states, self._key = Lock(), None, [], register(self)
-        super().__init__(params, {**options, "differentiable": differentiable})
+        self._kind = StateKind(state_dtype, state_rounding)
+        super().__init__(params, {**options, "differentiable": differentiable, **self._kind.options(seed)})
+        for p in (p for group in self.param_groups for p in group["params"]):
+            self._kind.check("params", p)
+        if self._kind.stochastic and differentiable:
+            raise RuntimeError("`state_rounding='stochastic'` does not support `differentiable`")
         if fused and differentiable:
             raise RuntimeError("`fused` does not support `differentiable`")
         if fused and foreach:
@@ -113,24 +134,30 @@ class Adadelta(torch.optim.Optimizer):
             self._step_supports_amp_scaling = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """The state, and the choice that is the program's."""
-        own = {name: value for name, value in self.__dict__.items() if name == "_step_supports_amp_scaling"}
+        """The state, and the choices that are the program's."""
+        own: dict[str, Any] = {
+            name: self.__dict__[name] for name in ("_kind", "_step_supports_amp_scaling") if name in self.__dict__
+        }
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, of an older PyTorch too."""
         self.__dict__.setdefault("_step_lock", Lock())
         self.__dict__.setdefault("_key", register(self))
+        self.__dict__.setdefault("_kind", StateKind())
         super().__setstate__(state)
         self._cache, self._states = None, []
         for group in self.param_groups:
             for name, value in _LATER_OPTIONS.items():
                 group.setdefault(name, value)
+            for name in self.defaults.keys() & {"seed", "rounding_step"}:  # which another's checkpoint does not have
+                group.setdefault(name, self.defaults[name])
             for p in group["params"]:
                 own = self.state.get(p, {})
                 if own and not isinstance(own["step"], Tensor):
                     device = p.device if group["capturable"] else None
                     own["step"] = torch.tensor(float(own["step"]), dtype=counter_dtype(), device=device)
+                self._kind.take(p, own)
 
     @property  # type: ignore[override]
     def state(self) -> Any:
@@ -212,20 +239,24 @@ class Adadelta(torch.optim.Optimizer):
             return
         where = [f"groups[{k}]." for k in range(len(groups))] if len(groups) > 1 else [""]
         numbers = [_numbers(group, its) for group, its in zip(groups, where, strict=True)]
-        updates = [_update(group, given, amp) for group, given in zip(groups, numbers, strict=True)]
+        stochastic = self._kind.stochastic
+        updates = [_update(group, given, amp, stochastic) for group, given in zip(groups, numbers, strict=True)]
 
         def values(k: int, device: torch.device | None) -> dict[str, Any]:
             return _values(groups[k], numbers[k], amp, where[k], device)
 
+        rounding = self._kind.rounding_of(self.param_groups)
         cache, local_grads = self._cached(groups, own, updates)
-        plans, by_operations = cache.plans(local_grads, values), cache.numbers(values)
-        amp.check(plans, *cache.others(own))
+        plans, by_operations = cache.plans(local_grads, values, rounding), cache.numbers(values)
+        if amp.scale is not None:
+            amp.check(plans, *cache.others(own))
         # All is checked; from here on things are written.
         cache.keep_new_states(self.state)
         self._states = list(self.state.values())
         run(plans)
         cache.touched(own)
-        cache.update_by_operations(own, by_operations)
+        cache.update_by_operations(own, by_operations, rounding)
+        self._kind.count(self.param_groups)
         cache.count(own, amp.found_inf)
         amp.unscale(g for g in own if g is not None)
 
@@ -241,24 +272,28 @@ class Adadelta(torch.optim.Optimizer):
         current = current and cache is not None and cache.is_current(groups, updates, by_operations)
         local_grads = cache.local_grads(grads) if cache and current else None
         if cache is None or local_grads is None:
-            cache = self._cache = GroupsCache(groups, grads, self.state, updates, by_operations, cache)
+            cache = self._cache = GroupsCache(groups, grads, self.state, updates, by_operations, self._kind, cache)
             local_grads = cache.local_grads(grads)
             assert local_grads is not None  # it was made for them
         return cache, local_grads
 
 
 def _numbers(group: Mapping[str, Any], where: str) -> dict[str, Any]:
-    return {name: checked(f"{where}{name}", group[name]) for name in NUMBERS}
+    return {
+        name: value if type(value := group[name]) is float and value == value else checked(f"{where}{name}", value)
+        for name in NUMBERS
+    }
 
 
-def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling) -> FusedUpdate:
+def _update(group: Mapping[str, Any], numbers: Mapping[str, Any], amp: Scaling, stochastic: bool) -> FusedUpdate:
     scaled, coupled = bool(group["maximize"]) or amp.scale is not None, bool(numbers["weight_decay"] != 0)
-    return _fused(scaled, coupled, amp.found_inf is not None)
+    return _fused(scaled, coupled, amp.found_inf is not None, stochastic)
 
 
 @cache
-def _fused(scaled: bool, coupled: bool, guarded: bool) -> FusedUpdate:
-    return FusedUpdate(ADADELTA, scaled=scaled, coupled=coupled, guarded=guarded)
+def _fused(scaled: bool, coupled: bool, guarded: bool, stochastic: bool) -> FusedUpdate:
+    slots = (None, *range(len(ADADELTA.slots))) if stochastic else ()
+    return FusedUpdate(ADADELTA, scaled=scaled, coupled=coupled, guarded=guarded, stochastic=slots)
 
 
 def _values(

@@ -16,15 +16,16 @@ from torch import Tensor
 from torch.optim.optimizer import _get_capturable_supported_devices
 
 from ..adadelta import ADADELTA
+from ..backends.rounding import Draws, Elements, Rounding
 from ..backends.torch import is_sharded, is_whole, local
 from ..plan import Plan
 from ..update import FusedUpdate
 from .operations import update_by_operations
+from .state import State, StateKind
 from .tensors import BACKEND, TensorBinding, is_readable, same, takes_groups
 
-__all__ = ["GroupsCache", "counter_dtype"]
+__all__ = ["GroupsCache"]
 
-State = MutableMapping[str, Any]
 Grads = Sequence[Tensor | None]
 Group = Mapping[str, Any]
 #: Gives a group's numbers as an engine wants them on a device; as PyTorch's operations want them for None.
@@ -41,18 +42,13 @@ _switches = itemgetter("capturable", "foreach", "differentiable")
 _in_inference = torch.is_inference_mode_enabled
 
 
-def counter_dtype() -> torch.dtype:
-    """The dtype of a step counter, as PyTorch has it."""
-    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-
-
 class GroupsCache:
     """The parameters of all groups that have a gradient or a state, bound to their state.
 
     `grads` are those of all groups, one after another; `updates` and `by_operations` have an entry for each group: what
     is done to its parameters, and whether by PyTorch's operations, as those are updated that no engine reads. `states`
-    are the optimizer's, and are not changed before `keep_new_states`. What `old` has bound, and holds still, is taken
-    over: a CUDA graph may hold what it keeps on the device.
+    are the optimizer's, and are not changed before `keep_new_states`; new ones are of a kind. What `old` has bound, and
+    holds still, is taken over: a CUDA graph may hold what it keeps on the device.
     """
 
     def __init__(
@@ -62,6 +58,7 @@ class GroupsCache:
         states: Mapping[Tensor, State],
         updates: Sequence[FusedUpdate],
         by_operations: Sequence[bool],
+        kind_of_state: StateKind,
         old: GroupsCache | None,
     ) -> None:
         self.options, self.updates = _options(groups, by_operations), list(updates)
@@ -84,7 +81,7 @@ class GroupsCache:
         self.states = [
             states.get(p)
             or self.new_states.get(p)
-            or self.new_states.setdefault(p, _new_state(p, groups[k]["capturable"]))
+            or self.new_states.setdefault(p, kind_of_state.new(p, groups[k]["capturable"]))
             for k, p in zip(self.group_of, self.params, strict=True)
         ]
         self.steps = list(map(_step, self.states))
@@ -100,6 +97,10 @@ class GroupsCache:
         ]
         for row in zip(names, self.params, self.states, strict=True):
             _check_writable(*row)
+        #: Which elements of which parameter each has, where state is rounded stochastically.
+        self.elements: list[Elements] | None = None
+        if kind_of_state.stochastic:
+            self.elements = list(map(kind_of_state.elements, names, self.indices, self.params))
         rows = zip(self.params, self.indices, self.states, self.group_of, strict=True)
         kinds = [None if by_operations[k] else _kind(p, grads[i], own) for p, i, own, k in rows]
         #: Places, in `params`, of those that no engine reads.
@@ -119,7 +120,8 @@ class GroupsCache:
             alone_here = alone and _overlap([self.params[j] for j in together])
             for own in [[j] for j in together] if alone_here else [together]:
                 columns: Any = ([column[j] for j in own] for column in (names, self.params, self.states, self.group_of))
-                made_of = *columns, grad_dtype, sharded
+                elements = self.elements and [self.elements[j] for j in own]
+                made_of = *columns, grad_dtype, sharded, elements
                 bound = known.get(id(self.params[own[0]]))
                 binding = bound if bound and bound.binds(*made_of) else TensorBinding(*made_of)
                 self.bindings.append((binding, updates[self.group_of[own[0]]], own))
@@ -149,7 +151,7 @@ class GroupsCache:
             found.append(its)
         return found
 
-    def plans(self, local_grads: Sequence[Grads], values: Values) -> list[Plan]:
+    def plans(self, local_grads: Sequence[Grads], values: Values, rounding: Rounding | None) -> list[Plan]:
         """Check what is to be done, and plan what the engines have to do."""
         for j in self.by_operations:
             _check_state(self.names[j], self.params[j], self.states[j])
@@ -157,7 +159,8 @@ class GroupsCache:
         for (binding, update, _), own in zip(self.bindings, local_grads, strict=True):
             if any(g is not None for g in own):
                 device = binding.tensors[0].device
-                plans.append(binding.plan(update, own, *(values(k, device) for k in binding.members)))
+                rows = (values(k, device) for k in binding.members)
+                plans.append(binding.plan(update, own, *rows, rounding=rounding))
         return plans
 
     def others(self, grads: Grads) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -179,12 +182,15 @@ class GroupsCache:
         """The numbers of those that no engine reads, by their groups."""
         return {k: values(k, None) for k in sorted({self.group_of[j] for j in self.by_operations})}
 
-    def update_by_operations(self, grads: Sequence[Any], numbers: Mapping[int, Mapping[str, Any]]) -> None:
+    def update_by_operations(
+        self, grads: Sequence[Any], numbers: Mapping[int, Mapping[str, Any]], rounding: Rounding | None
+    ) -> None:
         """Update those that no engine reads."""
         for j in self.by_operations:
             if (g := grads[self.indices[j]]) is not None:
-                k = self.group_of[j]
-                update_by_operations(self.updates[k], numbers[k], self.params[j], g, self.states[j])
+                k, p = self.group_of[j], self.params[j]
+                draws = Draws(rounding, self.elements[j], tuple(p.shape)) if rounding and self.elements else None
+                update_by_operations(self.updates[k], numbers[k], p, g, self.states[j], draws)
 
     def touched(self, grads: Grads) -> None:
         """Tell autograd of DTensors whose shards were written to; an engine told it of the shards."""
@@ -273,13 +279,6 @@ def _kind(p: Tensor, g: Tensor | None, state: State) -> tuple[Any, ...] | None:
 def _overlap(tensors: Sequence[Tensor]) -> bool:
     extents = sorted(BACKEND.extent(local(tensor)) for tensor in tensors)
     return any(one[1] > two[0] for one, two in pairwise(extent for extent in extents if extent[0] < extent[1]))
-
-
-def _new_state(p: Tensor, capturable: bool) -> State:
-    state = {"step": torch.zeros((), dtype=counter_dtype(), device=p.device if capturable else "cpu")}
-    for slot, value in ADADELTA.slots.items():
-        state[slot] = torch.full_like(p, value, memory_format=torch.preserve_format, requires_grad=False)
-    return state
 
 
 def _count_unless(found_inf: Tensor, states: Sequence[State]) -> None:

@@ -23,8 +23,6 @@ __all__ = ["Scaling", "checked", "number"]
 
 def checked(name: str, value: Any) -> Any:
     """A real number, or a tensor of one; TypeError or ValueError if it is something else, or NaN."""
-    if type(value) is float and value == value:  # quickly, as nearly always
-        return value
     if isinstance(value, (torch.SymInt, torch.SymFloat)):
         return value
     if isinstance(value, Tensor) and not value.is_complex():
@@ -82,12 +80,10 @@ class Scaling:
         return cls(scale, None, bool(found))  # None, and 0 where there is no gradient
 
     def check(self, plans: Sequence[Plan], others: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
-        """Check that `unscale` can write to the gradients, and to nothing else.
+        """Check, where there is a scale, that `unscale` can write to the gradients, and to nothing else.
 
         `others` are gradients that no engine reads, and `theirs` the parameters and state that they update, by name.
         """
-        if self.scale is None:
-            return
         jobs = [job for plan in plans for job in plan.jobs]
         doubtful: dict[str, Tensor] = {}
         for name, g in others.items():

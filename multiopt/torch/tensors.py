@@ -13,6 +13,7 @@ from torch import Tensor
 from ..adadelta import ADADELTA
 from ..backends import engine_for, get
 from ..backends.generic import Described
+from ..backends.rounding import Elements
 from ..backends.torch import PLAIN, TorchBackend, local, with_layout_of
 from ..binding import Binding
 from ..plan import Plan
@@ -53,6 +54,7 @@ class TensorBinding(Binding):
         groups: Sequence[int],
         grad_dtype: torch.dtype,
         sharded: bool,
+        elements: Sequence[Elements] | None = None,
     ) -> None:
         self.tensors, self.states, self.grad_dtype, self.sharded = tensors, states, grad_dtype, sharded
         self.members, self.group_of = sorted(set(groups)), groups
@@ -69,7 +71,8 @@ class TensorBinding(Binding):
                     raise RuntimeError(f"{slot} of {name}: expected a plain tensor, got a {torch.typename(tensor)}")
         dtypes = [str(grad_dtype).removeprefix("torch.")] * len(params)
         try:
-            super().__init__(ADADELTA, params, names, state=state, grad_dtypes=dtypes, groups=own_groups)
+            options: Any = {"grad_dtypes": dtypes, "groups": own_groups, "elements": elements}
+            super().__init__(ADADELTA, params, names, state=state, **options)
         except (TypeError, ValueError) as error:
             raise RuntimeError(str(error)) from None
         (self.bucket,) = self.buckets
@@ -88,10 +91,12 @@ class TensorBinding(Binding):
         groups: Sequence[int],
         grad_dtype: torch.dtype,
         sharded: bool,
+        elements: Sequence[Elements] | None,
     ) -> bool:
         """Whether it was made of these, and they have not moved."""
         return (
             (self.names, self.group_of, self.grad_dtype, self.sharded) == (names, groups, grad_dtype, sharded)
+            and _numbers(self.elements) == _numbers(elements)
             and same(self.tensors, tensors)
             and same(self.states, states)
             and self.is_current()
@@ -122,3 +127,8 @@ class TensorBinding(Binding):
         """The local parameters, and those of each slot, as they are now."""
         columns: list[Any] = [self.tensors, *(list(map(itemgetter(slot), self.states)) for slot in ADADELTA.slots)]
         return [[local(tensor) for tensor in column] for column in columns] if self.sharded else columns
+
+
+def _numbers(elements: Sequence[Elements] | None) -> list[int] | None:
+    """The parameters' numbers; which elements of them are here goes with the tensors."""
+    return None if elements is None else [own.parameter for own in elements]

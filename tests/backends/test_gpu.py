@@ -57,6 +57,21 @@ def test_edges_and_subnormals(device, dtype):
     step_both(device, ours, Adadelta([x.copy()], weight_decay=0.1), [[g], [g]])
 
 
+def test_groups_have_numbers_of_their_own(device):
+    """And launches, which carry them."""
+    rng, options = np.random.default_rng(4), [{"lr": 0.5}, {"lr": 2.0, "rho": 0.5}, {"clip_norm": 0.5}]
+    starts, grads = ([arrays(rng, "float32", [(5,), (2, 3)]) for _ in options] for _ in range(2))
+    ours, numpys = (
+        Adadelta([{"params": list(map(put, own)), **o} for own, o in zip(starts, options, strict=True)], engine=engine)
+        for put, engine in ((device.put, "cuda"), (np.copy, "auto"))
+    )
+    for _ in range(2):
+        ours.step([list(map(device.put, own)) for own in grads])
+        numpys.step(grads)
+    for found, expected in zip(ours.params, numpys.params, strict=True):
+        assert [np.asarray(device.get(a)).tobytes() for a in found] == [a.tobytes() for a in expected]
+
+
 # --- where arrays lie ---
 
 

@@ -3,21 +3,23 @@
 import json
 import sys
 from contextlib import closing
+from dataclasses import replace
 from operator import methodcaller
 from statistics import median
 
 import numpy as np
 import pytest
-from multiopt.benchmarks import bench
-from multiopt.benchmarks.cases import lines
+from multiopt.benchmarks import bench, cases
+from multiopt.benchmarks.cases import CASES, alike, lines
 from multiopt.benchmarks.contenders import CPU, choose, cuda, rows
 from multiopt.benchmarks.contenders.numpy import multiopt_numpy, plain_numpy
 from multiopt.benchmarks.harness import machine, process
 from multiopt.benchmarks.harness.contender import Contender, Running
 from multiopt.benchmarks.harness.figures import Point, Result, Row
-from multiopt.benchmarks.harness.race import Race
+from multiopt.benchmarks.harness.race import Entrant, Heat, Race
 from multiopt.benchmarks.harness.workload import Table, Workload, gpt2, resnet50
 from multiopt.benchmarks.output import plot, report
+from multiopt.benchmarks.run import Run
 
 from multiopt import ADADELTA, cli
 
@@ -49,21 +51,34 @@ def test_models_have_the_tensors_and_parameters_they_are_known_for():
     assert (len(resnet50()), Workload(resnet50()).elements) == (161, 25_557_032)
 
 
-@pytest.mark.parametrize(("dtype", "each"), [("float32", 28), ("float64", 56)])
-def test_an_update_moves_seven_numbers_a_parameter(dtype, each):
-    assert Workload([(10, 10), (5,)], dtype).moved == 105 * each
+#: What moves how many bytes a parameter.
+MOVED = [
+    ({}, 28),
+    ({"dtype": "float64"}, 56),
+    ({"dtype": "bfloat16"}, 14),
+    ({"dtype": "bfloat16", "state": "float32"}, 22),
+    ({"state": "bfloat16"}, 20),
+    ({"reads": 2}, 32),
+    ({"dtype": "float16", "reads": 2}, 16),
+    ({"average": True}, 36),
+    ({"fresh": True}, 40),  # 28, and three lines fetched before they are written
+    ({"stride": 2}, 40),  # parameter and gradient lie in twice their bytes, the state does not
+]
 
 
-@pytest.mark.parametrize("n", [1, 100, (1 << 20) + 1])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_the_floor_reads_four_arrays_and_writes_three_all_of_them_once_a_step(n, dtype):
-    floor = choose("cpu", False, [])["floor"].start(Workload([(n,)], dtype))
+@pytest.mark.parametrize("n", [1, (1 << 20) + 1])
+@pytest.mark.parametrize(("changed", "each"), MOVED, ids=str)
+def test_the_floor_moves_what_the_update_must_once_a_step(changed, each, n):
+    workload = Workload([(n,)], **changed)
+    assert workload.moved == n * each
+    floor = CPU[0].start(workload)
     floor.sample(3)
     written = floor.params()
-    # Each step adds the gradient, 1, to each element of each array: once, or the count is off.
-    assert [a.dtype.name for a in written] == [dtype] * 3
+    # Each step adds 1 to each element of each array: once, or the count is off.
     assert all(a.shape == (n,) and np.all(a == 3) for a in written)
-    assert 7 * sum(a.nbytes for a in written) // 3 == Workload([(n,)], dtype).moved
+    states = 3 if workload.average else 2
+    assert [a.itemsize for a in written] == [workload.widths[0], *[workload.widths[1]] * states]
+    assert [a.strides[0] // a.itemsize for a in written] == [workload.stride, *[1] * states]
 
 
 # --- contenders ---
@@ -77,10 +92,15 @@ def test_the_floor_reads_four_arrays_and_writes_three_all_of_them_once_a_step(n,
 def test_contenders_do_adadelta(contender):
     if contender.absent():
         pytest.skip(contender.absent())
-    with closing(process.Process(contender, SMALL)) as there:  # which has done the first step when it is ready
-        there.ready()
-        there(Running.sample, 1)
-        moved = there(methodcaller("params"))
+    if contender.environment:  # which must be there before its library is imported
+        with closing(process.Process(contender, SMALL)) as there:  # which has done the first step when it is ready
+            there.ready()
+            there(Running.sample, 1)
+            moved = there(methodcaller("params"))
+    else:
+        running = contender.start(SMALL)
+        running.sample(2)
+        moved = running.params()
     params, grads = ([np.float64(x) for x in arrays] for arrays in (SMALL.params(), SMALL.grads()))
     for x, g, got in zip(params, grads, moved, strict=True):
         state = np.zeros_like(x), np.zeros_like(x)
@@ -88,6 +108,26 @@ def test_contenders_do_adadelta(contender):
             x, *state = ADADELTA.function(np, x, g, *state, lr=1.0, rho=0.9, eps=1e-6)
         # The same start, and two steps of 3e-3 each: equal but for a few roundings of float32.
         np.testing.assert_allclose(got, x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", ["dtypes", "options", "paths"])
+def test_contenders_that_take_turns_do_the_same(case):
+    pytest.importorskip("ml_dtypes")
+    found, ends = [], {}
+    CASES[case](Run(choose("cpu", False, []), lambda *heats: found.extend(heats) or [], quick=True, device="cpu"))
+    for _, workload, contenders in found:
+        for contender in [c for c in contenders if c.key != "floor" and c.absent() is None]:
+            # What the engine compiles of options has tests of its own.
+            eager = {"engine": "eager"} if contender.build is multiopt_numpy else {}
+            running = replace(contender, options={**contender.options, **eager}).start(workload)
+            running.sample(2)
+            end = running.params()
+            assert [(x.shape, x.dtype.name) for x in end] == [(shape, workload.dtype) for shape in workload.shapes]
+            if contender.key.startswith("multiopt"):
+                what = contender.options, workload.dtype, workload.state, workload.shapes
+                ends.setdefault(str(what), {})[b"".join(x.tobytes() for x in end)] = contender
+    # From the same start, by the same formula with the same options: the same bits.
+    assert {what: len(different) for what, different in ends.items()} == dict.fromkeys(ends, 1)
 
 
 @pytest.mark.parametrize(
@@ -141,17 +181,44 @@ def test_steps_on_a_device_are_timed_by_its_events(monkeypatch):
 
 
 def test_batches_keep_within_the_budget_and_lose_nobody():
-    contenders = [Contender("floor", "f", plain_numpy, arrays=4)]
-    contenders += [Contender(f"c{i}", "c", plain_numpy, arrays=8) for i in range(5)]
-    workload = Workload([(1000,)])
-    split = Race(budget=20 * 4000.0).batches(workload, contenders)
-    assert [[c.key for c in batch] for batch in split] == [
-        ["floor", "c0", "c1"],
-        ["floor", "c2", "c3"],
-        ["floor", "c4"],
+    def entrant(key, size, floor=None):
+        contender = Contender(key, key, plain_numpy, arrays=0)
+        return Entrant(contender, Workload([(size,)]), floor, Row(key, key), "")
+
+    plain, other = entrant("floor", 1), entrant("floor", 2)
+    entrants = [plain, *(entrant(f"a{i}", 1, plain) for i in range(3)), other]
+    entrants += [*(entrant(f"b{i}", 2, other) for i in range(2)), entrant("c", 3)]
+
+    def split(processes):
+        batches = Race(budget=processes * 200e6).batches(entrants)
+        return [[f"{e.contender.key}{e.workload.elements}" for e in batch] for batch in batches]
+
+    # The first floor is in every batch, and so is an entrant's own.
+    assert split(8) == [["floor1", "a01", "a11", "a21", "floor2", "b02", "b12", "c3"]]
+    assert split(3) == [
+        ["floor1", "a01", "a11"],
+        ["floor1", "a21", "floor2"],
+        ["floor1", "floor2", "b02"],
+        ["floor1", "floor2", "b12"],
+        ["floor1", "c3"],
     ]
-    # One that is too large by itself runs all the same.
-    assert [len(batch) for batch in Race(budget=1.0).batches(workload, contenders)] == [2] * 5
+    # Those that are too large by themselves run all the same.
+    assert [len(batch) for batch in Race(budget=1.0).batches(entrants)] == [2, 2, 2, 3, 3, 2]
+
+
+def test_each_workload_has_its_own_floor_and_those_that_are_alike_share_one():
+    floor, one, other = (Contender(key, key, plain_numpy) for key in ("floor", "one", "other"))
+    wide = replace(SMALL, dtype="float64")
+    given = Heat("a", SMALL, [floor, one]), Heat("b", wide, [floor, one]), Heat("c", SMALL, [floor, other])
+    a, b, c, d = Race(rounds=3, sample=0.0005)(*given, Heat("d", wide, [other]))
+    floors = [point.rows[0].samples for point in (a, b, c)]
+    assert floors[0] is floors[2]
+    assert floors[0] != floors[1]
+    assert {len(row.samples) for point in (a, b, c, d) for row in point.rows} == {3}
+    for point, own in zip((a, b, c), floors, strict=True):
+        assert [(row.floor, row.plain) for row in point.rows] == [(own, floors[0])] * 2
+        assert point.floor_ratio == median(own) / median(floors[0])
+    assert [(row.floor, row.ratio, d.floor_ratio) for row in d.rows] == [([], None, None)]
 
 
 def test_absent_and_failing_contenders_are_named_and_the_others_are_measured():
@@ -161,7 +228,8 @@ def test_absent_and_failing_contenders_are_named_and_the_others_are_measured():
         Contender("failing", "failing", multiopt_numpy, options={"lr_": 1}),
         Contender("dying", "dying", sys.exit),
     ]
-    plain, missing, failing, dying = Race(rounds=3, sample=0.0005)("x", SMALL, contenders).rows
+    (point,) = Race(rounds=3, sample=0.0005)(Heat("x", SMALL, contenders))
+    plain, missing, failing, dying = point.rows
     assert len(plain.samples) == 3
     assert plain.absent is None
     assert missing.absent == "no_such_library and no.such.module not installed"
@@ -219,6 +287,19 @@ def test_the_table_shows_these_figures():
     assert [line[6:] for line in table[:2]] == [["–", "–"], ["–", "0"]]
 
 
+def test_the_table_of_turns_shows_each_against_its_own_floor():
+    floor = Row("floor", "floor", [3.0], [3.0], plain=[2.0])
+    rows = [floor, Row("a", "A", [3.2], [3.0]), Row("b", "B", [6.0], [3.0]), Row("c", "C", absent="not here")]
+    groups = Point("groups", [Row("b", "B", [0.004])], 6400, 100, 6400 * 28, "float32", groups=20)
+    result = Result("x", "X", [Point("wide", rows, 10, 1, 400, "float32"), groups], kind="turns")
+    header, table = report.table(result)
+    assert header == ["", "bytes", "own floor (÷ float32's)", "A", "B", "C"]
+    assert table[0] == ["wide", "40", "3.00 s (1.50×)", "3.20 s (1.07×) ✓", "6.00 s (2.00×)", "absent"]
+    assert table[1] == ["groups", "28", "–", "–", "4.00 ms (200 µs a group)", "–"]
+    assert "| wide | 40 | 3.00 s (1.50×) | 3.20 s (1.07×) ✓ | " in report.as_markdown(result)
+    assert report.notes(result)[0].endswith("that is, at most 10% above.")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(None, "–"), (0.0, "0.00 ns"), (3.21e-7, "321 ns"), (1.234e-5, "12.3 µs"), (0.0999, "99.9 ms"), (217, "217 s")],
@@ -272,6 +353,19 @@ def test_quick_memory_and_imports(tmp_path, capsys):
     assert len(rows["import-multiopt"]["samples"]) == 1
 
 
+def test_a_huge_tensor_is_compared_with_itself_and_refused_where_it_does_not_fit(monkeypatch, capsys):
+    x = np.tile(np.arange(1 << 20, dtype=np.float32), 3)[:-7]
+    assert alike(Running(lambda: None, lambda: [x], 0.0)) == {}
+    x[-1] = -1
+    with pytest.raises(ValueError, match=f"element {len(x) - 1} is not what its like has become"):
+        alike(Running(lambda: None, lambda: [x], 0.0))
+    monkeypatch.setattr(cases, "memory_of", lambda device: 9e9)
+    assert run("--cases", "huge", "--rounds", "1", "--contenders", "multiopt-numpy") == 0
+    said = capsys.readouterr().out
+    assert "One tensor of 2,147,483,653 elements, bfloat16" in said
+    assert "multiopt, NumPy: needs 17.4 GB of memory, and 9.0 GB are free" in said
+
+
 def test_a_failing_contender_makes_the_run_fail(monkeypatch, capsys):
     broken = Contender("floor", "floor", multiopt_numpy, options={"no_such_option": 1})
     monkeypatch.setattr(bench, "choose", lambda *_: {"floor": broken})
@@ -313,6 +407,7 @@ def test_the_picture_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     one = example()
     many = Result("sweep", "A sweep", [Point(str(n), one.points[0].rows, n, 1) for n in (10, 100)])
+    turns = Result("x", "Turns", many.points, kind="turns")
     path = tmp_path / "figures.png"
-    plot.draw([one, many, Result("import", "Imports", [one.points[0]], kind="import")], path)
+    plot.draw([one, many, turns, Result("import", "Imports", [one.points[0]], kind="import")], path)
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -93,6 +93,27 @@ def check_shards_have_the_bits_of_the_whole(mesh):
                 assert norms == found, (norms, found)
 
 
+def check_state_rounded_stochastically(mesh):
+    """What is drawn belongs to an element of the whole parameter, whoever holds it."""
+
+    def run(spread):
+        # Not the vector: it has no second dimension to be sharded.
+        params = [torch.nn.Parameter(spread(x)) for x in tensors(11) if x.ndim > 1]
+        opt = Adadelta(params, **OPTIONS, state_dtype=torch.bfloat16, state_rounding="stochastic", seed=5)
+        for step in range(3):
+            for p, g in zip(params, (g for g in gradients(step) if g.ndim > 1), strict=True):
+                p.grad = spread(g)
+            opt.step()
+        return [(p, *(opt.state[p][slot] for slot in ("square_avg", "acc_delta"))) for p in params]
+
+    grid = init_device_mesh("cpu", (2, mesh.size() // 2), mesh_dim_names=("rows", "columns"))
+    whole = run(lambda x: x)
+    for layout in ((mesh, [Shard(0)]), (mesh, [Shard(1)]), (grid, [Shard(0), Shard(1)]), (grid, [Shard(0), Shard(0)])):
+        for own, its in zip(run(lambda x, layout=layout: distribute_tensor(x, *layout)), whole, strict=True):
+            for a, b in zip(own, its, strict=True):
+                same_bits(a, b, f"rounded stochastically, {layout}")
+
+
 def check_gradients_laid_out_otherwise(mesh):
     whole, _, norms = train(start(), 4, 0.9)
     params, _, found = train(sharded(mesh, [Shard(0)]), 4, 0.9, layout=(mesh, [Replicate()]))
@@ -275,6 +296,7 @@ def main(rank, size, store, task, folder):
     mesh = init_device_mesh("cpu", (size,))
     checks = [
         check_shards_have_the_bits_of_the_whole,
+        check_state_rounded_stochastically,
         check_gradients_laid_out_otherwise,
         check_clipping_that_must_raise,
         check_ddp,

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, lru_cache
 
+from ...rounding import rendered
 from .. import norms
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, LOGIC, Code, Program, TraceError
-from ..rounding import rendered
 from .plan import BLOCK, CHUNK, WORDS
 from .prelude import COMMON, DEVICE
 
@@ -49,11 +49,13 @@ OPERATIONS = {
 }
 #: The C type of each dtype. The half types are handled as bits.
 C_TYPES = {"float16": "float16", "bfloat16": "bfloat16", "float32": "float", "float64": "double"}
+#: The steps of `rounding.STEPS`.
+HASHING = {"add": "h += keys.v[{0}];", "xor": "h ^= keys.v[{0}];", "shift": "h ^= h >> {0};", "mul": "h *= {0}u;"}
 #: The hash of stochastic rounding (`rounding`), and where an element stands: its run, and the keys of its place.
 ROUNDING = f"""\
 struct Keys {{ u32 v[2]; }};
 DEVICE u32 hashed(u32 h, Keys keys) {{
-{indent(rendered({"key": "h ^= keys.v[{0}];", "shift": "h ^= h >> {0};", "mul": "h *= {0}u;"}), 1)}
+{indent(rendered(HASHING), 1)}
   return h;
 }}
 DEVICE Keys absorbed(Keys keys, u32 word) {{

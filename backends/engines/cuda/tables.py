@@ -10,9 +10,9 @@ import numpy as np
 
 from ...generic import Array, CudaMemory
 from ...protocol import Bucket, Job
+from ...rounding import tables as rounding_tables
 from ..locate import Copies, copy_blocks, locations_of
 from ..program import Code
-from ..rounding import tables as rounding_tables
 from . import source
 from .driver import Driver
 from .plan import WORDS, Plan, changes, make_plan

@@ -18,10 +18,10 @@ except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
+from ...rounding import tables
 from .. import norms
 from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
-from ..rounding import tables
 from . import threads
 
 __all__ = ["HostEngine"]

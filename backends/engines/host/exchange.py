@@ -38,7 +38,7 @@ _list_item: Any = types.ExternalFunction("PyList_GetItem", types.intp(types.intp
 _forget_error: Any = types.ExternalFunction("PyErr_Clear", types.void())
 
 
-@dataclass(frozen=True)
+@dataclass
 class Description:
     """What was found out about a list of arrays."""
 

@@ -19,9 +19,9 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...rounding import rendered
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
-from ..rounding import rendered
 from .control import default_control, restored_control
 
 __all__ = ["disabled", "finite_kernel", "update_kernel"]
@@ -105,6 +105,12 @@ def bfloat_load(u: Any) -> Any:
 
 
 @numba.njit(inline="always")
+def tamed(x: Any) -> Any:
+    """A number, or a NaN with nothing in the lower half of its bits."""
+    return x if x == x else np.float32(np.nan)
+
+
+@numba.njit(inline="always")
 def bfloat_rounded(x: Any) -> Any:
     """The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half."""
     u = float_bits(x)
@@ -113,7 +119,7 @@ def bfloat_rounded(x: Any) -> Any:
 
 @numba.njit(inline="always")
 def bfloat_store(x: Any) -> Any:
-    return np.uint16(bfloat_rounded(x if x == x else np.float32(np.nan)) >> np.uint32(16))
+    return np.uint16(bfloat_rounded(tamed(x)) >> np.uint32(16))
 
 
 @numba.njit(inline="always")
@@ -128,31 +134,37 @@ def high_bfloat(pair: Any) -> Any:
 
 @numba.njit(inline="always")
 def bfloat_pair(low: Any, high: Any) -> Any:
-    return (bfloat_rounded(low) >> np.uint32(16)) | (bfloat_rounded(high) & np.uint32(0xFFFF0000))
+    """Two numbers of which the upper halves are these."""
+    return (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
 
 
-_HASH = {
-    "key": "h = np.uint32(h ^ keys[{0}])",
-    "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
-    "mul": "h = np.uint32(h * np.uint32({0}))",
-}
-_hash_source = "\n    ".join(["def hashed(h, keys):", *rendered(_HASH), "return h"])
-_space: dict[str, Any] = {"np": np}
-exec(_hash_source, _space)
-hashed = numba.njit(inline="always")(_space["hashed"])
+def _hash() -> Any:
+    """The hash of stochastic rounding, `rounding.STEPS`, as a kernel's function of a word and a pair of keys."""
+    templates = {
+        "add": "h = np.uint32(h + keys[{0}])",
+        "xor": "h = np.uint32(h ^ keys[{0}])",
+        "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
+        "mul": "h = np.uint32(h * np.uint32({0}))",
+    }
+    space: dict[str, Any] = {"np": np}
+    exec("\n    ".join(["def hashed(h, keys):", *rendered(templates), "return h"]), space)
+    return numba.njit(inline="always")(space["hashed"])
+
+
+hashed = _hash()
 
 
 @numba.njit(inline="always")
 def absorbed(keys: Any, word: Any) -> Any:
+    """As in `rounding`."""
     first = hashed(np.uint32(word), keys)
     return first, hashed(np.uint32(~np.uint32(word)), (keys[1], first))
 
 
 @numba.njit(inline="always")
-def bfloat_round(x: Any, random: Any) -> Any:
-    u = float_bits(x)
-    u = u if x == x else np.uint32((u & np.uint32(0xFFFF0000)) | np.uint32(0x400000))
-    return np.uint16(np.uint32(u + random) >> np.uint32(16))
+def bfloat_drawn(x: Any, random: Any) -> Any:
+    """The same as `bfloat_rounded`, rounded stochastically."""
+    return np.uint32(float_bits(x) + random)
 
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
@@ -175,7 +187,9 @@ SPACE = {
     "half_store": half_store,
     "bfloat_load": bfloat_load,
     "bfloat_store": bfloat_store,
-    "bfloat_round": bfloat_round,
+    "bfloat_rounded": bfloat_rounded,
+    "bfloat_drawn": bfloat_drawn,
+    "tamed": tamed,
     "hashed": hashed,
     "absorbed": absorbed,
     "low_bfloat": low_bfloat,
@@ -254,37 +268,62 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
         lines += code.render(OPERATIONS)
         return lines + [store.format(t) for store, t in zip(stores, code.outputs, strict=True)]
 
+    def hashes(half: str = "") -> list[str]:
+        lines = [f"h{p}{half} = hashed(count{p}, rest{p})" for p in drawn]
+        return lines + [f"count{p} = np.uint32(count{p} + np.uint32(1))" for p in drawn]
+
     stored = [STORAGE[d][2] if slot is None else _drawn(d, slot) for (_, d), slot in zip(written, slots, strict=True)]
-    single = [f"h{p} = hashed(np.uint32(low + np.uint32(k)), keys{p})" for p in drawn]
-    single += element(
+    single = hashes() + element(
         [STORAGE[d][1].format(f"{a}_[k]") for a, d in arrays],
         [f"{a}_[k] = {store}" for (a, _), store in zip(written, stored, strict=True)],
     )
     views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
     loop = ["for k in range(n):", *indent(single)]
-    if set(dtypes) == {"bfloat16"} and not drawn:
+    if set(dtypes) == {"bfloat16"}:
         # By pairs, which need no moving between the elements of registers. The NaNs here are the processor's own,
         # those of numbers, and bfloat16's with no more than their quiet bit set: the lower half of each is zero.
         pair = [f"{a}_pair = load_pair({a}_pairs, k)" for a, _ in arrays]
         # Both are computed before one is rounded: what waits for divisions must leave the processor room to go ahead.
         for half in ("low", "high"):
             pair += element([f"{half}_bfloat({a}_pair)" for a, _ in arrays], [f"{a}_{half} = {{}}" for a, _ in written])
-        pair += [f"store_pair({a}_pairs, k, bfloat_pair({a}_low, {a}_high))" for a, _ in written]
+        pair += [*hashes("_low"), *hashes("_high")]
+        for (a, _), slot in zip(written, slots, strict=True):
+            low, high = (_upper(slot, half).format(f"{a}{half}") for half in ("_low", "_high"))
+            pair += [f"store_pair({a}_pairs, k, bfloat_pair({low}, {high}))"]
         views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
-    body, parameters = [*views, *loop], {"scales": NUMBERS, **GROUPS}
+    body, parameters = [*views, *loop], dict[str, Any]({"scales": NUMBERS, **GROUPS})
     if drawn:
-        body = _by_runs([*(f"keys{p} = absorbed(keys, {p})" for p in drawn), *body])
+        body = _by_runs([line for p in drawn for line in _counted(p)] + body)
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
     body = [*rounded(code), "norm_scale = compute(scales[i])", *body]
     return build("update", parameters, [ZERO_ONE], body, compute=computing_dtype(dtypes))
 
 
 def _drawn(dtype: str, slot: int) -> str:
-    """A template of the bits of a value that is rounded by a slot's half of the hash."""
+    """A template of how a value is written that is rounded stochastically."""
     assert dtype == "bfloat16"  # or there would be nothing to round
-    half = f"h{slot // 2} >> np.uint32(16)" if slot % 2 else f"h{slot // 2} & np.uint32(0xFFFF)"
-    return f"bfloat_round(np.float32({{}}), np.uint32({half}))"
+    return f"np.uint16({_upper(slot).format('tamed({})')} >> np.uint32(16))"
+
+
+def _upper(slot: int | None, half: str = "") -> str:
+    """A template of bits whose upper half is a value in bfloat16, rounded by a slot's half of the hash, or to nearest.
+
+    `half` is what the name of the element's hash ends with.
+    """
+    if slot is None:
+        return "bfloat_rounded({})"
+    return (
+        f"bfloat_drawn({{}}, np.uint32(h{slot // 2}{half} {'>> np.uint32(16)' if slot % 2 else '& np.uint32(65535)'}))"
+    )
+
+
+def _counted(pair: int) -> list[str]:
+    """Begin to count elements for a pair of slots: in 32 bits and with the first key added, which costs less."""
+    return [
+        f"keys{pair} = absorbed(keys, {pair})",
+        f"count{pair}, rest{pair} = np.uint32(low + keys{pair}[0]), (np.uint32(0), keys{pair}[1])",
+    ]
 
 
 def _by_runs(body: list[str]) -> list[str]:

@@ -27,14 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import Array, Backend
+from .generic import Array, Backend
 
 __all__ = ["Draws", "Elements", "Rounding", "absorbed", "rendered", "rounded", "tables"]
 
-#: The hash of a word under a pair of keys. Shifts are to the right and xored to the word itself. Each is invertible, so
-#: that no two elements of 2**32 have the same hash.
+#: The hash of a word under a pair of keys: a key is added, or xored; the word is xored to itself, shifted to the right;
+#: it is multiplied. Each can be undone, so that no two of 2**32 words have the same hash.
 STEPS: tuple[tuple[str, int], ...] = (
-    ("key", 0), ("shift", 16), ("mul", 0x21F0AAAD), ("shift", 15), ("key", 1), ("mul", 0xD35A2D97), ("shift", 15),
+    ("add", 0), ("shift", 16), ("mul", 0x21F0AAAD), ("shift", 15), ("xor", 1), ("mul", 0xD35A2D97), ("shift", 15),
 )  # fmt: skip
 #: The keys before anything is absorbed.
 START = (0x243F6A88, 0x13198A2E)
@@ -55,6 +55,19 @@ class Elements:
     #: Where they stand in the whole parameter, in C order both: rows of first index and length, int64, of shape
     #: (n, 2). None: it holds the whole parameter.
     runs: np.ndarray | None = None
+
+    @classmethod
+    def of_block(cls, parameter: int, whole: Sequence[int], start: Sequence[int], shape: Sequence[int]) -> Elements:
+        """Those of a block, of some shape and with its first element at `start`, of a parameter of shape `whole`."""
+        axis, length = len(shape), 1
+        while axis and length == math.prod(whole[axis:]):  # axes that are whole make one run with the one before
+            axis -= 1
+            length *= shape[axis]
+        strides = [math.prod(whole[k + 1 :]) for k in range(len(whole))]
+        first = np.array([sum(s * stride for s, stride in zip(start, strides, strict=True))], np.int64)
+        for n, stride in zip(shape[:axis], strides, strict=False):
+            first = (first[:, None] + np.arange(n, dtype=np.int64) * stride).ravel()
+        return cls(parameter, np.stack([first, np.full_like(first, length)], axis=1))
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Check that there are as many as an array of this shape has."""
@@ -83,7 +96,7 @@ class Rounding:
 
 
 def rendered(templates: Mapping[str, str]) -> list[str]:
-    """The hash in another language, a line a step, by templates for ``key``, ``shift`` and ``mul``."""
+    """The hash in another language, a line a step, by templates for ``add``, ``xor``, ``shift`` and ``mul``."""
     return [templates[what].format(operand) for what, operand in STEPS]
 
 
@@ -96,13 +109,15 @@ def absorbed(keys: Keys, word: Any) -> Keys:
 
 def _hashed(word: Any, keys: Keys) -> Any:
     for what, operand in STEPS:
-        if what == "key":
+        if what == "add":
+            word = word + keys[operand]
+        elif what == "xor":
             word = word ^ keys[operand]
         elif what == "shift":
             word = word ^ ((word >> operand) & (MASK >> operand))
         else:
             word = word * _signed(operand)
-            word = _signed(word) if isinstance(word, int) else word
+        word = _signed(word) if isinstance(word, int) else word
     return word
 
 
