@@ -373,9 +373,9 @@ def magnitudes(dtype: str) -> dict[str, Any]:
     """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
     wide = dtype == "float64"
     kind: Any = np.int64 if wide else np.uint32
-    infinite = kind(np.float64(np.inf).view(np.int64) if wide else np.float32(np.inf).view(np.uint32))
-    magnitude = kind(np.iinfo(np.int64 if wide else np.int32).max)
-    bits = double_bits if wide else float_bits
+    infinite: Any = np.float64(np.inf).view(np.int64) if wide else np.float32(np.inf).view(np.uint32)
+    magnitude: Any = kind(np.iinfo(np.int64 if wide else np.int32).max)
+    bits: Any = double_bits if wide else float_bits
     return {"kind": kind, "bits": bits, "MAGNITUDE": magnitude, "INFINITE": infinite}
 
 

@@ -63,6 +63,16 @@ NARROW, WIDE = 22, norms.BITS
 PART = 2.0**-48
 
 
+@numba.njit(inline="always")
+def fetched(address: Any, lines: Any) -> Any:
+    """Have some lines of the memory from an address on brought near, unless it is 0; the address behind them."""
+    if address:
+        for _ in range(lines):
+            fetch(address)
+            address += 64
+    return address
+
+
 @instruction
 def exact_square_plus(typingctx: Any, x: Any, y: Any) -> Any:
     """``x * x + y`` for an x whose square is exact: in one operation where the processor has it, else in two."""
@@ -199,10 +209,7 @@ def adder(dtype: str) -> Any:
         largest: Any = none
         least: Any = all_ones
         for begin in range(0, m, RUN):
-            if ahead:
-                for _ in range(lines):
-                    fetch(ahead)
-                    ahead += 64
+            ahead = fetched(ahead, lines)
             part = g[begin : begin + RUN]
             for k in range(len(part)):
                 u = unsigned(unsigned(raw(part[k])) & magnitude)
@@ -226,10 +233,7 @@ def adder(dtype: str) -> Any:
         third = anchor(np.int64(unit + places))
         a_count, b_count, c_count = np.int64(0), np.int64(0), np.int64(0)
         for begin in range(0, m, RUN):
-            if ahead:
-                for _ in range(lines):
-                    fetch(ahead)
-                    ahead += 64
+            ahead = fetched(ahead, lines)
             part = g[begin : begin + RUN]
             a, b, c, n = kind(0), kind(0), kind(0), kind(len(part))
             # Within an anchor's binade, the bits of a sum count its units.
