@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,7 @@ class Rounding:
     #: each an integer or a 0-d array of int32.
     step: int | tuple[Any, Any]
 
-    @cached_property
+    @property  # not a cached one: PyTorch's compiler knows no locks
     def keys(self) -> Keys:
         """The keys from which each parameter's are derived."""
         keys: Keys = START

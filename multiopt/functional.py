@@ -195,7 +195,7 @@ def _checked(option: Option, value: Any, step: Any) -> Any:
 
 def _halves(step: Any) -> Any:
     """A step's number, if it is one of Python, or its low and high 32 bits as arrays of int32."""
-    if not hasattr(step, "dtype"):
+    if isinstance(step, int):  # or stands for one in PyTorch's compiler
         return step
     backend = backend_of("state.step", step)
     wide = "64" in backend.dtype(step)

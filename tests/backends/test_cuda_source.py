@@ -12,6 +12,7 @@ from multiopt import ADADELTA, Hyper, Rule
 from multiopt.update import FusedUpdate
 
 FULL = FusedUpdate(ADADELTA, scaled=True, clipped=True, coupled=True).program
+DRAWN = FusedUpdate(ADADELTA, stochastic=(None, 0, 1)).program
 #: From the oldest that a supported CUDA has (13 begins with 7.5; 12 has 7.0 too) to the newest data-centre chips.
 CAPABILITIES = [70, 75, 80, 86, 89, 90, 100]
 
@@ -38,6 +39,7 @@ KERNELS = {
     "update float64": lambda: cuda_source.update_source(FULL, ("float64",) * 4),
     "update float16": lambda: cuda_source.update_source(FULL, ("float16",) * 4),
     "update bfloat16": lambda: cuda_source.update_source(FULL, ("bfloat16", "bfloat16", "float32", "float32")),
+    "update stochastic": lambda: cuda_source.update_source(DRAWN, ("float32", "float32", "bfloat16", "bfloat16")),
     "squares float32": lambda: cuda_source.square_source(FULL, "float32"),
     "squares float64": lambda: cuda_source.square_source(FULL, "float64"),
     "finite": lambda: cuda_source.finite_source("float32"),

@@ -11,9 +11,8 @@ from multiopt.backends import get, rounding
 from multiopt.backends.engines.eager import Elementwise
 from multiopt.backends.engines.host import engine as host
 from multiopt.backends.rounding import STEPS, Draws, Elements, Rounding, absorbed, hashed, rounded, tables
-from rules import ADAM
 
-from multiopt import ADADELTA, Adadelta, Hyper, Optimizer, Rule
+from multiopt import ADADELTA, Adadelta, Hyper, Rule
 from multiopt.binding import Binding
 from multiopt.plan import run as run_plans
 from multiopt.update import FusedUpdate
@@ -30,11 +29,11 @@ def draws(seed, shapes=SHAPES, dtype="float32"):
     return [np.asarray(rng.standard_normal(shape)).astype(dtype) for shape in shapes]
 
 
-def train(place=np.copy, back=np.asarray, dtype="float32", steps=3, rule=ADADELTA, **options):
+def train(place=np.copy, back=np.asarray, dtype="float32", shapes=SHAPES, **options):
     """Parameters, state and averages after some steps, in NumPy."""
-    opt = Optimizer(rule, [place(a) for a in draws(0, dtype=dtype)], **{**OPTIONS, **options})
-    for step in range(steps):
-        opt.step([place(a) for a in draws(step + 1, dtype=dtype)])
+    opt = Adadelta([place(a) for a in draws(0, shapes, dtype)], **{**OPTIONS, **options})
+    for step in range(3):
+        opt.step([place(a) for a in draws(step + 1, shapes, dtype)])
     columns = [*opt.params, *(a for own in opt.state for a in own.values()), *(opt.ema_params if opt.ema else [])]
     return [np.asarray(back(a)) for a in columns]
 
@@ -44,36 +43,38 @@ def assert_same(left, right):
         assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), i
 
 
-@pytest.fixture(scope="module")
-def reference():
-    """The eager engine's, on NumPy arrays in C order."""
-    return {dtype: train(engine="eager", dtype=dtype) for dtype in (np.dtype("float32"), BFLOAT16)}
-
-
 # --- the same bits ---
 
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "torch-strided", "numpy-strided-eager", "jax", "dask"])
-def test_every_library_rounds_alike(name, reference):
+def test_every_library_rounds_alike(name):
     with library_of(LIBRARIES[name]) as library:
-        assert_same(train(library.param, library.back, engine=library.engine), reference[np.dtype("float32")])
+        shapes = SHAPES[:1] if name == "jax" else SHAPES  # which compiles each operation anew for each shape
+        ours = train(library.param, library.back, shapes=shapes, engine=library.engine)
+        assert_same(ours, train(shapes=shapes, engine="eager"))
 
 
-@pytest.mark.parametrize("dtype", [np.dtype("float32"), BFLOAT16], ids=str)
-@pytest.mark.parametrize(
-    "order", [np.copy, np.asfortranarray, lambda a: np.repeat(a, 2, -1)[..., ::2] if a.ndim else a]
-)
-def test_layouts_pieces_and_threads_change_nothing(monkeypatch, dtype, order, reference):
+def fortran(array):
+    return np.array(array, order="F")
+
+
+def every_second(array):
+    return np.repeat(array, 2, -1)[..., ::2] if array.ndim else array.copy()
+
+
+@pytest.mark.parametrize(("dtype", "ema"), [(np.dtype("float32"), 0.999), (BFLOAT16, None)], ids=str)
+@pytest.mark.parametrize("order", [np.copy, fortran, every_second])
+def test_layouts_pieces_and_threads_change_nothing(monkeypatch, dtype, ema, order):
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", "2")
     for name, value in {"PIECE": 1000, "SERIAL": 0, "COPIED": 700}.items():
         monkeypatch.setattr(host, name, value)
-    assert_same(train(order, dtype=dtype), reference[dtype])
+    assert_same(train(order, dtype=dtype, ema=ema), train(dtype=dtype, ema=ema, engine="eager"))
 
 
-@pytest.mark.parametrize("order", [np.copy, np.asfortranarray])
-def test_cuda_rounds_alike(order, reference):
+@pytest.mark.parametrize("order", [np.copy, fortran])
+def test_cuda_rounds_alike(order):
     with StandIn().registered() as device:
-        assert_same(train(lambda a: device.put(order(a)), engine="cuda"), reference[np.dtype("float32")])
+        assert_same(train(lambda a: device.put(order(a)), engine="cuda"), train(engine="eager"))
 
 
 def test_a_cuda_graph_is_refused():
@@ -83,11 +84,6 @@ def test_a_cuda_graph_is_refused():
         opt.step(g)
         with refused(opt, RuntimeError, "state_rounding: a CUDA graph would repeat"):
             device.capture(lambda: opt.step(g))
-
-
-def test_rules_of_three_slots_and_more(reference):
-    # Adam's two and the average: the third slot takes another hash.
-    assert_same(train(rule=ADAM), train(rule=ADAM, engine="eager"))
 
 
 def updated(engine, arrays, elements, step=3, elsewhere=np.copy):
@@ -136,7 +132,7 @@ def test_large_arrays_are_hashed_by_segments(monkeypatch):
 
 def test_runs_must_be_as_many_as_the_elements():
     with pytest.raises(ValueError, match="x: expected runs of 3 elements, got 4"):
-        updated("host", [np.ones(3, np.float32)] * 4, Elements(0, np.array([[0, 4]])))
+        updated("host", [np.ones(3, t) for t in ("f4", "f4", BFLOAT16, BFLOAT16)], Elements(0, np.array([[0, 4]])))
 
 
 def test_what_rounds_stochastically_must_be_told_how():
@@ -167,7 +163,7 @@ def test_a_number_becomes_one_of_its_neighbours_with_the_right_probability():
     for x in NUMBERS:
         got = rounded(np, np.full(1 << 16, x), random)
         if np.isnan(x):
-            assert np.isnan(got.astype(BFLOAT16)).all()
+            assert np.isnan(got).all()
             continue
         bits = x.view(np.uint32)
         below = (bits & np.uint32(0xFFFF0000)).view(np.float32)
@@ -279,16 +275,16 @@ def test_small_additions_are_not_lost():
     Towards g² = 1 from 0.9: what a step adds, 0.001 × 0.1, is far less than half a unit of bfloat16 there, 2**-9, so
     that to nearest nothing changes. Rounded stochastically each step adds an error of mean 0 and a variance of at most
     (2**-8)² / 4, of which 0.999 is kept: after many steps no more than (2**-9)² / (1 − 0.999²), a standard deviation of
-    0.044 for each element, and of their mean over 4,096 elements 0.0007.
+    0.044 for each element, and of their mean over 1,024 elements 0.0014.
     """
-    n, steps = 4096, 600
+    n, steps = 1024, 600
     runs = {}
     for name, options in {
         "float32": {"state_dtype": "float32"},
         "nearest": {"state_dtype": "bfloat16"},
         "stochastic": {"state_dtype": "bfloat16", "state_rounding": "stochastic"},
     }.items():
-        opt = Adadelta(np.zeros(n, np.float32), rho=0.999, **options)
+        opt = Adadelta(np.zeros(n, np.float32), rho=0.999, engine="eager", **options)
         opt.state["square_avg"][...] = 0.8984375  # a number of bfloat16
         for _ in range(steps):
             opt.step(np.ones(n, np.float32))

@@ -7,7 +7,8 @@ import pytest
 from multiopt import Adadelta
 from multiopt.functional import init, update
 
-STOCHASTIC = {"state_dtype": "bfloat16", "state_rounding": "stochastic"}
+#: Engines have the same bits: see tests/backends/test_rounding.py.
+STOCHASTIC = {"state_dtype": "bfloat16", "state_rounding": "stochastic", "engine": "eager"}
 SHAPES = [(3, 50), (7,), ()]
 
 
@@ -44,7 +45,7 @@ def test_state_that_is_not_bfloat16_is_refused(params, options, got):
 
 
 def test_a_group_of_another_dtype_is_refused():
-    opt = Adadelta([{"params": np.ones(2, ml_dtypes.bfloat16)}], state_rounding="stochastic")
+    opt = Adadelta([{"params": np.ones(2, ml_dtypes.bfloat16)}], state_rounding="stochastic", engine="eager")
     with pytest.raises(ValueError, match=r"got float32 for groups\[1\]\.params"):
         opt.add_param_group({"params": np.ones(2, np.float32)})
     assert len(opt.groups) == 1
@@ -61,12 +62,15 @@ def test_seeds_differ_and_steps_differ():
     seen = {tuple(train(Adadelta(draw(0), seed=seed, **STOCHASTIC), range(2))) for seed in (0, 1, 2**32, 2**64 - 1)}
     assert len(seen) == 4
     opt = Adadelta(np.zeros(1000, np.float32), rho=0.999, **STOCHASTIC)
+    opt.state["square_avg"][...] = 0.8984375
     changed = []
     for _ in range(3):
         before = opt.state["square_avg"].copy()
-        opt.step(np.full(1000, 1e-3, np.float32))
+        opt.step(np.ones(1000, np.float32))
         changed.append(opt.state["square_avg"] != before)
-    assert (changed[1] != changed[2]).any()
+    # One in 39 elements is rounded up, others in each step.
+    assert all(0 < here.sum() < 100 for here in changed)
+    assert not (changed[0] & changed[1] & changed[2]).any()
 
 
 def test_parameters_are_numbered_over_all_groups():
@@ -106,7 +110,7 @@ def test_training_goes_on_with_the_same_bits(how, tmp_path):
 
 
 def test_a_file_without_a_seed_leaves_the_optimizers_own(tmp_path):
-    nearest = Adadelta(draw(0), state_dtype="bfloat16")
+    nearest = Adadelta(draw(0), state_dtype="bfloat16", engine="eager")
     train(nearest, range(2))
     nearest.save(tmp_path / "state")
     opt = Adadelta(draw(0), seed=4, **STOCHASTIC)
@@ -137,7 +141,7 @@ def functional(place, back, run, step=0):
 
 @pytest.fixture(scope="module")
 def optimizers():
-    return train(Adadelta(draw(0), **OPTIONS, state_dtype="bfloat16"), range(3))
+    return train(Adadelta(draw(0), **STOCHASTIC | OPTIONS), range(3))
 
 
 def run(params, grads, state):
@@ -148,9 +152,8 @@ def test_functional_on_numpy(optimizers):
     assert functional(np.copy, np.asarray, run) == optimizers
 
 
-def test_functional_on_jax_and_inside_jit(optimizers):
+def test_functional_inside_jit(optimizers):
     jax = pytest.importorskip("jax")
-    assert functional(jax.numpy.asarray, np.asarray, run) == optimizers
     # The compiler contracts to FMA; of these numbers, that changes the last bit of some in float32, and of none here.
     assert functional(jax.numpy.asarray, np.asarray, jax.jit(run)) == optimizers
 
