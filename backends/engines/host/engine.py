@@ -27,10 +27,9 @@ from . import threads
 __all__ = ["HostEngine"]
 
 #: Elements that one thread takes at a time. Long enough that Python's part does not count, short enough that a
-#: thread which is held up does not hold up the step.
+#: thread which is held up does not hold up the step. What follows on a piece finds it in the last cache, if that has
+#: 10 MiB a thread (float32); pieces that fit into a nearer one were slower, because Python is between them.
 PIECE = 1 << 19
-#: The same where another job follows on the same elements: few enough that they are still in the cache.
-NEAR = 1 << 16
 #: Below this many elements a second thread costs more than it saves (about 20 µs to wake it).
 SERIAL = 1 << 17
 #: Elements of a block that is copied because its memory cannot be walked: at most 2 MiB an array.
@@ -91,7 +90,7 @@ class HostEngine(Engine):
                 first(walk.locations.table, 0, *piece)
                 second(after.locations.table, 0, *piece)
 
-            threads.run(both, walk.near, job.bucket.backend.threads())
+            threads.run(both, walk.pieces, job.bucket.backend.threads())
             after.run_odd(then, second, own=True)
         for walk, own, _ in done:
             walk.memory.touched(own.updated)
@@ -172,20 +171,12 @@ class _Walk:
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
         self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
-        self.pieces = self._cut(PIECE)
-
-    @cached_property
-    def near(self) -> list[tuple[int, int, int]]:
-        """Pieces that stay in the cache while more than one job is done on them."""
-        return self._cut(NEAR)
-
-    def _cut(self, length: int) -> list[tuple[int, int, int]]:
-        sizes, ends = self.locations.sizes, np.cumsum(self.locations.sizes)
+        ends = np.cumsum(sizes)
         total = int(ends[-1])
-        length = length if total > SERIAL else max(total, 1)
+        length = PIECE if total > SERIAL else max(total, 1)
         starts = np.arange(0, total, length)
         first = np.searchsorted(ends, starts, side="right")
-        return [
+        self.pieces = [
             (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s)))
             for f, s in zip(first, starts, strict=True)
         ]
