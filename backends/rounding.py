@@ -29,7 +29,7 @@ import numpy as np
 
 from .generic import Array, Backend
 
-__all__ = ["Draws", "Elements", "Rounding", "absorbed", "rendered", "rounded", "tables"]
+__all__ = ["Draws", "Elements", "Keys", "Rounding", "absorbed", "hashed", "rendered", "rounded", "tables"]
 
 #: The hash of a word under a pair of keys: a key is added, or xored; the word is xored to itself, shifted to the right;
 #: it is multiplied. Each can be undone, so that no two of 2**32 words have the same hash.
@@ -103,11 +103,12 @@ def rendered(templates: Mapping[str, str]) -> list[str]:
 def absorbed(keys: Keys, word: Any) -> Keys:
     """Keys that depend on a word besides: an array of int32, or the low 32 bits of an integer."""
     word = _signed(word) if isinstance(word, int) else word
-    first = _hashed(word, keys)
-    return first, _hashed(~word, (keys[1], first))
+    first = hashed(word, keys)
+    return first, hashed(~word, (keys[1], first))
 
 
-def _hashed(word: Any, keys: Keys) -> Any:
+def hashed(word: Any, keys: Keys) -> Any:
+    """The hash of a word under two keys."""
     for what, operand in STEPS:
         if what == "add":
             word = word + keys[operand]
@@ -156,7 +157,7 @@ class Draws:
             # Made where the array is, without the host's memory: the array may be traced.
             total = math.prod(self.shape)
             parts = [
-                _hashed(
+                hashed(
                     backend.indices(min(SEGMENT, total - start), like) + _signed(start),
                     absorbed(absorbed(keys, start >> 32), pair),
                 )
@@ -167,7 +168,7 @@ class Draws:
             index = self._index()
             high: Any = (index >> 32).astype(np.int32)
             high = high if (high != high[:1]).any() else int(high[:1].sum())
-            whole = _hashed(index.astype(np.int32), absorbed(absorbed(keys, high), pair))
+            whole = hashed(index.astype(np.int32), absorbed(absorbed(keys, high), pair))
             whole = backend.from_host(whole, "int32", like)
         return backend.xp.reshape(whole, like.shape)
 

@@ -21,7 +21,6 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.binding import add_symbol
 from numba import types
-from numba.extending import intrinsic
 
 from .. import norms
 from ..locate import ITEMSIZES
@@ -39,9 +38,11 @@ from .kernels import (
     build,
     computing_dtype,
     double_bits,
+    fetch,
     float_bits,
     identity,
     indent,
+    instruction,
     long_pointer,
     magnitudes,
     rounded,
@@ -60,23 +61,6 @@ RUN = 512
 NARROW, WIDE = 22, norms.BITS
 #: Elements below this part of the largest wait for the next round, so that three levels of float64 take the others.
 PART = 2.0**-48
-
-
-instruction: Any = intrinsic  # whose own types know nothing of the typing context
-
-
-@instruction
-def fetch(typingctx: Any, address: Any) -> Any:
-    """Have the memory at an address brought near, if there is any; wait for nothing."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
 
 
 @numba.njit(inline="always")
