@@ -28,10 +28,9 @@ from . import threads
 __all__ = ["HostEngine"]
 
 #: Elements that one thread takes at a time. Long enough that Python's part does not count, short enough that a
-#: thread which is held up does not hold up the step.
+#: thread which is held up does not hold up the step. What follows on a piece finds it in the last cache, if that has
+#: 10 MiB a thread (float32); pieces that fit into a nearer one were slower, because Python is between them.
 PIECE = 1 << 19
-#: The same where another job follows on the same elements: few enough that they are still in the cache.
-NEAR = 1 << 16
 #: Below this many elements a second thread costs more than it saves (about 20 µs to wake it).
 SERIAL = 1 << 17
 #: Elements of a block that is copied because its memory cannot be walked: at most 2 MiB an array.
@@ -96,7 +95,7 @@ class HostEngine(Engine):
                 first(walk.locations.table, walk.every, *piece)
                 second(after.locations.table, after.every, *piece)
 
-            threads.run(both, walk.near, job.bucket.backend.threads())
+            threads.run(both, walk.pieces, job.bucket.backend.threads())
             after.run_odd(then, second, own=True)
         for walk, own, _ in done:
             walk.memory.touched(own.updated)
@@ -213,11 +212,11 @@ def _updating(job: Job, norm_scales: Array | None) -> Work:
     return work
 
 
-def pieces_of(sizes: np.ndarray, length: int | None = None) -> list[tuple[int, int, int]]:
+def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
     """Cut tensors of these sizes into pieces for threads: the first tensor, the element there, and the elements."""
     ends = np.cumsum(sizes)
     total = int(ends[-1])
-    length = (length or PIECE) if total > SERIAL else max(total, 1)
+    length = PIECE if total > SERIAL else max(total, 1)
     starts = np.arange(0, total, length)
     first = np.searchsorted(ends, starts, side="right")
     return [
@@ -242,11 +241,6 @@ class _Walk:
         sizes = self.locations.sizes
         self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
         self.pieces, self.every = pieces_of(sizes), slice(0, len(sizes))
-
-    @cached_property
-    def near(self) -> list[tuple[int, int, int]]:
-        """Pieces that stay in the cache while more than one job is done on them."""
-        return pieces_of(self.locations.sizes, NEAR)
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
