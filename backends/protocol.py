@@ -115,6 +115,9 @@ class Job:
     location: Any = None
     #: By what the outputs that the program says are rounded stochastically.
     rounding: Rounding | None = None
+    #: What is done on the same elements right after, while they are in the cache: a job of the same engine, whose
+    #: gradients are this one's parameters, and whose arrays share no memory with this one's.
+    then: Job | None = None
 
     def group_of(self, i: int) -> int:
         """The place in `values` of the i-th tensor's."""
@@ -162,6 +165,10 @@ class Ranges:
             return parts[0]
         return cls(np.concatenate([part.begins for part in parts]), np.concatenate([part.ends for part in parts]))
 
+    def meets(self, other: Ranges) -> bool:
+        """Whether some memory is in both."""
+        return bool(self.aliases((other.begins, other.ends), np.zeros(len(other.begins), bool)))
+
     def aliases(self, read: Extents, upon: np.ndarray) -> list[int]:
         """Find gradients in this memory: they would change while they are read, but for those upon their parameters."""
         begins, ends = read
@@ -207,6 +214,8 @@ class Engine(Protocol):
     name: str
     #: Whether the tensors of a job may have several groups' numbers.
     takes_groups: bool = False
+    #: Whether it does what a job says is to be done `then`.
+    chains: bool = False
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         """Say why this engine cannot serve such arrays, or return None. `dtypes` are those of x, g and state arrays."""

@@ -62,6 +62,8 @@ def options(run: Run) -> Result:
     heats = []
     for dtype in ("float32", "bfloat16"):
         for name, chosen, moved in OPTIONS:
+            if dtype == "bfloat16" and chosen and not moved:  # such options cost arithmetic, here as there
+                continue
             contenders = [*run.some(FLOOR), *run.some("multiopt-numpy", options=chosen)]
             if not chosen:
                 contenders += run.some("multiopt-torch", "torch-adam")

@@ -72,20 +72,23 @@ class Joint:
         grads: Sequence[Sequence[Array | None]],
         values: Sequence[Mapping[str, Any]],
         rounding: Rounding | None = None,
+        alike: Sequence[FusedUpdate] | None = None,
     ) -> list[Plan]:
         """Check a step of several bindings, each with its update, gradients and numbers; nothing is written.
 
-        See `Binding.plan`. Where arrays are immutable, there is a plan for each binding.
+        See `Binding.plan`. Where arrays are immutable, there is a plan for each binding. Updates that are equal are
+        done together, or if `alike` is given, those where that is equal.
         """
+        alike = updates if alike is None else alike
         if len(bindings) < 2 or not bindings[0].backend.mutable:
             rows = zip(bindings, updates, grads, values, strict=True)
             return [binding.plan(update, own, numbers, rounding=rounding) for binding, update, own, numbers in rows]
-        if self._bindings != bindings or self._updates != updates:
-            self._join(list(bindings), list(updates))
+        if self._bindings != bindings or self._updates != alike:
+            self._join(list(bindings), list(alike))
         plans = []
-        for update, which, binding in self._joined:
+        for _, which, binding in self._joined:
             own = list(chain.from_iterable(grads[i] for i in which))
-            plans.append(binding.plan(update, own, *(values[i] for i in which), rounding=rounding))
+            plans.append(binding.plan(updates[which[0]], own, *(values[i] for i in which), rounding=rounding))
         return plans
 
     def _join(self, bindings: list[Binding], updates: list[FusedUpdate]) -> None:

@@ -16,7 +16,7 @@ from .joint import Joint
 from .lock import Lock, locked
 from .memory import Memory
 from .options import OPTIONS, Attribute, Group, check_seeded, options_of, with_settings
-from .plan import Plan, run
+from .plan import Plan, chained, run
 from .rule import Rule
 from .tree import Structure, flatten_groups
 from .update import SUM, FusedUpdate, averaging, compose
@@ -288,7 +288,8 @@ class Optimizer:
             plans = to_step.plan(self.bindings, updates, sums or flat, values, rounding)
             if count := len(self.averages):
                 own = [binding.params for binding in self.bindings], [{"momentum": settings["ema"]}] * count
-                averages = to_averages.plan(self.averages, [averaging(self.rule, settings)] * count, *own, rounding)
+                moving = [averaging(self.rule, settings)] * count
+                averages = chained(plans, to_averages.plan(self.averages, moving, *own, rounding, updates))
         # All is checked, what is done last too; from here on things are written.
         how = settings["nonfinite"]
         if how != "propagate" and (bad := [name for plan in adding or plans for name in plan.nonfinite()]):
@@ -387,8 +388,7 @@ class Optimizer:
         return self.params
 
     def __repr__(self) -> str:
-        bucket = self.bindings[0].buckets[0]
-        count = sum(len(binding.names) for binding in self.bindings)
+        bucket, count = self.bindings[0].buckets[0], sum(len(binding.names) for binding in self.bindings)
         options = self.groups[0] if len(self.groups) == 1 else self.groups
         return (
             f"{type(self).__name__}({self.rule.name}, {count} {self.backend.name} arrays on {bucket.device}, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from .backends.engines.control import with_default_control
 from .backends.generic import Array
 from .backends.protocol import Job, NormTable, Ranges
 
-__all__ = ["Plan", "PlannedJob", "Reduce", "norm_of", "run"]
+__all__ = ["Plan", "PlannedJob", "Reduce", "chained", "norm_of", "run"]
 
 #: ``reduce(xp, table, rows)`` adds up tables of integers (`norms`) over processes that hold shards; `rows` says of
 #: each row which plan it belongs to, and which of that plan's arrays.
@@ -94,6 +95,27 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
     return norm
 
 
+def chained(plans: list[Plan], others: list[Plan]) -> list[Plan]:
+    """Have others done along with plans, each job on what another one has just updated, while that is in the cache.
+
+    Returns those that are still to be run: none, or all, where an engine does not do that, or memory is shared in a way
+    that makes the order matter.
+    """
+    jobs, after = ([job for plan in some for job in plan.jobs] for some in (plans, others))
+    if len(jobs) != len(after) or not all(job.bucket.engine.chains for job in jobs):
+        return others
+    for job, then in zip(jobs, after, strict=True):
+        if job.bucket.engine is not then.bucket.engine or len(then.grads) != len(job.bucket.params):
+            return others
+        if not all(map(is_, then.grads, job.bucket.params)):
+            return others
+    if Ranges.union([job.location.written for job in jobs]).meets(Ranges.union([t.location.written for t in after])):
+        return others
+    for job, then in zip(jobs, after, strict=True):
+        job.then = then
+    return []
+
+
 def norm_of(plans: Sequence[Plan], reduce: Reduce | None = None) -> Any:
     """The norm of all gradients of plans that have been checked, as `run` returns it; nothing is written."""
     return _norm_scales(plans, None, reduce)[1]
@@ -104,7 +126,7 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
     located = [job for job in jobs if job.location is not None]
     if not located:
         return
-    written = Ranges.union([job.location.written for job in located])
+    written = Ranges.union([own.location.written for job in located for own in (job, job.then) if own is not None])
     for job in located:
         aliases = written.aliases(job.location.read, job.location.upon)
         if aliases:
@@ -121,8 +143,7 @@ def _finite(job: PlannedJob) -> list[bool]:
     if job.program.per_tensor:
         job.norms = bucket.engine.norm_table(job)
         if job.norms.watched is not None:
-            good: list[bool] = (~np.any(bucket.backend.table_to_host(job.norms.watched), axis=1)).tolist()
-            return good
+            return [not any(row) for row in bucket.backend.table_to_host(job.norms.watched).tolist()]
     return bucket.engine.finite(job)
 
 

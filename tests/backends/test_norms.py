@@ -125,9 +125,10 @@ def test_compiled_blocks_are_the_definition(numba, dtype):
 
     def row(g, scaled=False):
         kernel = square_kernel(FusedUpdate(REPLACE, scaled=scaled, normed=True).program, dtype)
-        out = np.zeros((1, columns(computing) + 1), np.int64)  # and the count of what was not finite before
+        out = np.zeros((1, columns(computing) + 1), np.int64)
         table = np.array([[g.size, g.ctypes.data, g.ctypes.data]])
         kernel(table, np.array([[0.5]]), np.zeros(1, np.int64), np.empty(ROOM), out, 0, 0, g.size)
+        assert bool(out[0, -1]) == (scaled and not np.isfinite(g.astype(computing)).all())
         return worth(out[0, :-1], computing)
 
     for seed in range(60):

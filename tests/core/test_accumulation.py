@@ -91,3 +91,38 @@ def test_averages_start_at_the_parameters_and_keep_the_state_dtype(plain):
     got = plain.host(opt.ema_params)
     assert got.dtype == np.float64
     assert got.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_averages_are_moved_by_the_call_that_updates(numba, monkeypatch, dtype):
+    """In blocks that several tensors share, without a gradient too, and with one that lies in an average's memory."""
+
+    def train(engine):
+        rng, called = np.random.default_rng(0), []
+        draw = lambda: [rng.standard_normal(n).astype(dtype) for n in (200_001, 5, 70_001, 0, (7, 3))]  # noqa: E731
+        params = [*draw(), np.ones((600, 2), dtype)[:, 0]]
+        opt = Adadelta(params, engine=engine, ema=0.9, clip_norm=3.0)
+        kind = type(opt.bindings[0].buckets[0].engine)
+        update = kind.update
+        monkeypatch.setattr(kind, "update", lambda *args: (called.append(engine), update(*args))[1])
+        for gap in (False, True):  # where one is copied, averages wait for it
+            grads = [*draw(), np.ones(600, dtype)]
+            grads[2], grads[0] = None, opt.ema_params[0][::-1]
+            if not gap:
+                grads[-1] = None
+            opt.step(grads)
+        monkeypatch.undo()
+        return [a.tobytes() for a in (*opt.params, *opt.ema_params)], len(called)
+
+    assert [train("host"), train("eager")] == [(train("eager")[0], count) for count in (2, 4)]
+
+
+def test_an_average_in_its_parameters_memory_waits(numba, torch):
+    found = []
+    for engine in ("host", "eager"):
+        memory, x = torch.linspace(-1, 1, 400_001), torch.nn.Parameter(torch.zeros(400_000))
+        opt = Adadelta(x, engine=engine, ema=0.5)
+        x.data, opt.ema_params.data = memory[1:], memory[:-1]
+        opt.step(torch.ones(400_000))
+        found.append(memory.numpy().tobytes())
+    assert found[0] == found[1]

@@ -30,6 +30,8 @@ __all__ = ["HostEngine"]
 #: Elements that one thread takes at a time. Long enough that Python's part does not count, short enough that a
 #: thread which is held up does not hold up the step.
 PIECE = 1 << 19
+#: The same where another job follows on the same elements: few enough that they are still in the cache.
+NEAR = 1 << 16
 #: Below this many elements a second thread costs more than it saves (about 20 µs to wake it).
 SERIAL = 1 << 17
 #: Elements of a block that is copied because its memory cannot be walked: at most 2 MiB an array.
@@ -42,7 +44,7 @@ class HostEngine(Engine):
     """Runs programs compiled by Numba, on arrays in this machine's memory."""
 
     name = "host"
-    takes_groups = True
+    takes_groups = chains = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         if backend.host_memory(device) is None:
@@ -81,27 +83,23 @@ class HostEngine(Engine):
         return location
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
-        bucket = job.bucket
-        kernel = kernels.update_kernel(job.program, real_dtypes(bucket.dtypes))
-        walk = _Walk.of(bucket)
-        numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
-        scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
-
-        if not job.program.stochastic:
-
-            def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
-                kernel(table, scales[rows], numbers, which[rows], first, start, count)
-
+        done = [(_Walk.of(job.bucket), job, _updating(job, norm_scales))]
+        if job.then is not None:
+            done.append((_Walk.of(job.then.bucket), job.then, _updating(job.then, None)))
+        if job.then is None or job.location.odd:
+            for walk, own, work in done:
+                walk.run(own, work, own=True)
         else:
-            tensors, runs = walk.runs
-            keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+            (walk, _, first), (after, then, second) = done
 
-            def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
-                own = tensors[rows.start :]  # never tiles: see `locate`
-                kernel(table, scales[rows], numbers, which[rows], own, runs, *keys, first, start, count)
+            def both(piece: tuple[int, int, int]) -> None:
+                first(walk.locations.table, walk.every, *piece)
+                second(after.locations.table, after.every, *piece)
 
-        walk.run(job, work, own=True)
-        walk.memory.touched(job.updated)
+            threads.run(both, walk.near, job.bucket.backend.threads())
+            after.run_odd(then, second, own=True)
+        for walk, own, _ in done:
+            walk.memory.touched(own.updated)
 
     def compute(
         self,
@@ -145,7 +143,7 @@ class HostEngine(Engine):
         def work(piece: tuple[int, int, int]) -> None:
             kernel(table, scales, numbers, which, *piece)
 
-        pieces = [(0, 0, int(sizes.sum()))] if alone else pieces_of(sizes)
+        pieces = [(0, 0, int(sizes.sum()))] if alone else pieces_of(sizes, PIECE)
         threads.run(work, pieces, backend.threads())
         return made
 
@@ -188,16 +186,43 @@ class HostEngine(Engine):
         return [not b for b in bad]
 
 
-def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
+#: Does something to ``(table, rows, first, start, count)``; see `_Walk.run`.
+Work = Callable[[np.ndarray, Any, int, int, int], None]
+
+
+def pieces_of(sizes: np.ndarray, length: int) -> list[tuple[int, int, int]]:
     """Cut tensors of these sizes into pieces for threads: the first tensor, the element there, and the elements."""
     ends = np.cumsum(sizes)
     total = int(ends[-1])
-    length = PIECE if total > SERIAL else max(total, 1)
+    length = length if total > SERIAL else max(total, 1)
     starts = np.arange(0, total, length)
     first = np.searchsorted(ends, starts, side="right")
     return [
         (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s))) for f, s in zip(first, starts, strict=True)
     ]
+
+
+def _updating(job: Job, norm_scales: Array | None) -> Work:
+    """What updates a piece of a job's bucket."""
+    kernel = kernels.update_kernel(job.program, real_dtypes(job.bucket.dtypes))
+    walk = _Walk.of(job.bucket)
+    numbers, which = _numbers(job, job.values), walk.zeros if job.which is None else job.which
+    scales = walk.ones if norm_scales is None else np.ascontiguousarray(norm_scales)
+
+    if not job.program.stochastic:
+
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            kernel(table, scales[rows], numbers, which[rows], first, start, count)
+
+    else:
+        tensors, runs = walk.runs
+        keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
+
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            own = tensors[rows.start :]  # never tiles: see `locate`
+            kernel(table, scales[rows], numbers, which[rows], own, runs, *keys, first, start, count)
+
+    return work
 
 
 def _numbers(job: Job, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -216,7 +241,12 @@ class _Walk:
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
         self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
-        self.pieces = pieces_of(sizes)
+        self.every, self.pieces = slice(0, len(sizes)), pieces_of(sizes, PIECE)
+
+    @cached_property
+    def near(self) -> list[tuple[int, int, int]]:
+        """Pieces that stay in the cache while more than one job is done on them."""
+        return pieces_of(self.locations.sizes, NEAR)
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -243,17 +273,21 @@ class _Walk:
         bucket = self.locations.bucket
         return Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
 
-    def run(self, job: Job, kernel: Callable[..., None], *, own: bool = False) -> None:
+    def run(self, job: Job, kernel: Work, *, own: bool = False) -> None:
         """Call ``kernel(table, rows, first, start, count)`` on every piece of the bucket.
 
         `rows` is an index that says which tensor each row of the `table` belongs to: a slice, or an array where the
         rows are tiles. `own` says whether the kernel writes to the parameters and the state.
         """
         library = job.bucket.backend.threads()
-        every = slice(0, len(self.ones))
-        threads.run(lambda piece: kernel(self.locations.table, every, *piece), self.pieces, library)
+        threads.run(lambda piece: kernel(self.locations.table, self.every, *piece), self.pieces, library)
+        self.run_odd(job, kernel, own=own)
+
+    def run_odd(self, job: Job, kernel: Work, *, own: bool) -> None:
+        """The same for those tensors alone whose memory cannot be walked as one run."""
         tiles: Tiles | None = job.location.tiles
         if tiles is not None:
+            library = job.bucket.backend.threads()
             threads.run(lambda piece: tiles.walk(piece, kernel, own=own), tiles.pieces(), library)
         for i in job.location.odd if tiles is None else set(job.location.odd) - tiles.tensors:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):

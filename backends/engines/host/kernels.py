@@ -371,17 +371,12 @@ def _by_runs(body: list[str]) -> list[str]:
 
 def magnitudes(dtype: str) -> dict[str, Any]:
     """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
-    kind: Any
-    if dtype == "float64":
-        kind, bits, infinite = np.int64, double_bits, np.float64(np.inf).view(np.int64)
-    else:
-        kind, bits, infinite = np.uint32, float_bits, np.float32(np.inf).view(np.uint32)
-    return {
-        "kind": kind,
-        "bits": bits,
-        "MAGNITUDE": kind(np.iinfo(np.int64 if dtype == "float64" else np.int32).max),
-        "INFINITE": infinite,
-    }
+    wide = dtype == "float64"
+    kind: Any = np.int64 if wide else np.uint32
+    infinite = kind(np.float64(np.inf).view(np.int64) if wide else np.float32(np.inf).view(np.uint32))
+    magnitude = kind(np.iinfo(np.int64 if wide else np.int32).max)
+    bits = double_bits if wide else float_bits
+    return {"kind": kind, "bits": bits, "MAGNITUDE": magnitude, "INFINITE": infinite}
 
 
 @cache
