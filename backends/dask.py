@@ -7,23 +7,28 @@ are fetched and handed to the scheduler as values: history begins anew with them
 
 from __future__ import annotations
 
+import pickle
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import partial
+from contextlib import suppress
+from dataclasses import replace
+from functools import lru_cache, partial
 from itertools import product
 from operator import getitem
 from typing import Any
 from uuid import uuid4
 
+import cloudpickle
 import dask
 import dask.array as da
 import numpy as np
 from dask.array.core import slices_from_chunks
 from dask.highlevelgraph import HighLevelGraph
 
+from .engines.program import KEPT, Program, TraceError
 from .generic import Array, Backend
-from .registry import get
+from .registry import engine_for, get
 
 __all__ = ["DaskBackend"]
 
@@ -31,8 +36,42 @@ __all__ = ["DaskBackend"]
 HISTORY = 16
 
 
-def _chunk(function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
-    return list(get("numpy").elementwise(function, arrays))
+class _Sent:
+    """A program that may go to other processes, each of which makes it once, as often as it comes.
+
+    Engines keep what they compile by the program's identity. What says that two are the same is what their updates
+    pickle to: a rule that is written in `__main__` goes by value, and is another function whenever it arrives.
+    """
+
+    def __init__(self, program: Program, data: bytes | None = None) -> None:
+        self.program, self.data = program, data
+
+    def __reduce__(self) -> Any:
+        return _received, (self.data or _pickled(self.program),)
+
+
+@lru_cache(KEPT)
+def _pickled(program: Program) -> bytes:
+    return cloudpickle.dumps(program.function)
+
+
+@lru_cache(KEPT)
+def _received(data: bytes) -> _Sent:
+    return _Sent(pickle.loads(data).program, data)
+
+
+def _chunk(sent: _Sent, function: Any, *arrays: np.ndarray) -> list[np.ndarray]:
+    """New arrays of one chunk, by the compiled engine where there is one, on the thread that the task has."""
+    numpy, numbers = get("numpy"), dict(function.scalars)
+    plain = numpy.plain(arrays) and all(isinstance(number, (int, float)) for number in numbers.values())
+    function = replace(function, program=sent.program)
+    if plain and not sent.program.stochastic:
+        engine, _ = engine_for(numpy, "cpu", [numpy.dtype(array) for array in arrays])
+        columns = [[array] for array in arrays]
+        with suppress(TraceError):
+            if made := engine.compute(numpy, sent.program, columns, numbers, ["a chunk"], alone=True):
+                return [array for (array,) in made]
+    return list(numpy.elementwise(function, arrays))
 
 
 def _row(prepare: Any, computing: str, g: np.ndarray) -> list[int]:
@@ -89,8 +128,9 @@ class DaskBackend(Backend):
         # The graph is made of the arrays' own, as they are. Optimized one by one (as `to_delayed` does by default) and
         # then merged, graphs have different tasks under one key, and a cluster loses some.
         made, positions = f"multiopt-chunk-{uuid4().hex}", list(product(*map(range, first.numblocks)))
+        sent, function = _Sent(function.program), replace(function, program=None)
         tasks: dict[Any, Any] = {
-            (made, *at): (partial(_chunk, function.within(box)), *((a.name, *at) for a in arrays))
+            (made, *at): (partial(_chunk, sent, function.within(box)), *((a.name, *at) for a in arrays))
             for at, box in zip(positions, slices_from_chunks(first.chunks), strict=True)
         }
         graph = HighLevelGraph.from_collections(made, tasks, dependencies=arrays)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from .engines.control import with_default_control
 from .engines.norms import square_sums
 
 __all__ = [
-    "FLOATING", "Array", "Backend", "CudaMemory", "Described", "HostMemory", "dense", "strides_overlap", "wider",
+    "FLOATING", "Array", "Backend", "CudaMemory", "Described", "HostMemory", "Place", "RawMemory", "dense",
+    "strides_overlap", "wider",
 ]  # fmt: skip
 
 Array = Any
@@ -51,7 +52,16 @@ class Described(list[Array]):
         return set(map(type, self))
 
 
-class HostMemory(Protocol):
+class Place(NamedTuple):
+    """Where an array's elements lie, whatever their order."""
+
+    #: Of the first element.
+    address: int
+    #: From one element to the next along each axis, in real numbers.
+    steps: tuple[int, ...]
+
+
+class RawMemory(Protocol):
     """Arrays that a compiled engine reads and writes by their addresses: what a backend offers to get one."""
 
     def layout(self, array: Array) -> Any:
@@ -70,7 +80,14 @@ class HostMemory(Protocol):
         """Take note that the arrays were written to, past the library's knowledge."""
 
 
-class CudaMemory(HostMemory, Protocol):
+class HostMemory(RawMemory, Protocol):
+    """The same in this machine's memory."""
+
+    def place(self, array: Array) -> Place | None:
+        """Where the elements lie; None if what lies there is not aligned, or is not the elements as they are."""
+
+
+class CudaMemory(RawMemory, Protocol):
     """The same on CUDA devices."""
 
     def ordinal(self, device: Any) -> int:
@@ -179,6 +196,14 @@ class Backend:
         return False
 
     # --- raw memory, for compiled engines ---
+
+    def plain(self, arrays: Sequence[Array]) -> bool:
+        """Whether arrays are no more than this machine's memory, and nobody follows what is done to them."""
+        return False
+
+    def place(self, array: Array) -> Place | None:
+        """See `HostMemory`."""
+        return None
 
     def host_memory(self, device: Any) -> HostMemory | None:
         """How to read and write arrays on this device by their addresses in this machine's memory; None if not."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .generic import Array, Backend, Described, strides_overlap
+from .generic import Array, Backend, Described, Place, strides_overlap
 
 __all__ = ["NumpyBackend"]
 
@@ -25,6 +25,9 @@ class NumpyBackend(Backend):
 
     def writable(self, array: Array) -> bool:
         return array.flags.writeable
+
+    def dtype(self, array: Array) -> str:
+        return _name(array.dtype)
 
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape) for a in arrays]
@@ -103,6 +106,15 @@ class NumpyBackend(Backend):
     def host_memory(self, device: str) -> NumpyBackend:
         return self
 
+    def plain(self, arrays: Sequence[Array]) -> bool:
+        return all(self.rejects(array) is None and array.dtype.isnative for array in arrays)
+
+    def place(self, array: Array) -> Place | None:
+        if not array.flags.aligned or not array.dtype.isnative:
+            return None
+        width = array.itemsize // (2 if array.dtype.kind == "c" else 1)
+        return Place(array.__array_interface__["data"][0], tuple(stride // width for stride in array.strides))
+
     def layout(self, array: Array) -> Any:
         flags = array.flags
         if not flags.aligned or not array.dtype.isnative:
@@ -126,6 +138,11 @@ class NumpyBackend(Backend):
 
     def touched(self, arrays: Iterable[Array]) -> None:
         """NumPy keeps no account of writing."""
+
+
+@cache
+def _name(dtype: Any) -> str:
+    return dtype.name  # which NumPy makes anew each time
 
 
 #: Flags that an array of each layout must have (see `engines.host.exchange`): its order, aligned, native bytes. The

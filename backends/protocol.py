@@ -190,6 +190,8 @@ class Location:
     upon: np.ndarray
     #: Tensors that cannot be walked as one run of memory.
     odd: Sequence[int] = ()
+    #: Those of them that an engine walks by their strides, as it likes to have them.
+    tiles: Any = None
 
 
 @dataclass
@@ -237,6 +239,24 @@ class Engine(Protocol):
 
         `norm_scales` holds one factor a tensor, in the namespace of `norm_table`, if the program has any `per_tensor`.
         """
+
+    def compute(
+        self,
+        backend: Backend,
+        program: Program,
+        columns: Sequence[Sequence[Array]],
+        values: Mapping[str, Any],
+        names: Sequence[str],
+        *,
+        alone: bool = False,
+    ) -> list[list[Array]] | None:
+        """Compute new parameters and state, as new arrays; None if the engine updates in place only.
+
+        `columns` are the parameters, their gradients and each slot's arrays, shaped alike and `Backend.plain`; those of
+        a column have one dtype. The program rounds nothing stochastically. `names` are the parameters', for messages.
+        `alone` says that no other thread is to help. Raises what `prepare` and `locate` do.
+        """
+        return None
 
     def norm_table(self, job: Job) -> NormTable:
         """Sum the squares of the gradients, scaled and clipped by value; rows of skipped ones are zero."""

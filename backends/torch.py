@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .generic import Array, Backend, Described, dense, strides_overlap
+from .generic import Array, Backend, Described, Place, dense, strides_overlap
 from .registry import get
 
 __all__ = [
@@ -167,8 +167,7 @@ class TorchBackend(Backend):
 
     def elementwise(self, function: Any, arrays: Sequence[Array]) -> tuple[Array, ...]:
         """Through NumPy's views of plain tensors on the CPU: PyTorch's roots there are not correctly rounded."""
-        plain = not is_observed() and all(type(a) in PLAIN and a.device.type == "cpu" for a in arrays)
-        if not plain or any(isinstance(number, torch.Tensor) for number in function.numbers):
+        if not self.plain(arrays) or any(isinstance(number, torch.Tensor) for number in function.numbers):
             with torch.no_grad():
                 return tuple(function(self.xp, *arrays))
         new = get("numpy").elementwise(function, list(map(_view, arrays)))
@@ -184,6 +183,16 @@ class TorchBackend(Backend):
 
     def cuda_memory(self, device: str) -> TorchBackend | None:
         return self if device.startswith("cuda") else None
+
+    def plain(self, arrays: Sequence[Array]) -> bool:
+        stored = all(type(a) in PLAIN and a.device.type == "cpu" and a.layout == torch.strided for a in arrays)
+        return stored and not is_observed() and not any(a.is_nested for a in arrays)
+
+    def place(self, array: Array) -> Place | None:
+        if array.is_conj() or array.is_neg() or array._is_zerotensor():
+            return None
+        parts = 2 if array.is_complex() else 1
+        return Place(array.data_ptr(), tuple(stride * parts for stride in array.stride()))
 
     def layout(self, array: Array) -> Any:
         """``"C"`` for a contiguous tensor, its strides for another dense one (channels last, say), else None."""

@@ -48,9 +48,9 @@ def dtypes(run: Run) -> Result:
     n = run.size(ELEMENTS)
     heats = []
     for dtype, state, rounding in DTYPES:
-        contenders = [*run.some(FLOOR), *run.some(*OURS[:2], options=rounding)]
-        if state is None:  # that of the drop-in and of PyTorch's optimizers is as wide as the parameters
-            contenders += run.some("multiopt-torch", "torch-adam")
+        contenders = [*run.some(FLOOR), *run.some(*OURS, options=rounding)]
+        if state is None:  # that of PyTorch's optimizers is as wide as the parameters
+            contenders += run.some("torch-adam")
         name = ", ".join([dtype, *([f"{state} state"] if state else []), *rounding.values()])
         heats.append(Heat(name, Workload([(n,)], dtype, state), contenders))
     return Result("dtypes", f"One tensor of {n:,} elements, by dtype", run.race(*heats), kind="turns")

@@ -1,21 +1,24 @@
 """Adadelta, or any rule, as pure functions over trees of arrays: for `jax.jit`, `torch.compile` and functional code.
 
 Nothing is written in place and no array's values are read, so that a tracing compiler sees plain array operations and
-fuses them itself: the bits are that library's, on NumPy everybody's. On NumPy arrays, eagerly, `multiopt.Adadelta` is
-many times as fast.
+fuses them itself: the bits are then that library's. Arrays of NumPy, and tensors of PyTorch on the CPU, that nobody
+traces get everybody's bits, from the compiled engine (stochastic rounding is done operation by operation).
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
+from . import backends
 from .adadelta import ADADELTA
 from .backends.engines.eager import Elementwise
-from .backends.generic import wider
+from .backends.engines.program import TraceError
+from .backends.generic import Backend, wider
 from .backends.rounding import Draws, Elements, Rounding
 from .binding import state_dtype_of
-from .memory import backend_of, check_floating, check_gradient, check_rounded
+from .memory import backend_of, check_floating, check_gradient, check_rounded, check_state
 from .options import (
     OPTIONS,
     THRESHOLDS,
@@ -121,7 +124,7 @@ def update(
     ------
     TypeError, ValueError
         If a number is out of range, or one other than 0 is none in the dtype that computes; if the state is another
-        rule's, or a gradient's shape or dtype is not its parameter's.
+        rule's, a gradient's shape or dtype is not its parameter's, or the state's shape.
     """
     if not isinstance(state, State) or state.slots.keys() != rule.slots.keys():
         raise TypeError(f"state: expected what init(params, rule={rule!r}) returns, got {state!r:.80}")
@@ -152,10 +155,32 @@ def update(
     for name, value in options.items():  # numbers of one step, as those of a schedule are
         vanishing = 0.0 in range_of(rule, name)
         check_fits(name, value, computing, may_vanish=vanishing, may_overflow=name in THRESHOLDS)
-    new: list[list[Any]] = []
-    for i, (name, x, g, *old) in enumerate(zip(structure.names, structure.leaves, leaves, *slots, strict=True)):
-        draws = None if rounding is None else Draws(rounding, Elements(i), tuple(x.shape))
-        new.append([x, *old] if g is None else _apply(name, fused, scalars, draws, x, g, old))
+    new = [[x, *old] for x, *old in zip(structure.leaves, *slots, strict=True)]
+    followed = rounding is not None or not all(isinstance(number, (int, float)) for number in scalars.values())
+    by_kind: dict[tuple[Backend, Any, tuple[str, ...]], list[int]] = {}
+    for i, (name, g, (x, *old)) in enumerate(zip(structure.names, leaves, new, strict=True)):
+        if g is None:
+            continue
+        backend, plain = _look(name, rule, x, g, old)
+        if plain and not followed:
+            kind = backend, backend.device(x), tuple(backend.dtype(a) for a in (x, g, *old))
+            by_kind.setdefault(kind, []).append(i)
+        else:
+            draws = None if rounding is None else Draws(rounding, Elements(i), tuple(x.shape))
+            new[i] = _apply(name, fused, scalars, draws, x, g, old)
+    for (backend, device, dtypes), places in by_kind.items():
+        names, x, *old = [structure.names[i] for i in places], *zip(*(new[i] for i in places), strict=True)
+        engine, _ = backends.engine_for(backend, device, dtypes)
+        made = None
+        with suppress(TraceError):  # then the rule is run operation by operation
+            made = engine.compute(backend, fused.program, [x, [leaves[i] for i in places], *old], scalars, names)
+        for k, i in enumerate(places):
+            own = new[i]
+            new[i] = (
+                [column[k] for column in made]
+                if made
+                else _apply(names[k], fused, scalars, None, own[0], leaves[i], own[1:])
+            )
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
@@ -177,13 +202,21 @@ def _halves(step: Any) -> Any:
     return backend.cast(step, "int32"), backend.cast(step >> 32, "int32") if wide else 0
 
 
+def _look(name: str, rule: Rule, x: Any, g: Any, old: list[Any]) -> tuple[Backend, bool]:
+    """Check a parameter's arrays: their backend, and whether they are plain ones, which nobody traces."""
+    backend = backend_of(name, x)
+    dtype, plain = check_floating(name, backend, x), backend.plain([x, g, *old])
+    check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=not plain)
+    for slot, array in zip(rule.slots, old, strict=True):
+        check_state(f"{slot} of {name}", backend, array, x, backend.dtype(array), may_be_traced=not plain)
+    return backend, plain
+
+
 def _apply(
     name: str, fused: FusedUpdate, scalars: dict[str, Any], draws: Draws | None, x: Any, g: Any, old: list[Any]
 ) -> list[Any]:
     backend = backend_of(name, x)
-    dtype = check_floating(name, backend, x)
-    check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=True)
-    dtypes = [dtype, *(backend.dtype(a) for a in old)]
+    dtypes = [backend.dtype(a) for a in (x, *old)]
     if draws is not None:
         for found in dtypes[1:]:
             check_rounded(name, found)

@@ -43,11 +43,13 @@ def check_gradient(
         raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(g)}")
 
 
-def check_state(name: str, backend: Backend, array: Array, param: Array, dtype: str) -> None:
+def check_state(
+    name: str, backend: Backend, array: Array, param: Array, dtype: str, may_be_traced: bool = False
+) -> None:
     """Check an array of state, which is to have a `dtype`: an engine writes as much to it as to its parameter."""
     if backend_of(name, array) is not backend:
         raise TypeError(f"{name}: expected a {backend.name} array, as its parameter is, got {type(array).__name__}")
-    if reason := backend.rejects(array):
+    if not may_be_traced and (reason := backend.rejects(array)):
         raise TypeError(f"{name}: {reason}")
     if tuple(array.shape) != tuple(param.shape):
         raise ValueError(f"{name}: expected shape {tuple(param.shape)}, as its parameter's, got {tuple(array.shape)}")
@@ -56,7 +58,7 @@ def check_state(name: str, backend: Backend, array: Array, param: Array, dtype: 
     own = backend.dtype(param)
     if own.startswith("complex") != dtype.startswith("complex"):
         raise TypeError(f"{name}: expected complex state for a complex parameter and no other, got {dtype} for {own}")
-    if backend.device(array) != backend.device(param):
+    if not may_be_traced and backend.device(array) != backend.device(param):
         raise ValueError(f"{name}: expected device {backend.device(param)}, got {backend.device(array)}")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import FLOATING, Array, Backend, HostMemory
+from ..generic import FLOATING, Array, Backend, RawMemory
 from ..protocol import Bucket, Extents, Job, Location, Ranges
 
 __all__ = [
-    "ITEMSIZES", "Copies", "Locations", "RowLocations", "blocks", "check_memory", "copy_blocks", "extents",
+    "ITEMSIZES", "LOWEST", "Copies", "Locations", "RowLocations", "blocks", "check_memory", "copy_blocks", "extents",
     "locations_of", "mixes", "parts_of", "real_dtypes", "walks_rows",
 ]  # fmt: skip
 
@@ -77,7 +77,7 @@ def extents(backend: Backend, arrays: Sequence[Array | None]) -> Extents:
 class Locations:
     """Where a bucket's parameters, gradients and state lie."""
 
-    def __init__(self, bucket: Bucket, memory: HostMemory) -> None:
+    def __init__(self, bucket: Bucket, memory: RawMemory) -> None:
         self.bucket, self.memory = bucket, memory
         self.sizes = np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts_of(bucket.dtype)
         #: A row a tensor: its real elements, and the addresses of x, g and the state. The address of g is 0 where the
@@ -162,7 +162,7 @@ class Locations:
 class RowLocations(Locations):
     """Where the rows of a bucket's parameter, of its gradient and its state lie: each row is a tensor of the table."""
 
-    def __init__(self, bucket: Bucket, memory: HostMemory) -> None:
+    def __init__(self, bucket: Bucket, memory: RawMemory) -> None:
         assert bucket.rows is not None
         self.bucket, self.memory, self.rows = bucket, memory, bucket.rows
         size = math.prod(bucket.params[0].shape[1:]) * parts_of(bucket.dtype)
@@ -190,7 +190,7 @@ class RowLocations(Locations):
         return Location(Ranges(found[own], ends[own]), (found[1:2], ends[1:2]), np.zeros(1, bool))
 
 
-def locations_of(bucket: Bucket, memory: HostMemory) -> Locations:
+def locations_of(bucket: Bucket, memory: RawMemory) -> Locations:
     """Where a bucket's arrays lie, whole or by rows."""
     return Locations(bucket, memory) if bucket.rows is None else RowLocations(bucket, memory)
 
@@ -226,7 +226,7 @@ class Copies:
 
 
 def copy_blocks(
-    bucket: Bucket, memory: HostMemory, i: int, g: Array, *, own: bool, size: int | None = None
+    bucket: Bucket, memory: RawMemory, i: int, g: Array, *, own: bool, size: int | None = None
 ) -> Iterator[Copies]:
     """Copy a tensor whose memory cannot be walked as one run, in blocks of at most `size` elements.
 

@@ -72,9 +72,12 @@ def functional_tensors(workload: Workload, params: list[Any]) -> Step:
 @on_tensors
 def multiopt_torch(workload: Workload, params: list[Any], clip: float | None = None, **options: Any) -> Step:
     """`multiopt.torch.Adadelta`, the drop-in; after its `clip_grad_norm_`, if a bound is given."""
+    import torch
+
     import multiopt.torch
 
-    step = multiopt.torch.Adadelta(_groups(workload, params), **HYPERS, **options).step
+    dtype = getattr(torch, workload.state) if workload.state else None
+    step = multiopt.torch.Adadelta(_groups(workload, params), **HYPERS, state_dtype=dtype, **options).step
     return step if clip is None else _clipped(multiopt.torch.clip_grad_norm_, params, clip, step)
 
 

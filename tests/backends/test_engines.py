@@ -113,6 +113,68 @@ def test_dask_chunks_change_nothing():
     assert all(result == results[0] for result in results)
 
 
+def views(rng, dtype):
+    """Pairs of a parameter and a gradient that do not lie as one run of memory, or not in the same order."""
+
+    def drawn(*shape):
+        return gradients(rng, shape, dtype)
+
+    n, m = 150, 130
+    return [
+        (drawn(2 * n * m)[::2], drawn(2 * n * m)[1::2]), (drawn(n, 3 * m)[:, ::3], drawn(n, m)),
+        (drawn(n, m + 9)[:, 5:-4], np.asfortranarray(drawn(n, m))), (drawn(n, m), np.asfortranarray(drawn(n, m))),
+        (drawn(n, m)[::-1, ::-1], drawn(n, m)), (drawn(m, 2 * n)[:, ::2].T, drawn(n, 2 * m)[:, ::2]),
+        (drawn(n, m), np.broadcast_to(drawn(1), (n, m))), (drawn(n, m), np.broadcast_to(drawn(m), (n, m))),
+        (drawn(m, 5, 8, 3).transpose(2, 0, 3, 1), drawn(8, m, 3, 5)), (drawn(9, 2)[:, 0], drawn(9)),
+        (drawn(40000, 3)[:, :2], drawn(40000, 2)), (drawn(7, 1, 5)[:, :, ::2], drawn(7, 1, 3)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
+def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
+    from multiopt.backends.engines.host import engine as host
+
+    rng = np.random.default_rng(11)
+    x, grads = zip(*views(rng, dtype), strict=True)
+    options = {"clip_norm": 0.5, "nonfinite": "skip", "weight_decay": 0.1}
+    expected = Adadelta([a.copy() for a in x], engine="eager", **options)
+    expected.step(list(grads))
+    monkeypatch.setenv("MULTIOPT_NUM_THREADS", "2")
+    monkeypatch.setattr(host, "copy_blocks", None)
+    opt = Adadelta(list(x), **options)
+    opt.step(list(grads))
+    for got, want in zip((opt.params, opt.state), (expected.params, expected.state), strict=True):
+        arrays = [a for row in got for a in (row.values() if isinstance(row, dict) else [row])]
+        others = [a for row in want for a in (row.values() if isinstance(row, dict) else [row])]
+        assert [a.tobytes() for a in arrays] == [a.tobytes() for a in others]
+    bad = [g.copy() for g in grads]
+    bad[5][-1, -1] = np.inf
+    opt.step(bad)
+    assert [a.tobytes() for a in opt.params] == [a.tobytes() for a in expected.params]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_dask_chunks_run_the_compiled_engine_on_one_thread_each(dtype, numba, monkeypatch):
+    da = pytest.importorskip("dask.array")
+    from multiopt.backends.engines.host import engine as host
+
+    rng = np.random.default_rng(3)
+    start, g = (gradients(rng, (700, 300), dtype) for _ in range(2))
+    options = {"clip_norm": 0.5, "weight_decay": 0.1, "ema": 0.9}
+    expected = Adadelta(start.copy(), engine="eager", **options)
+    expected.step(g)
+    pieces, elementwise = [], []
+    run = host.threads.run
+    monkeypatch.setattr(host.threads, "run", lambda work, own, *rest: pieces.append(len(own)) or run(work, own, *rest))
+    monkeypatch.setattr("multiopt.backends.numpy.NumpyBackend.elementwise", lambda *given: elementwise.append(given))
+    opt = Adadelta(da.from_array(start, chunks=(400, 300)), **options)
+    opt.step(da.from_array(g, chunks=(300, 300)))
+    assert set(pieces) == {1}
+    assert elementwise == []
+    held = zip((opt.params, opt.ema_params), (expected.params, expected.ema_params), strict=True)
+    assert all(np.asarray(a).tobytes() == b.tobytes() for a, b in held)
+
+
 # --- memory ---
 
 

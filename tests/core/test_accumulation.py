@@ -99,7 +99,7 @@ def test_averages_are_moved_by_the_call_that_updates(numba, monkeypatch, dtype):
 
     def train(engine):
         rng, called = np.random.default_rng(0), []
-        draw = lambda: [rng.standard_normal(n).astype(dtype) for n in (200_001, 5, 70_001, 0, (7, 3))]  # noqa: E731
+        draw = lambda: [rng.standard_normal(n).astype(dtype) for n in (600_001, 5, 70_001, 0, (7, 3))]  # noqa: E731
         params = [*draw(), np.ones((600, 2), dtype)[:, 0]]
         opt = Adadelta(params, engine=engine, ema=0.9, clip_norm=3.0)
         kind = type(opt.bindings[0].buckets[0].engine)

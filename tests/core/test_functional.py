@@ -39,9 +39,7 @@ def test_the_bits_are_those_of_the_optimizer(plain, name, dtype):
     rng = np.random.default_rng(0)
     real = "float32" if dtype == "complex64" else dtype
     start = {name: np.asarray(a).astype(dtype) for name, a in draw(rng, np.float32).items()}
-    # PyTorch's optimizer runs compiled; its functions run PyTorch's operations, whose root is off by a unit at times.
-    engine = "auto" if plain.name != "torch" else "eager"
-    opt = Adadelta(put(plain, start), engine=engine, **options)
+    opt = Adadelta(put(plain, start), engine="eager", **options)
     params, state = put(plain, start), init(put(plain, start))
     for _ in range(4):
         grads = {name: np.asarray(a).astype(dtype) for name, a in draw(rng, real).items()}
@@ -50,6 +48,75 @@ def test_the_bits_are_those_of_the_optimizer(plain, name, dtype):
     assert state.step == 4
     held = [{name: s[slot] for name, s in opt.state.items()} for slot in ("square_avg", "acc_delta")]
     assert bits(plain, params, *state.slots.values()) == bits(plain, opt.params, *held)
+
+
+def laid_out(rng, dtype, state=False):
+    """Arrays of one shape, whose elements lie in memory in all manner of ways."""
+
+    def drawn(*shape):
+        made = gradients(rng, shape, dtype, (-4, 3), False)
+        return np.abs(made) if state and dtype != "complex64" else made
+
+    n, m = 70, 300
+    x = drawn(n, m)
+    return [
+        x, np.asfortranarray(x), drawn(2 * n, m)[::2], drawn(n, 3 * m)[:, ::-3], drawn(n, m + 2)[:, 1:-1],
+        drawn(m, 2 * n)[:, ::2].T, np.broadcast_to(drawn(m), (n, m)), drawn(n, 2, m)[:, 1],
+        x.astype(x.dtype.newbyteorder()), np.frombuffer(b"?" + x.tobytes(), np.uint8)[1:].view(x.dtype).reshape(n, m),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "complex64"])
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_arrays_that_nobody_traces_get_the_compiled_engine_however_they_lie(name, dtype, monkeypatch):
+    pytest.importorskip("numba", reason="numba is not installed")
+    lib = pytest.importorskip(name)
+    rng = np.random.default_rng(7)
+    drawn = [laid_out(rng, dtype, state) for state in (False, False, True, True)]
+    if name == "torch":
+        fit = [i for i, a in enumerate(drawn[0]) if a.dtype.isnative and a.flags.aligned and min(a.strides) >= 0]
+        drawn = [[lib.from_numpy(column[i].copy() if i == 6 else column[i]) for i in fit] for column in drawn]
+        drawn[1][0] = drawn[1][0].expand_as(drawn[1][0])
+        if dtype == "complex64":
+            drawn[0][0], drawn[1][1] = drawn[0][0].conj(), drawn[1][1].conj().imag + 0j * drawn[1][1]
+    (a, b, u, v), options = drawn, {"weight_decay": 0.1, "clip_value": 1.0}
+    state = State(0, {"square_avg": u, "acc_delta": v})
+    for params, grads in ((a, b), (a, b[::-1]), (a, a)):
+        got = update(params, grads, state, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr("multiopt.backends.engines.host.engine.HostEngine.compute", lambda *given, **rest: None)
+            expected = update(params, grads, state, **options)
+        for new, old in zip((got[0], *got[1].slots.values()), (expected[0], *expected[1].slots.values()), strict=True):
+            for one, other in zip(new, old, strict=True):
+                assert type(one) is type(other)
+                assert one.dtype == other.dtype
+                assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+
+
+def test_the_compiled_engine_is_used_where_nobody_looks_on(monkeypatch, torch):
+    pytest.importorskip("numba", reason="numba is not installed")
+    used = []
+    engine = "multiopt.backends.engines.host.engine.HostEngine.compute"
+    monkeypatch.setattr(engine, lambda self, backend, *given, **rest: used.append(backend.name))
+    x, t = np.ones(3, np.float32), torch.ones(3)
+
+    def count(x, **hypers):
+        used.clear()
+        update(x, x, init(x), **hypers)
+        return len(used)
+
+    assert [count(x), count(t), count(torch.nn.Parameter(t)), count(x, lr=lambda step: 0.5)] == [1, 1, 1, 1]
+
+    class Own(torch.Tensor):
+        pass
+
+    assert [count(t.as_subclass(Own)), count(t, lr=torch.tensor(0.5)), count(x, lr=np.float32(0.5))] == [0, 0, 0]
+    torch.func.vmap(lambda x: update(x, x, init(x))[0])(torch.ones(2, 3))
+    with torch._subclasses.FakeTensorMode() as mode:
+        count(mode.from_tensor(t))
+    assert used == []
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    assert count(x) == 0
 
 
 def test_it_is_pure(plain):
@@ -110,6 +177,7 @@ def test_what_is_rejected(plain):
         (lambda: update([one, one], [one, one], state), ValueError, r"state.slots\['square_avg'\]: expected 2 entries"),
         (lambda: update([one], [one], state, rule=ADAM), TypeError, "state: expected what init"),
         (lambda: update([one], [one], None), TypeError, "state: expected what init"),
+        (lambda: update([one], [one], init([long])), ValueError, r"square_avg of params\[0\]: expected shape \(2,\)"),
     ]:
         with pytest.raises(kind, match=message):
             call()

@@ -14,23 +14,23 @@ import numpy as np
 try:
     from . import kernels
     from .squares import ROOM, square_kernel
+    from .tiles import Tensor, Tiles
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory, wider
 from ...protocol import Bucket, Engine, Job, Location, NormTable
 from ...rounding import tables
 from .. import norms
-from ..locate import ITEMSIZES, copy_blocks, locations_of, mixes, parts_of, real_dtypes
+from ..locate import ITEMSIZES, LOWEST, copy_blocks, locations_of, mixes, parts_of, real_dtypes
 from ..program import Program
 from . import threads
 
 __all__ = ["HostEngine"]
 
 #: Elements that one thread takes at a time. Long enough that Python's part does not count, short enough that a
-#: thread which is held up does not hold up the step.
+#: thread which is held up does not hold up the step. What follows on a piece finds it in the last cache, if that has
+#: 10 MiB a thread (float32); pieces that fit into a nearer one were slower, because Python is between them.
 PIECE = 1 << 19
-#: The same where another job follows on the same elements: few enough that they are still in the cache.
-NEAR = 1 << 16
 #: Below this many elements a second thread costs more than it saves (about 20 µs to wake it).
 SERIAL = 1 << 17
 #: Elements of a block that is copied because its memory cannot be walked: at most 2 MiB an array.
@@ -75,7 +75,11 @@ class HostEngine(Engine):
         kernels.update_kernel(program, real_dtypes(dtypes))
 
     def locate(self, job: Job) -> Location:
-        return _Walk.of(job.bucket).locations.find(job)
+        walk = _Walk.of(job.bucket)
+        location = walk.locations.find(job)
+        if location.odd and not job.program.stochastic:  # which asks where each element stands, in C order
+            location.tiles = walk.tiles(job, location.odd)
+        return location
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         done = [(_Walk.of(job.bucket), job, _updating(job, norm_scales))]
@@ -88,13 +92,59 @@ class HostEngine(Engine):
             (walk, _, first), (after, then, second) = done
 
             def both(piece: tuple[int, int, int]) -> None:
-                first(walk.locations.table, 0, *piece)
-                second(after.locations.table, 0, *piece)
+                first(walk.locations.table, walk.every, *piece)
+                second(after.locations.table, after.every, *piece)
 
-            threads.run(both, walk.near, job.bucket.backend.threads())
+            threads.run(both, walk.pieces, job.bucket.backend.threads())
             after.run_odd(then, second, own=True)
         for walk, own, _ in done:
             walk.memory.touched(own.updated)
+
+    def compute(
+        self,
+        backend: Backend,
+        program: Program,
+        columns: Sequence[Sequence[Array]],
+        values: Mapping[str, Any],
+        names: Sequence[str],
+        *,
+        alone: bool = False,
+    ) -> list[list[Array]]:
+        memory = backend.host_memory(backend.device(columns[0][0]))
+        assert memory is not None  # or the engine would not serve the arrays
+        dtypes = [backend.dtype(column[0]) for column in columns]
+        real, parts = real_dtypes(dtypes), parts_of(dtypes[0])
+        with kernels.compiling:  # many threads may ask at once for the first time: a worker's, say
+            kernel = kernels.update_kernel(program, real, in_place=False)
+        numbers, which = np.array([program.code.values(values)], np.float64), np.zeros(len(names), np.int64)
+        scales = np.full(len(names), values.get("norm_scale", 1.0))
+        new = [backend.empty_like(x, dtypes[0]) for x in columns[0]]
+        layouts = [memory.layout(x) for x in new]
+        for i in [i for i, layout in enumerate(layouts) if layout is None]:
+            new[i] = memory.contiguous(columns[0][i])
+            layouts[i] = memory.layout(new[i])
+        made = [new, *([backend.empty_like(x, dtype) for x in new] for dtype in dtypes[2:])]
+        sizes = np.array([math.prod(x.shape) for x in new], np.int64) * parts
+        table, kept = np.zeros((len(names), 1 + len(columns) + len(made)), np.int64), list[Array]()
+        table[:, 0] = sizes
+        for c, column in enumerate((*columns, *made), 1):
+            found = np.zeros(len(names), np.int64)
+            memory.addresses(column, layouts, found)
+            for i in np.flatnonzero((found < LOWEST) & (sizes > 0)).tolist():
+                if backend.freed(column[i]):
+                    raise ValueError(f"{names[i]}: expected memory, got an array whose memory was freed")
+                # In another order, or not the elements as they are.
+                kept.append(backend.empty_like(new[i], dtypes[c - 1]))
+                backend.write(kept[-1], column[i])
+                memory.addresses(kept[-1:], layouts[i : i + 1], found[i : i + 1])
+            table[:, c] = found
+
+        def work(piece: tuple[int, int, int]) -> None:
+            kernel(table, scales, numbers, which, *piece)
+
+        pieces = [(0, 0, int(sizes.sum()))] if alone else pieces_of(sizes)
+        threads.run(work, pieces, backend.threads())
+        return made
 
     def norm_table(self, job: Job) -> NormTable:
         program, dtype = job.program, job.bucket.grad_dtype
@@ -105,15 +155,18 @@ class HostEngine(Engine):
         columns = norms.columns(wider([dtype]))
         out, lock = np.zeros((len(job.grads), columns + 1), np.int64), threading.Lock()
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            if len(walk.pieces) == 1:
-                kernel(table, numbers, which[row:], np.empty(ROOM), out[row + first :], first, start, count)
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            if len(walk.pieces) == 1 and isinstance(rows, slice):
+                kernel(table, numbers, which[rows], np.empty(ROOM), out[rows][first:], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
             sums = np.zeros((last, columns + 1), np.int64)
-            kernel(table, numbers, which[row:], np.empty(ROOM), sums, first, start, count)
+            kernel(table, numbers, which[rows], np.empty(ROOM), sums, first, start, count)
             with lock:
-                out[row + first : row + first + last] += sums
+                if isinstance(rows, slice):
+                    out[rows][first : first + last] += sums
+                else:
+                    np.add.at(out, rows[first : first + last], sums)
 
         walk.run(job, work)
         # Where it is the gradient itself that is measured, the table's own counts say what is not finite.
@@ -121,17 +174,19 @@ class HostEngine(Engine):
 
     def finite(self, job: Job) -> list[bool]:
         kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
-        bad = np.zeros(len(job.grads), np.uint8)
+        bad, places = np.zeros(len(job.grads), np.uint8), np.arange(len(job.grads))
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, bad[row:], first, start, count)
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            found = np.zeros(len(table), np.uint8)
+            kernel(table, found, first, start, count)
+            bad[places[rows][found != 0]] = 1
 
         _Walk.of(job.bucket).run(job, work)
         return [not b for b in bad]
 
 
-#: Does something to ``(table, row, first, start, count)``; see `_Walk.run`.
-Work = Callable[[np.ndarray, int, int, int, int], None]
+#: Does something to ``(table, rows, first, start, count)``; see `_Walk.run`.
+Work = Callable[[np.ndarray, Any, int, int, int], None]
 
 
 def _updating(job: Job, norm_scales: Array | None) -> Work:
@@ -143,17 +198,30 @@ def _updating(job: Job, norm_scales: Array | None) -> Work:
 
     if not job.program.stochastic:
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, scales[row:], numbers, which[row:], first, start, count)
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            kernel(table, scales[rows], numbers, which[rows], first, start, count)
 
     else:
         tensors, runs = walk.runs
         keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
 
-        def work(table: np.ndarray, row: int, first: int, start: int, count: int) -> None:
-            kernel(table, scales[row:], numbers, which[row:], tensors[row:], runs, *keys, first, start, count)
+        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+            own = tensors[rows.start :]  # never tiles: see `locate`
+            kernel(table, scales[rows], numbers, which[rows], own, runs, *keys, first, start, count)
 
     return work
+
+
+def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
+    """Cut tensors of these sizes into pieces for threads: the first tensor, the element there, and the elements."""
+    ends = np.cumsum(sizes)
+    total = int(ends[-1])
+    length = PIECE if total > SERIAL else max(total, 1)
+    starts = np.arange(0, total, length)
+    first = np.searchsorted(ends, starts, side="right")
+    return [
+        (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s))) for f, s in zip(first, starts, strict=True)
+    ]
 
 
 def _numbers(job: Job, values: Sequence[Mapping[str, Any]]) -> np.ndarray:
@@ -172,23 +240,7 @@ class _Walk:
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
         self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
-        self.pieces = self._cut(PIECE)
-
-    @cached_property
-    def near(self) -> list[tuple[int, int, int]]:
-        """Pieces that stay in the cache while more than one job is done on them."""
-        return self._cut(NEAR)
-
-    def _cut(self, length: int) -> list[tuple[int, int, int]]:
-        sizes, ends = self.locations.sizes, np.cumsum(self.locations.sizes)
-        total = int(ends[-1])
-        length = length if total > SERIAL else max(total, 1)
-        starts = np.arange(0, total, length)
-        first = np.searchsorted(ends, starts, side="right")
-        return [
-            (int(f), int(s - ends[f] + sizes[f]), min(length, total - int(s)))
-            for f, s in zip(first, starts, strict=True)
-        ]
+        self.pieces, self.every = pieces_of(sizes), slice(0, len(sizes))
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -204,19 +256,34 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def run(self, job: Job, kernel: Work, *, own: bool = False) -> None:
-        """Call ``kernel(table, row, first, start, count)`` on every piece of the bucket.
+    def tiles(self, job: Job, which: Sequence[int]) -> Tiles | None:
+        """Tiles of those of some tensors that can be walked by their strides."""
+        tensors = list[Tensor]()
+        for i in which:
+            x, *state = (column[i] for column in job.bucket.arrays())
+            places = [place for array in (x, job.grads[i], *state) if (place := self.memory.place(array)) is not None]
+            if len(places) == 2 + len(state) and all(place.address >= LOWEST for place in places):
+                tensors.append((i, tuple(x.shape), places))
+        bucket = self.locations.bucket
+        return Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
 
-        `table` has the tensors from number `row` on: all of them, or one whose memory cannot be walked as one run,
-        in copies of its blocks. `own` says whether the kernel writes to the parameters and the state.
+    def run(self, job: Job, kernel: Work, *, own: bool = False) -> None:
+        """Call ``kernel(table, rows, first, start, count)`` on every piece of the bucket.
+
+        `rows` is an index that says which tensor each row of the `table` belongs to: a slice, or an array where the
+        rows are tiles. `own` says whether the kernel writes to the parameters and the state.
         """
         library = job.bucket.backend.threads()
-        threads.run(lambda piece: kernel(self.locations.table, 0, *piece), self.pieces, library)
+        threads.run(lambda piece: kernel(self.locations.table, self.every, *piece), self.pieces, library)
         self.run_odd(job, kernel, own=own)
 
     def run_odd(self, job: Job, kernel: Work, *, own: bool) -> None:
-        """The same for those tensors alone whose memory cannot be walked."""
-        for i in job.location.odd:
+        """The same for those tensors alone whose memory cannot be walked as one run: in tiles, or as copies."""
+        tiles: Tiles | None = job.location.tiles
+        if tiles is not None:
+            library = job.bucket.backend.threads()
+            threads.run(lambda piece: tiles.walk(piece, kernel, own=own), tiles.pieces(), library)
+        for i in job.location.odd if tiles is None else set(job.location.odd) - tiles.tensors:
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
-                kernel(copies.table, i, 0, copies.start, int(copies.table[0, 0]) - copies.start)
+                kernel(copies.table, slice(i, i + 1), 0, copies.start, int(copies.table[0, 0]) - copies.start)
                 copies.write_back(job.bucket.backend)

@@ -17,6 +17,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.compiler_lock import global_compiler_lock as compiling
 from numba.extending import intrinsic
 
 from ...rounding import rendered
@@ -24,7 +25,7 @@ from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
 
-__all__ = ["disabled", "finite_kernel", "update_kernel"]
+__all__ = ["compiling", "disabled", "finite_kernel", "update_kernel"]
 
 OPERATIONS = {
     **INFIX,
@@ -92,6 +93,23 @@ def store_pair(typingctx: Any, pointer: Any, k: Any, pair: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.CPointer(types.uint32), types.intp, types.uint32), generate
+
+
+instruction: Any = intrinsic  # whose own types know nothing of the typing context
+
+
+@instruction
+def fetch(typingctx: Any, address: Any) -> Any:
+    """Have the memory at an address brought near, if there is any; wait for nothing."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
 
 
 @numba.njit(inline="always")
@@ -250,14 +268,15 @@ def view(dtype: str, column: int, first: str, length: str) -> str:
 
 
 @lru_cache(KEPT)
-def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., None]:
+def update_kernel(program: Program, dtypes: tuple[str, ...], in_place: bool = True) -> Callable[..., None]:
     """Compile ``update(table, scales, numbers, which, first, start, count)``: see `build`.
 
     `dtypes` are those of x, g and the state. `scales` has one number a tensor, `numbers` the code's scalars in each
     row, and `which` the row of each tensor. Between these and `first`, a program that rounds stochastically takes
-    `rounding.tables`, and the step's keys.
+    `rounding.tables`, and the step's keys. Where it is not `in_place`, the table has more columns: the addresses that
+    the new x and state go to.
     """
-    code = program.code
+    code, new = program.code, "" if in_place else "new_"
     arrays = list(zip(code.inputs, dtypes, strict=True))
     written = [pair for pair in arrays if pair[0] != "g"]
     slots = program.stochastic or (None,) * len(written)
@@ -275,9 +294,10 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
     stored = [STORAGE[d][2] if slot is None else _drawn(d, slot) for (_, d), slot in zip(written, slots, strict=True)]
     single = hashes() + element(
         [STORAGE[d][1].format(f"{a}_[k]") for a, d in arrays],
-        [f"{a}_[k] = {store}" for (a, _), store in zip(written, stored, strict=True)],
+        [f"{new}{a}_[k] = {store}" for (a, _), store in zip(written, stored, strict=True)],
     )
-    views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(arrays, 1)]
+    columns = [*arrays, *((f"new_{a}", d) for a, d in (() if in_place else written))]
+    views = [f"{a}_ = {view(d, j, 'start', 'n')}" for j, (a, d) in enumerate(columns, 1)]
     loop = ["for k in range(n):", *indent(single)]
     if set(dtypes) == {"bfloat16"}:
         # By pairs, which need no moving between the elements of registers. The NaNs here are the processor's own,
@@ -289,8 +309,8 @@ def update_kernel(program: Program, dtypes: tuple[str, ...]) -> Callable[..., No
         pair += [*hashes("_low"), *hashes("_high")]
         for (a, _), slot in zip(written, slots, strict=True):
             low, high = (_upper(slot, half).format(f"{a}{half}") for half in ("_low", "_high"))
-            pair += [f"store_pair({a}_pairs, k, bfloat_pair({low}, {high}))"]
-        views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(arrays, 1)]
+            pair += [f"store_pair({new}{a}_pairs, k, bfloat_pair({low}, {high}))"]
+        views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(columns, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
     body, parameters = [*views, *loop], dict[str, Any]({"scales": NUMBERS, **GROUPS})
     if drawn:
@@ -353,9 +373,9 @@ def magnitudes(dtype: str) -> dict[str, Any]:
     """Names for kernels: the bits of a number, as an integer, those of its magnitude, and those of infinity."""
     wide = dtype == "float64"
     kind: Any = np.int64 if wide else np.uint32
-    infinite = kind(np.float64(np.inf).view(np.int64) if wide else np.float32(np.inf).view(np.uint32))
-    magnitude = kind(np.iinfo(np.int64 if wide else np.int32).max)
-    bits = double_bits if wide else float_bits
+    infinite: Any = np.float64(np.inf).view(np.int64) if wide else np.float32(np.inf).view(np.uint32)
+    magnitude: Any = kind(np.iinfo(np.int64 if wide else np.int32).max)
+    bits: Any = double_bits if wide else float_bits
     return {"kind": kind, "bits": bits, "MAGNITUDE": magnitude, "INFINITE": infinite}
 
 

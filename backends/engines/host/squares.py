@@ -21,7 +21,6 @@ import numpy as np
 from llvmlite import ir
 from llvmlite.binding import add_symbol
 from numba import types
-from numba.extending import intrinsic
 
 from .. import norms
 from ..locate import ITEMSIZES
@@ -39,9 +38,11 @@ from .kernels import (
     build,
     computing_dtype,
     double_bits,
+    fetch,
     float_bits,
     identity,
     indent,
+    instruction,
     long_pointer,
     magnitudes,
     rounded,
@@ -62,21 +63,14 @@ NARROW, WIDE = 22, norms.BITS
 PART = 2.0**-48
 
 
-instruction: Any = intrinsic  # whose own types know nothing of the typing context
-
-
-@instruction
-def fetch(typingctx: Any, address: Any) -> Any:
-    """Have the memory at an address brought near, if there is any; wait for nothing."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+@numba.njit(inline="always")
+def fetched(address: Any, lines: Any) -> Any:
+    """Have some lines of the memory from an address on brought near, unless it is 0; the address behind them."""
+    if address:
+        for _ in range(lines):
+            fetch(address)
+            address += 64
+    return address
 
 
 @instruction
@@ -215,10 +209,7 @@ def adder(dtype: str) -> Any:
         largest: Any = none
         least: Any = all_ones
         for begin in range(0, m, RUN):
-            if ahead:
-                for _ in range(lines):
-                    fetch(ahead)
-                    ahead += 64
+            ahead = fetched(ahead, lines)
             part = g[begin : begin + RUN]
             for k in range(len(part)):
                 u = unsigned(unsigned(raw(part[k])) & magnitude)
@@ -242,10 +233,7 @@ def adder(dtype: str) -> Any:
         third = anchor(np.int64(unit + places))
         a_count, b_count, c_count = np.int64(0), np.int64(0), np.int64(0)
         for begin in range(0, m, RUN):
-            if ahead:
-                for _ in range(lines):
-                    fetch(ahead)
-                    ahead += 64
+            ahead = fetched(ahead, lines)
             part = g[begin : begin + RUN]
             a, b, c, n = kind(0), kind(0), kind(0), kind(len(part))
             # Within an anchor's binade, the bits of a sum count its units.
