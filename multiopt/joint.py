@@ -84,24 +84,26 @@ class Joint:
             rows = zip(bindings, updates, grads, values, strict=True)
             return [binding.plan(update, own, numbers, rounding=rounding) for binding, update, own, numbers in rows]
         if self._bindings != bindings or self._updates != alike:
-            self._join(list(bindings), list(alike))
+            self._join(list(bindings), updates, list(alike))
         plans = []
         for _, which, binding in self._joined:
             own = list(chain.from_iterable(grads[i] for i in which))
             plans.append(binding.plan(updates[which[0]], own, *(values[i] for i in which), rounding=rounding))
         return plans
 
-    def _join(self, bindings: list[Binding], updates: list[FusedUpdate]) -> None:
-        alike: dict[FusedUpdate, list[int]] = {}
-        for i, update in enumerate(updates):
-            alike.setdefault(update, []).append(i)
+    def _join(self, bindings: list[Binding], updates: Sequence[FusedUpdate], alike: list[FusedUpdate]) -> None:
+        for binding, update in zip(bindings, updates, strict=True):
+            binding.check(update)  # what a joint binding takes for good, it takes from here
+        together: dict[FusedUpdate, list[int]] = {}
+        for i, update in enumerate(alike):
+            together.setdefault(update, []).append(i)
         known = {which: binding for _, which, binding in self._joined} if self._bindings == bindings else {}
-        self._joined = []
-        for update, places in alike.items():
+        joined: list[tuple[FusedUpdate, tuple[int, ...], Binding]] = []
+        for update, places in together.items():
             which, own = tuple(places), [bindings[i] for i in places]
-            joined = known.get(which) or (JointBinding(own) if len(own) > 1 else own[0])
-            self._joined.append((update, which, joined))
-        self._bindings, self._updates = bindings, updates
+            one = known.get(which) or (JointBinding(own) if len(own) > 1 else own[0])
+            joined.append((update, which, one))
+        self._bindings, self._updates, self._joined = bindings, alike, joined
 
 
 def _joined(buckets: Sequence[Bucket]) -> Bucket:

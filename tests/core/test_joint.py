@@ -112,3 +112,21 @@ def test_an_error_in_one_group_leaves_all_as_they_were(engine):
     opt.params[2][0].flags.writeable = False
     with refused(opt, ValueError, r"groups\[2\].params\[0\]: expected an array that can be written to"):
         opt.step(grads)
+
+
+@pytest.mark.parametrize("k", range(6))
+def test_array_that_changed_before_the_first_joint_step_is_refused(k):
+    params = [np.ones(4, np.float32), np.ones(3, np.float32)]
+    opt = Adadelta([{"params": [p]} for p in params])
+    buckets = [bucket for binding in opt.bindings for bucket in binding.buckets]
+    array = [a for bucket in buckets for column in bucket.arrays() for a in column][k]
+    kept = array.__reduce__()[2]
+    array.__setstate__(np.zeros((7, 2), np.float32).__reduce__()[2])
+    grads = [[np.ones(4, np.float32)], [np.ones(3, np.float32)]]
+    for _ in range(2):
+        with pytest.raises(ValueError, match="as when the optimizer was made"):
+            opt.step(grads)
+    array.__setstate__(kept)
+    opt.step(grads)
+    with pytest.raises(ValueError, match="expected shape"):
+        opt.step([grads[0], [np.ones((7, 2), np.float32)]])
