@@ -90,6 +90,10 @@ def main() -> None:
     parser.add_argument("--log-interval", type=int, default=10, help="batches between lines of output (default: 10)")
     parser.add_argument("--optimizer", choices=["multiopt", "torch"], default="multiopt", help="whose Adadelta")
     parser.add_argument("--images", type=int, default=1500, help="images to train with (default: 1500)")
+    parser.add_argument(
+        "--state", choices=["parameter's", "nearest", "stochastic"], default="parameter's",
+        help="multiopt's accumulators: of the parameter's dtype, or in bfloat16, rounded so",
+    )  # fmt: skip
     parser.add_argument("--double", action="store_true", help="train in float64")
     args = parser.parse_args()
 
@@ -101,7 +105,8 @@ def main() -> None:
 
     model = Net()
     optim = multiopt.torch if args.optimizer == "multiopt" else torch.optim
-    optimizer = optim.Adadelta(model.parameters(), lr=args.lr)
+    state = {} if args.state == "parameter's" else {"state_dtype": torch.bfloat16, "state_rounding": args.state}
+    optimizer = optim.Adadelta(model.parameters(), lr=args.lr, **state)
     scheduler = StepLR(optimizer, step_size=1, gamma=args.gamma)
     spent = 0.0
     for epoch in range(1, args.epochs + 1):

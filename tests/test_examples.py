@@ -28,6 +28,23 @@ def test_numpy_training(tmp_path):
     assert found[-1] > 95
 
 
+def test_state_rounding(tmp_path):
+    output = run("state_rounding.py", tmp_path, "--steps", "600", "--elements", "512")
+    means = {
+        line[:28].strip(): float(line.split()[-1])
+        for line in output.splitlines()
+        if "bfloat16" in line or "float32  " in line
+    }
+    rows = re.findall(r"off float32's by ([\d.]+)%; theory: at most ([\d.]+)%", output)
+    assert len(means) == 9
+    assert len(rows) == 3
+    assert all(float(off) < float(most) for off, most in rows)
+    # The mean over 512 elements is off by a 22nd of what each is; five standard deviations.
+    assert means["0.99  bfloat16, stochastic"] == pytest.approx(means["0.99  float32"], rel=5 * 0.0277 / 22)
+    # To nearest, it stands where the gradients were large.
+    assert means["0.999  bfloat16, to nearest"] > 1.05 * means["0.999  float32"]
+
+
 def test_cupy_training(tmp_path):
     output = run("cupy_training.py", tmp_path)
     found = rates(output)
