@@ -206,9 +206,12 @@ def test_repr():
 
 def test_signature():
     ours, theirs = (inspect.signature(kind.__init__).parameters for kind in (Adadelta, THEIRS))
-    first, (fused,) = list(ours.values())[: len(theirs)], list(ours.values())[len(theirs) :]
+    first, own = list(ours.values())[: len(theirs)], list(ours.values())[len(theirs) :]
     assert [(p.name, p.default, p.kind) for p in first] == [(p.name, p.default, p.kind) for p in theirs.values()]
-    assert (fused.name, fused.default) == ("fused", None)  # one more, by its name only
+    # More, by their names only.
+    defaults = {"fused": None, "state_dtype": None, "state_rounding": "nearest", "seed": 0}
+    assert {p.name: p.default for p in own} == defaults
+    assert {p.kind for p in own} == {inspect.Parameter.KEYWORD_ONLY}
     assert issubclass(Adadelta, torch.optim.Optimizer)
 
 
