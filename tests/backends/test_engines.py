@@ -133,6 +133,7 @@ def views(rng, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
 def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
     from multiopt.backends.engines.host import engine as host
+    from multiopt.backends.engines.host import tiles
 
     rng = np.random.default_rng(11)
     x, grads = zip(*views(rng, dtype), strict=True)
@@ -141,6 +142,8 @@ def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
     expected.step(list(grads))
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", "2")
     monkeypatch.setattr(host, "copy_blocks", None)
+    monkeypatch.setattr(tiles, "ROOM", 1 << 12)  # many tiles
+    monkeypatch.setattr(tiles, "PIECE", 1 << 13)
     opt = Adadelta(list(x), **options)
     opt.step(list(grads))
     for got, want in zip((opt.params, opt.state), (expected.params, expected.state), strict=True):

@@ -22,8 +22,9 @@ from .kernels import STORAGE, TABLE, fetch
 
 __all__ = ["TILES", "Tensor", "Tiles"]
 
-#: Real numbers of the tiles that are worked on together: four arrays of float32 take half of a cache of 512 KiB.
-ROOM = 1 << 14
+#: Real numbers of the tiles that are worked on together: 2 MiB of four arrays of float32, in the last cache. With less,
+#: in a nearer one, a thread was faster, but two were not: between tiles they wait for Python, that is, for each other.
+ROOM = 1 << 17
 #: Elements of a tile along an axis on which some array is contiguous, if another one is not: a few cache lines.
 NARROW = 64
 #: Tiles that are worked on together.
@@ -88,7 +89,7 @@ class Tiles:
         memory = np.empty(span * columns, np.uint8)
         buffers = memory.ctypes.data + span * np.arange(columns)
         table, tensors = np.zeros((TILES, 1 + columns), np.int64), np.zeros(TILES, np.int64)
-        about = self.heads, self.axes, self.places, self.widths, self.parts, buffers, table, tensors
+        about = self.heads, self.axes, self.places, self.widths, self.parts, ROOM, buffers, table, tensors
         while tile < end:
             rows = self.move(*about, tile, end, low, high, False)
             kernel(table[:rows], tensors[:rows], 0, 0, int(table[:rows, 0].sum()))
@@ -201,17 +202,17 @@ def mover() -> Callable[..., int]:
                     source -= extents[k] * b[k] * width
                     index[k] = 0
 
-    signature = number(TABLE, flat, TABLE, flat, number, flat, TABLE, flat, *[number] * 4, types.boolean)
+    signature = number(TABLE, flat, TABLE, flat, number, number, flat, TABLE, flat, *[number] * 4, types.boolean)
 
     @numba.njit(signature, nogil=True)
     def move(
-        heads: Any, axes: Any, places: Any, widths: Any, parts: Any, buffers: Any, table: Any, tensors: Any,
+        heads: Any, axes: Any, places: Any, widths: Any, parts: Any, room: Any, buffers: Any, table: Any, tensors: Any,
         tile: Any, end: Any, low: Any, high: Any, back: Any,
     ) -> int:  # fmt: skip
         columns, used = len(widths), 0
         k = np.searchsorted(heads[:, 2], tile, side="right")
-        room = np.empty((4, AXES), np.int64)
-        begin, extents, steps, index = room[0], room[1], room[2], room[3]
+        made = np.empty((4, AXES), np.int64)
+        begin, extents, steps, index = made[0], made[1], made[2], made[3]
         for row in range(min(end - tile, len(table))):
             while heads[k, 2] <= tile + row:
                 k += 1
@@ -225,7 +226,7 @@ def mover() -> Callable[..., int]:
                 extents[axis] = min(t, n - begin[axis])
                 steps[axis] = size
                 size *= extents[axis]
-            if used + size > ROOM and row:
+            if used + size > room and row:
                 return row
             table[row, 0], tensors[row] = size, heads[k, 3]
             about = offset + 2 * ndim
