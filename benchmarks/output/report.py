@@ -110,7 +110,7 @@ def table(result: Result) -> tuple[list[str], list[list[str]]]:
 def notes(result: Result) -> list[str]:
     """List what is said below a table: the case's own notes, and why which contender is absent."""
     reasons = {row.label: row.absent for point in result.points for row in point.rows if row.absent is not None}
-    legend = f"In brackets: ÷ its own floor; {AT}: it is at its floor, that is, at most {AT_FLOOR - 1:.0%} above."
+    legend = f"In brackets: ÷ its own floor; {AT}: it is at its floor, that is, at most {AT_FLOOR - 1:.0%} above"
     legends = [legend] if result.kind == "turns" else []
     return [*result.notes, *legends, *(f"{label}: {reason}" for label, reason in reasons.items())]
 
