@@ -37,10 +37,7 @@ def test_same_losses_with_either_optimizer(run):
 
 
 def test_learns_as_well_with_half_the_state(run):
-    def right(state):
-        output = "\n".join(run("--epochs", "1", "--batch-size", "32", "--state", state))
-        return int(re.search(r"Accuracy: (\d+)/297", output)[1])
-
-    # Of 297 images; the difference of two such counts has a standard deviation of at most 10 where 80 % are right.
-    assert right("stochastic") > right("parameter's") - 20
-    assert right("stochastic") > 200
+    output = "\n".join(run("--epochs", "1", "--batch-size", "32", "--state", "stochastic"))
+    # With float32 state the same command gets 235 of 297 images right, with this 232. Runs that differ in the last bits
+    # differ by as much as chance: two counts of this size by 10, as a standard deviation.
+    assert int(re.search(r"Accuracy: (\d+)/297", output)[1]) > 235 - 20
