@@ -297,7 +297,7 @@ def test_the_table_of_turns_shows_each_against_its_own_floor():
     assert table[0] == ["wide", "40", "3.00 s (1.50×)", "3.20 s (1.07×) ✓", "6.00 s (2.00×)", "absent"]
     assert table[1] == ["groups", "28", "–", "–", "4.00 ms (200 µs a group)", "–"]
     assert "| wide | 40 | 3.00 s (1.50×) | 3.20 s (1.07×) ✓ | " in report.as_markdown(result)
-    assert report.notes(result)[0].endswith("that is, at most 10% above.")
+    assert report.notes(result)[0].endswith("that is, at most 10% above")
 
 
 @pytest.mark.parametrize(
