@@ -116,7 +116,7 @@ class StateKind:
 
 def _steps(groups: Groups) -> int:
     """Steps done: one that was added later has counted fewer, and what another optimizer has saved, none."""
-    return max(group.get("rounding_step", 0) for group in groups)
+    return max(OPTIONS["seed"].check("rounding_step", group.get("rounding_step", 0)) for group in groups)
 
 
 KINDS = tuple(None if name is None else getattr(torch, name) for name in STATE_DTYPES)

@@ -150,11 +150,12 @@ def test_refuses(options, error, message):
 def test_refuses_in_a_step_with_nothing_changed():
     opt = made(parameters())
     params = train(opt, range(1))
-    opt.param_groups[0]["seed"] = "x"
     before = bits(opt)
-    with pytest.raises(ValueError, match="seed: expected an integer"):
-        train(opt, range(1, 2))
-    opt.param_groups[0]["seed"] = 3
+    for name, bad, good in (("seed", "x", 3), ("rounding_step", 1.5, 1)):
+        opt.param_groups[0][name] = bad
+        with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+            train(opt, range(1, 2))
+        opt.param_groups[0][name] = good
     opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))]})
     opt.param_groups[1]["params"][0].grad = torch.ones(2, dtype=torch.complex64)
     with pytest.raises(RuntimeError, match="state_rounding: expected state in bfloat16"):
