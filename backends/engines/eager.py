@@ -65,16 +65,18 @@ class EagerEngine(Engine):
 
         job.grads = backend.hold(job.grads)
         table = np.zeros((len(job.grads), norms.columns(computing)), np.int64)
-        for group, values in enumerate(job.values):
+        members: list[list[int]] = [[] for _ in job.values]
+        for i in range(len(job.grads)):
+            members[job.group_of(i)].append(i)
+        for which, values in zip(members, job.values, strict=True):
 
             def prepare(xp: Any, g: Array, values: Mapping[str, Any] = values) -> Array:
                 return job.program.measured(xp, xp.astype(g, getattr(xp, computing), copy=False), values)
 
-            own = [g if job.group_of(i) == group else None for i, g in enumerate(job.grads)]
             places: list[int] = []
-            rows = backend.square_rows(prepare, _parts(backend, own, places), computing)
+            rows = backend.square_rows(prepare, _parts(backend, [job.grads[i] for i in which], places), computing)
             for at, row in enumerate(rows):
-                table[places[at]] += np.asarray(row)
+                table[which[places[at]]] += np.asarray(row)
         return NormTable(np, table)
 
     def finite(self, job: Job) -> list[bool]:
