@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ class JaxBackend(Backend):
     """
 
     mutable: bool = False
+    donates: bool = True
 
     def rejects(self, array: Array) -> str | None:
         if isinstance(array, jax.core.Tracer):
@@ -32,7 +34,10 @@ class JaxBackend(Backend):
         return array.is_deleted()  # donated, say
 
     def device(self, array: Array) -> str:
-        return ", ".join(sorted(map(str, array.devices())))
+        return _names(frozenset(array.devices()))
+
+    def calls(self, device: str) -> bool:
+        return {str(found) for found in jax.devices("cpu")}.issuperset(device.split(", "))
 
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
         return [(a.dtype, a.shape, a.devices()) for a in arrays]
@@ -72,3 +77,8 @@ class JaxBackend(Backend):
     def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         # On the host, because JAX has no float64 unless told so for the whole process.
         return square_sums(np, np.atleast_1d(np.asarray(prepare(self.xp, g))).astype(np.float64), computing)
+
+
+@cache
+def _names(devices: frozenset[Any]) -> str:
+    return ", ".join(sorted(map(str, devices)))
