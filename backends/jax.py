@@ -18,8 +18,9 @@ __all__ = ["JaxBackend"]
 class JaxBackend(Backend):
     """Concrete arrays, sharded ones too. Under `jax.jit` use `multiopt.functional`.
 
-    XLA flushes subnormal numbers to zero, and multiplies by the reciprocal where a rule divides an array by a number
-    (Adadelta does not); otherwise the bits are those of NumPy.
+    On the CPU the host engine computes, called from XLA's programs (`engines.xla`). Where it does not, XLA flushes
+    subnormal numbers to zero, contracts products and sums, and multiplies by the reciprocal where a rule divides an
+    array by a number (Adadelta does not).
     """
 
     mutable: bool = False
@@ -34,13 +35,13 @@ class JaxBackend(Backend):
         return array.is_deleted()  # donated, say
 
     def device(self, array: Array) -> str:
-        return _names(frozenset(array.devices()))
+        return _names(frozenset(array.sharding.device_set))  # which a deleted one has, too
 
     def calls(self, device: str) -> bool:
         return {str(found) for found in jax.devices("cpu")}.issuperset(device.split(", "))
 
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
-        return [(a.dtype, a.shape, a.devices()) for a in arrays]
+        return [(a.dtype, a.shape, a.sharding) for a in arrays]
 
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         # The device argument takes a sharding, which the state shares with its parameter.

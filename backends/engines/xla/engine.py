@@ -51,9 +51,12 @@ class XlaEngine(Engine):
         bucket, program, columns = job.bucket, job.program, job.bucket.arrays()
         live = [i for i, g in enumerate(job.grads) if g is not None]
         given = [[column[i] for i in live] for column in columns]
-        donated = {id(array) for k in bucket.owned for array in given[k]}
-        # One that is donated cannot be read beside.
-        grads = [bucket.backend.copy(g) if id(g) in donated else g for g in job.grads if g is not None]
+        # One that is donated cannot be donated again, or be read beside.
+        donated = set[int]()
+        copy = bucket.backend.copy
+        for k in bucket.owned:
+            given[k] = [copy(a) if id(a) in donated or donated.add(id(a)) else a for a in given[k]]
+        grads = [copy(g) if id(g) in donated else g for g in job.grads if g is not None]
         numbers = {name: raw(job.values[0][name]) for name in program.scalars if name != "norm_scale"}
         scales = keys = None
         if norm_scales is not None:
