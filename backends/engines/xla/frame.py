@@ -20,8 +20,8 @@ from numba.core.cgutils import alloca_once, raw_memcpy
 from numba.extending import intrinsic
 
 __all__ = [
-    "ARGUMENT", "ARGUMENTS", "DATA", "DTYPE", "DTYPES", "INT32", "INT64", "RANK", "RAW", "RESULT", "RESULTS", "call",
-    "compiled", "copied", "described", "elements_of", "failed", "set_word", "spread", "word",
+    "ARGUMENT", "ARGUMENTS", "DATA", "DIMS", "DTYPE", "DTYPES", "INT32", "INT64", "RANK", "RAW", "RESULT", "RESULTS",
+    "call", "compiled", "copied", "described", "elements_of", "failed", "set_word", "spread", "word",
 ]  # fmt: skip
 
 #: The version of the interface: XLA refuses what answers with one that it does not support.
