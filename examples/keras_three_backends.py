@@ -1,8 +1,9 @@
 """One Keras model, trained with multiopt's Adadelta on each backend that is installed: PyTorch, JAX, TensorFlow.
 
-Run it with ``python examples/keras_three_backends.py``. It needs Keras 3 (``pip install keras``) and a backend. Each
-backend gets a process of its own, because Keras chooses one for the whole process. On each, the model is trained,
-saved, loaded, and trained on; then NumPy alone takes the same optimizer state for a step.
+Run it with ``python examples/keras_three_backends.py``, or name some of them: ``... tensorflow``. It needs Keras 3
+(``pip install keras``) and a backend. Each backend gets a process of its own, because Keras chooses one for the whole
+process. On each, the model is trained, saved, loaded, and trained on; then NumPy alone takes the same optimizer state
+for a step.
 """
 
 import os
@@ -57,7 +58,7 @@ def main() -> None:
     if not find_spec("keras"):
         print('Keras is not installed: pip install keras "multiopt[torch]"')
         return
-    for backend in BACKENDS:
+    for backend in sys.argv[1:] or BACKENDS:
         if not find_spec(backend):
             print(f"{backend:10} is not installed")
             continue

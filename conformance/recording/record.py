@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -156,10 +157,14 @@ def main(options: argparse.Namespace) -> int:
     required = set(SYSTEMS) if "all" in options.require else set(options.require)
     systems = dict.fromkeys([*(options.system or SYSTEMS), *(name for name in SYSTEMS if name in required)])
     console, rows, failed = Console(), [], False
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in systems:
+    # Each has a process of its own, which mostly computes on one core.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        pool = ThreadPoolExecutor(os.cpu_count())
+        stack.callback(pool.shutdown, cancel_futures=True)
+        waiting = [pool.submit(record, name, options.into or Path(scratch)) for name in systems]
+        for name, recording in zip(systems, waiting, strict=True):
             with console.status(f"recording {name}"):
-                found = record(name, options.into or Path(scratch))
+                found = recording.result()
             bad = found.outcome in ("different", "failed") or (found.outcome == "absent" and name in required)
             bad |= found.outcome == "close" and options.exact
             failed |= bad

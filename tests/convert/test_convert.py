@@ -407,6 +407,7 @@ print("done")
         ("keras", KERAS3, {"KERAS_BACKEND": "torch"}),
         ("tf_keras", TF_KERAS, {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}),
     ],
+    ids=["keras", "tf_keras on tensorflow"],
 )
 def test_keras(framework, code, environment):
     if find_spec(framework) is None or (framework == "keras" and find_spec("torch") is None):

@@ -1,7 +1,9 @@
 """Sharded variables: PyTorch's DTensors in 2 and 4 processes, JAX's arrays on 8 devices. Sharded equals unsharded."""
 
-from concurrent.futures import ThreadPoolExecutor
+import os
+from pathlib import Path
 
+import processes
 import pytest
 from processes import run_python
 
@@ -82,75 +84,85 @@ def compare(spread, whole, mesh):
 """
 
 TORCH = """
-import os
 import torch
+from processes import forked
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 torch.set_num_threads(1)
-rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-dist.init_process_group("gloo", init_method="file://" + os.environ["MEETING"], rank=rank, world_size=world)
-if world == 2:
-    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("x",))
-    layouts = {"w": [Shard(0)], "b": [Replicate()], "odd": [Shard(0)], "s": [Replicate()]}
-else:
-    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("x", "y"))
-    layouts = {"w": [Shard(0), Shard(1)], "b": [Replicate(), Shard(0)], "odd": [Shard(0), Replicate()]}
-    layouts["s"] = [Replicate()] * 2
-
-def spread(name, values):
-    return distribute_tensor(torch.tensor(values), mesh, layouts[name])
 
 def laid_out(tensor):
-    return tensor.placements
+    return tensor.placements if isinstance(tensor, DTensor) else None
 
-compare(spread, torch.tensor, mesh)
+def whole(name, values):
+    return torch.tensor(values)
 
-# A gradient that is still a sum to be made: every process has a part of it.
-v, w = Variable(spread("w", numbers(0)["w"]), name="w"), Variable(torch.tensor(numbers(0)["w"]))
-part = torch.full(SHAPES["w"], float(rank + 1))
-Adadelta(0.5).apply([DTensor.from_local(part, mesh, [Partial()] * mesh.ndim)], [v])
-Adadelta(0.5).apply([torch.full(SHAPES["w"], float(sum(range(1, world + 1))))], [w])
-same(meshes.numpy(v), w.numpy(), "partial")
+# What is compiled for unsharded ones, the ranks share.
+compare(whole, torch.tensor, None)
 
-# Autograd through a sharded parameter, as in training.
-v = Variable(spread("w", numbers(0)["w"]), name="w")
-w = Variable(torch.tensor(numbers(0)["w"]), name="w")
-for variable in (v, w):
-    opt = Adadelta(0.5, global_clipnorm=1.0)
-    for _ in range(3):
-        opt.minimize(lambda: (variable.value * variable.value).sum(), [variable])
-same(meshes.numpy(v), w.numpy(), "minimize")
+def work(rank, world, meeting):
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+    if world == 2:
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("x",))
+        layouts = {"w": [Shard(0)], "b": [Replicate()], "odd": [Shard(0)], "s": [Replicate()]}
+    else:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("x", "y"))
+        layouts = {"w": [Shard(0), Shard(1)], "b": [Replicate(), Shard(0)], "odd": [Shard(0), Replicate()]}
+        layouts["s"] = [Replicate()] * 2
 
-# Plain tensors beside sharded ones: every process holds the same.
-for first in (v, w):
-    for second in (v, w):
-        pair = [Variable(first.value.detach().clone()), Variable(second.value.detach().clone())]
-        grads = [2 * p.value.detach() for p in pair]
-        Adadelta(0.5, global_clipnorm=1.0).apply(grads, pair)
-        norms = meshes.numpy(pair[0]) if first is second is v else norms
-        same(meshes.numpy(pair[0]), norms, "mixed")
-        same(meshes.numpy(pair[1]), norms, "mixed")
+    def spread(name, values):
+        return distribute_tensor(torch.tensor(values), mesh, layouts[name])
 
-# What does not belong together is refused, everywhere, and nothing has been changed.
-before = meshes.numpy(v)
-opt = Adadelta(0.5, mesh=mesh)
-with pytest.raises(ValueError, match="the optimizer's mesh"):
-    opt.build([w])
-with pytest.raises(ValueError, match="expected shards or replicas"):
-    Adadelta().build([Variable(DTensor.from_local(part, mesh, [Partial()] * mesh.ndim))])
-with pytest.raises(TypeError, match="expected a DTensor"):
-    opt.apply([torch.ones(4, 6)], [v])
-with pytest.raises(ValueError, match="expected shape"):
-    opt.apply([spread("w", np.ones((4, 5), np.float32))], [v])
-other = init_device_mesh("cpu", (world,), mesh_dim_names=("other",))
-if world == 4:
-    with pytest.raises(ValueError, match="expected it on"):
-        opt.apply([distribute_tensor(torch.ones(4, 6), other, [Shard(0)])], [v])
-same(meshes.numpy(v), before, "refused")
-dist.barrier()
-dist.destroy_process_group()
+    compare(spread, torch.tensor, mesh)
+
+    # A gradient that is still a sum to be made: every process has a part of it.
+    v, w = Variable(spread("w", numbers(0)["w"]), name="w"), Variable(torch.tensor(numbers(0)["w"]))
+    part = torch.full(SHAPES["w"], float(rank + 1))
+    Adadelta(0.5).apply([DTensor.from_local(part, mesh, [Partial()] * mesh.ndim)], [v])
+    Adadelta(0.5).apply([torch.full(SHAPES["w"], float(sum(range(1, world + 1))))], [w])
+    same(meshes.numpy(v), w.numpy(), "partial")
+
+    # Autograd through a sharded parameter, as in training.
+    v = Variable(spread("w", numbers(0)["w"]), name="w")
+    w = Variable(torch.tensor(numbers(0)["w"]), name="w")
+    for variable in (v, w):
+        opt = Adadelta(0.5, global_clipnorm=1.0)
+        for _ in range(3):
+            opt.minimize(lambda: (variable.value * variable.value).sum(), [variable])
+    same(meshes.numpy(v), w.numpy(), "minimize")
+
+    # Plain tensors beside sharded ones: every process holds the same.
+    for first in (v, w):
+        for second in (v, w):
+            pair = [Variable(first.value.detach().clone()), Variable(second.value.detach().clone())]
+            grads = [2 * p.value.detach() for p in pair]
+            Adadelta(0.5, global_clipnorm=1.0).apply(grads, pair)
+            norms = meshes.numpy(pair[0]) if first is second is v else norms
+            same(meshes.numpy(pair[0]), norms, "mixed")
+            same(meshes.numpy(pair[1]), norms, "mixed")
+
+    # What does not belong together is refused, everywhere, and nothing has been changed.
+    before = meshes.numpy(v)
+    opt = Adadelta(0.5, mesh=mesh)
+    with pytest.raises(ValueError, match="the optimizer's mesh"):
+        opt.build([w])
+    with pytest.raises(ValueError, match="expected shards or replicas"):
+        Adadelta().build([Variable(DTensor.from_local(part, mesh, [Partial()] * mesh.ndim))])
+    with pytest.raises(TypeError, match="expected a DTensor"):
+        opt.apply([torch.ones(4, 6)], [v])
+    with pytest.raises(ValueError, match="expected shape"):
+        opt.apply([spread("w", np.ones((4, 5), np.float32))], [v])
+    other = init_device_mesh("cpu", (world,), mesh_dim_names=("other",))
+    if world == 4:
+        with pytest.raises(ValueError, match="expected it on"):
+            opt.apply([distribute_tensor(torch.ones(4, 6), other, [Shard(0)])], [v])
+    same(meshes.numpy(v), before, "refused")
+    dist.barrier()
+    dist.destroy_process_group()
+
+for world in (2, 4):
+    forked(world, lambda rank: work(rank, world, f"{FOLDER}/{world}"))
 print("done")
 """
 
@@ -189,16 +201,14 @@ print("done")
 """
 
 
-@pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.feature("D:mesh")
-def test_dtensors_on_a_device_mesh(world, tmp_path):
+def test_dtensors_on_a_device_mesh(tmp_path):
     torch = pytest.importorskip("torch")
     if not torch.distributed.is_available():
         pytest.skip("this PyTorch has no torch.distributed")
-    environment = {"WORLD_SIZE": str(world), "MEETING": str(tmp_path / "meeting"), "OMP_NUM_THREADS": "1"}
-    with ThreadPoolExecutor(world) as pool:
-        ranks = [pool.submit(run_python, SHARED + TORCH, timeout=240, RANK=str(i), **environment) for i in range(world)]
-    assert all(rank.result().endswith("done") for rank in ranks)
+    support = os.pathsep.join([str(Path(processes.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    code = f"FOLDER = {str(tmp_path)!r}\n{SHARED}{TORCH}"
+    assert run_python(code, OMP_NUM_THREADS="1", PYTHONPATH=support) == "done"
 
 
 @pytest.mark.feature("D:mesh")

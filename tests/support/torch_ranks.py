@@ -1,10 +1,9 @@
-"""One rank of the distributed tests: run by tests/torch/test_distributed.py, in as many processes as there are ranks.
+"""The ranks of the distributed tests, run by tests/torch/test_distributed.py: forks of one process.
 
 Each check is a function of the mesh; it raises where something is wrong. Gradients are made from a seed, so that
 every rank, and one process alone, know them whole.
 """
 
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from processes import forked
 from torch.distributed.algorithms.ddp_comm_hooks.ddp_zero_hook import hook_with_zero_step
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
@@ -290,8 +290,16 @@ def check_loading(mesh, folder):
                 close(params, whole, "PyTorch's, going on from our checkpoint")
 
 
+def compile_kernels():
+    """What the ranks will need, once for all of them."""
+    for clip in (None, 0.9):
+        train(start(), 1, clip)
+    for options in ({}, {**OPTIONS, "state_dtype": torch.bfloat16, "state_rounding": "stochastic"}):
+        params = start()
+        train(params, 1, opt=Adadelta(params, **options))
+
+
 def main(rank, size, store, task, folder):
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=size, init_method=f"file://{store}")
     mesh = init_device_mesh("cpu", (size,))
     checks = [
@@ -314,13 +322,15 @@ def main(rank, size, store, task, folder):
         check_loading(mesh, folder)
     dist.barrier()
     dist.destroy_process_group()
-    print("all checks passed")
 
 
 if __name__ == "__main__":
     # PyTorch's distributed packages warn of each other; ours are not to.
     warnings.filterwarnings("error", module=r"multiopt\.")
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], Path(sys.argv[5]))
-    # All is checked. While the interpreter ends, threads of PyTorch's gloo now and then abort the process.
-    sys.stdout.flush()
-    os._exit(0)
+    torch.set_num_threads(1)
+    compile_kernels()
+    folder = Path(sys.argv[1])
+    # Two load what four have saved.
+    for size, task in ((4, "save"), (2, "load")):
+        forked(size, lambda rank, size=size, task=task: main(rank, size, folder / task, task, folder / "checkpoint"))
+    print("all checks passed")

@@ -8,6 +8,7 @@ are kept, whatever the caller's control register says.
 from __future__ import annotations
 
 import linecache
+import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
@@ -20,7 +21,7 @@ from numba import types
 from numba.core.compiler_lock import global_compiler_lock as compiling
 from numba.extending import intrinsic
 
-from ...rounding import rendered
+from ...rounding import STEPS
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
@@ -117,72 +118,83 @@ def identity(x: Any) -> Any:
     return x
 
 
-@numba.njit(inline="always")
-def bfloat_load(u: Any) -> Any:
-    return bits_float(np.uint32(np.uint32(u) << np.uint32(16)))
+# Of bfloat16, written as instructions: as functions of Numba's, inlined, they would take most of a kernel's compiling.
+HALF, WORD, SINGLE = ir.IntType(16), ir.IntType(32), ir.FloatType()
+NAN, SIXTEEN, UPPER = SINGLE(math.nan), WORD(16), WORD(0xFFFF0000)
 
 
-@numba.njit(inline="always")
-def tamed(x: Any) -> Any:
-    """A number, or a NaN with nothing in the lower half of its bits."""
-    return x if x == x else np.float32(np.nan)
+def _tamed(b: Any, v: Any) -> Any:
+    return b.select(b.fcmp_unordered("uno", v, v), NAN, v)
 
 
-@numba.njit(inline="always")
-def bfloat_rounded(x: Any) -> Any:
-    """The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half."""
-    u = float_bits(x)
-    return np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)))
+def _rounded(b: Any, v: Any) -> Any:
+    u = b.bitcast(v, WORD)
+    return b.add(b.add(u, WORD(0x7FFF)), b.and_(b.lshr(u, SIXTEEN), WORD(1)))
 
 
-@numba.njit(inline="always")
-def bfloat_store(x: Any) -> Any:
-    return np.uint16(bfloat_rounded(tamed(x)) >> np.uint32(16))
+bfloat_load = _cast(types.uint16, types.float32, lambda c, b, v: b.bitcast(b.shl(b.zext(v, WORD), SIXTEEN), SINGLE))
+bfloat_store = _cast(
+    types.float32, types.uint16, lambda c, b, v: b.trunc(b.lshr(_rounded(b, _tamed(b, v)), SIXTEEN), HALF)
+)
+#: A number, or a NaN with nothing in the lower half of its bits.
+tamed = _cast(types.float32, types.float32, lambda c, b, v: _tamed(b, v))
+#: The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half.
+bfloat_rounded = _cast(types.float32, types.uint32, lambda c, b, v: _rounded(b, v))
+low_bfloat = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(b.shl(v, SIXTEEN), SINGLE))
+high_bfloat = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(b.and_(v, UPPER), SINGLE))
 
 
-@numba.njit(inline="always")
-def low_bfloat(pair: Any) -> Any:
-    return bits_float(np.uint32(pair << np.uint32(16)))
-
-
-@numba.njit(inline="always")
-def high_bfloat(pair: Any) -> Any:
-    return bits_float(np.uint32(pair & np.uint32(0xFFFF0000)))
-
-
-@numba.njit(inline="always")
-def bfloat_pair(low: Any, high: Any) -> Any:
+@instruction
+def bfloat_pair(typingctx: Any, low: Any, high: Any) -> Any:
     """Two numbers of which the upper halves are these."""
-    return (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.or_(b.lshr(args[0], SIXTEEN), b.and_(args[1], UPPER))
+
+    return types.uint32(types.uint32, types.uint32), generate
 
 
-def _hash() -> Any:
-    """The hash of stochastic rounding, `rounding.STEPS`, as a kernel's function of a word and a pair of keys."""
-    templates = {
-        "add": "h = np.uint32(h + keys[{0}])",
-        "xor": "h = np.uint32(h ^ keys[{0}])",
-        "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
-        "mul": "h = np.uint32(h * np.uint32({0}))",
-    }
-    space: dict[str, Any] = {"np": np}
-    exec("\n    ".join(["def hashed(h, keys):", *rendered(templates), "return h"]), space)
-    return numba.njit(inline="always")(space["hashed"])
-
-
-hashed = _hash()
-
-
-@numba.njit(inline="always")
-def absorbed(keys: Any, word: Any) -> Any:
-    """As in `rounding`."""
-    first = hashed(np.uint32(word), keys)
-    return first, hashed(np.uint32(~np.uint32(word)), (keys[1], first))
-
-
-@numba.njit(inline="always")
-def bfloat_drawn(x: Any, random: Any) -> Any:
+@instruction
+def bfloat_drawn(typingctx: Any, x: Any, random: Any) -> Any:
     """The same as `bfloat_rounded`, rounded stochastically."""
-    return np.uint32(float_bits(x) + random)
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return b.add(b.bitcast(args[0], WORD), args[1])
+
+    return types.uint32(types.float32, types.uint32), generate
+
+
+KEYS = types.UniTuple(types.uint32, 2)
+
+
+def _hashed(b: Any, h: Any, keys: Any) -> Any:
+    """Write the hash of stochastic rounding, `rounding.STEPS`."""
+    for what, operand in STEPS:
+        if what == "shift":
+            h = b.xor(h, b.lshr(h, WORD(operand)))
+        else:
+            h = getattr(b, what)(h, WORD(operand) if what == "mul" else keys[operand])
+    return h
+
+
+@instruction
+def hashed(typingctx: Any, h: Any, keys: Any) -> Any:
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        return _hashed(b, args[0], [b.extract_value(args[1], i) for i in (0, 1)])
+
+    return types.uint32(types.uint32, KEYS), generate
+
+
+@instruction
+def absorbed(typingctx: Any, keys: Any, word: Any) -> Any:
+    """As in `rounding`."""
+
+    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        keys, word = [b.extract_value(args[0], i) for i in (0, 1)], b.trunc(args[1], WORD)
+        first = _hashed(b, word, keys)
+        return context.make_tuple(b, KEYS, [first, _hashed(b, b.not_(word), [keys[1], first])])
+
+    return KEYS(KEYS, types.int64), generate
 
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.

@@ -105,10 +105,9 @@ def wide_anchor(exponent: Any) -> Any:
 
 MASK = np.int64(norms.MASK)
 FIRST, SECOND, THIRD = (1.5 * 2.0 ** (52 - WIDE * level) for level in (1, 2, 3))
-INTEGER, ROW = types.int64, types.int64[::1]
 
 
-@numba.njit(types.void(*[INTEGER] * 5, ROW), nogil=True)
+@numba.njit(nogil=True)
 def put(a: Any, b: Any, c: Any, above: Any, bits: Any, row: Any) -> None:
     """Add three levels' counts to the digits of a row.
 
@@ -132,7 +131,7 @@ def put(a: Any, b: Any, c: Any, above: Any, bits: Any, row: Any) -> None:
         row[k + 2] += high >> 32
 
 
-@numba.njit(types.void(NUMBERS, INTEGER, INTEGER, ROW), nogil=True, error_model="numpy")
+@numba.njit(nogil=True, error_model="numpy")
 def put_slowly(magnitudes: Any, m: Any, start: Any, row: Any) -> None:
     """Add the squares of any `m` magnitudes to a row, whose lowest digit has the unit ``2**start``."""
     infinite, nan = np.int64(0), np.int64(0)
@@ -165,7 +164,7 @@ def put_slowly(magnitudes: Any, m: Any, start: Any, row: Any) -> None:
             total = s + SECOND
             b += double_bits(total) - double_bits(SECOND)
             c += double_bits(s - (total - SECOND) + THIRD) - double_bits(THIRD)
-        put(a, b, c, 2 * exponent - start, WIDE, row)
+        put(a, b, c, 2 * exponent - start, np.int64(WIDE), row)
         ceiling = floor
 
 
@@ -198,7 +197,9 @@ def adder(dtype: str) -> Any:
     least_unit, most, places, level = (-149, 126, 23, NARROW) if narrow else (-1074, 1022, 52, WIDE)
     below = min(2 * fraction, 52)
     computing = "float64" if dtype == "float64" else "float32"
-    start, columns = norms.DIGITS[computing][0], norms.columns(computing)
+    # As numbers of that type, not as constants, for each of which Numba would compile the functions anew.
+    start, counted = np.int64(norms.DIGITS[computing][0]), np.int64(level)
+    columns = norms.columns(computing)
     lines = RUN * size // 64 // 2  # half of a run's while it is looked at, half while it is added
 
     elements_at, doubles_at = STORAGE[dtype][0], STORAGE["float64"][0]
@@ -258,7 +259,7 @@ def adder(dtype: str) -> Any:
                 c_count += np.int64(signed(kind(c - kind(n * kind(bits(third))))))
             a_count += np.int64(signed(kind(a - kind(n * kind(bits(first))))))
             b_count += np.int64(signed(kind(b - kind(n * kind(bits(second))))))
-        put(a_count, b_count, c_count, top - start, level, row)
+        put(a_count, b_count, c_count, top - start, counted, row)
 
     name, shape = f"multiopt_add_squares_{dtype}", types.void(*[types.intp] * 5)
     CALLED[dtype] = numba.cfunc(shape, error_model="numpy")(add)
