@@ -13,20 +13,13 @@ EPS = float(np.finfo(np.float32).eps)
 ONE = {"w": True, "b": False}
 #: Each makes a transformation from a module that has `adadelta`.
 WRAPPERS = {
-    "chain": lambda m: optax.chain(optax.clip_by_global_norm(1.0), m.adadelta(0.5), optax.scale(0.5)),
-    "chain, scaled apart": lambda m: optax.chain(m.scale_by_adadelta(0.8), optax.scale_by_learning_rate(0.5)),
-    "named_chain": lambda m: optax.named_chain(("clip", optax.clip(0.5)), ("step", m.adadelta(0.5))),
+    "chain": lambda m: optax.chain(optax.clip_by_global_norm(1.0), m.scale_by_adadelta(0.8), optax.scale(-0.5)),
     "masked": lambda m: optax.masked(m.adadelta(0.5, weight_decay=0.1), ONE),
     "multi_transform": lambda m: optax.multi_transform(
-        {"a": m.adadelta(0.5), "b": m.adadelta(lambda count: 0.25, rho=0.5)}, {"w": "a", "b": "b"}
-    ),
-    "partition": lambda m: optax.partition(
-        {"moves": m.adadelta(0.5), "stays": optax.set_to_zero()}, {"w": "stays", "b": "moves"}
+        {"moves": m.adadelta(lambda count: 0.5), "stays": optax.set_to_zero()}, {"w": "stays", "b": "moves"}
     ),
     "MultiSteps": lambda m: optax.MultiSteps(m.adadelta(0.5), 2, should_skip_update_fn=optax.skip_not_finite),
     "apply_if_finite": lambda m: optax.apply_if_finite(m.adadelta(0.5), 2),
-    "conditionally": lambda m: optax.conditionally_transform(m.adadelta(0.5), lambda step: step % 2 == 0),
-    "flatten": lambda m: optax.flatten(m.adadelta(0.5, weight_decay=0.1)),
     "inject_hyperparams": lambda m: optax.inject_hyperparams(m.adadelta)(
         optax.linear_schedule(0.5, 0.1, 4), rho=lambda count: 0.9 - 0.1 * count, weight_decay=0.1
     ),
@@ -69,7 +62,7 @@ def test_it_does_as_with_optax(name):
         np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=64 * EPS, atol=64 * EPS)
     assert np.isfinite(made[0]["w"]).all()
     moved = {key: not np.array_equal(array[-1], PARAMS[key]) for key, array in made[0].items()}
-    assert moved == {"w": name != "partition", "b": True}
+    assert moved == {"w": name != "multi_transform", "b": True}
 
 
 def test_numbers_that_change_compile_nothing():
@@ -99,7 +92,7 @@ def test_a_second_step_compiles_nothing():
     @jax.jit
     def both(params, grads, state):
         traced.append(1)
-        updates, after = opt.update(grads, state, params)
+        updates, _ = opt.update(grads, state, params)
         return optax.apply_updates(params, updates), opt.step(params, grads, state)[1]
 
     params, state = PARAMS, opt.init(PARAMS)
