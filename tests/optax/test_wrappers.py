@@ -36,32 +36,33 @@ def loss(params):
     return jnp.sum((params["w"] - 1) ** 2) + jnp.sum(jnp.abs(params["b"]) ** 3)
 
 
-def trained(opt, factors, valued):
-    """Parameters and state after each step; the gradients are multiplied by the factors."""
-
-    def once(carry, factor):
-        params, state = carry
-        value, grads = jax.value_and_grad(loss)(params)
-        grads = jax.tree.map(lambda g: g * factor, grads)
-        updates, state = opt.update(grads, state, params, **({"value": value} if valued else {}))
-        carry = optax.apply_updates(params, updates), state
-        return carry, carry
-
-    return jax.lax.scan(once, (PARAMS, opt.init(PARAMS)), jnp.asarray(factors, jnp.float32))[1]
+def gone_on(opt, params, state, factor, valued):
+    """A step; the gradients are multiplied by the factor."""
+    value, grads = jax.value_and_grad(loss)(params)
+    grads = jax.tree.map(lambda g: g * factor, grads)
+    updates, state = opt.update(grads, state, params, **({"value": value} if valued else {}))
+    return optax.apply_updates(params, updates), state
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_it_does_as_with_optax(name):
-    factors = [1, 1, np.nan, 0.5, 1, 1] if name in ("MultiSteps", "apply_if_finite") else [1, 1, 0.5, 1, 1, 1]
-    valued, make = name == "reduce_on_plateau", WRAPPERS[name]
-    made, theirs = jax.jit(lambda: [trained(make(module), factors, valued) for module in (ours, optax)])()
-    assert jax.tree.structure(made) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(theirs), strict=True):
-        assert one.dtype == other.dtype
-        # Two compilations of the same equations: about ten roundings a step, here and there, in six steps.
-        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=64 * EPS, atol=64 * EPS)
-    assert np.isfinite(made[0]["w"]).all()
-    moved = {key: not np.array_equal(array[-1], PARAMS[key]) for key, array in made[0].items()}
+    opts = [WRAPPERS[name](module) for module in (ours, optax)]
+    factors = [1, 1, np.nan, 0.5, 1, 1] if name in ("MultiSteps", "apply_if_finite") else [1, 1, 0.5, 1]
+
+    @jax.jit
+    def step(runs, factor):
+        return [gone_on(opt, *run, factor, name == "reduce_on_plateau") for opt, run in zip(opts, runs, strict=True)]
+
+    runs = [(PARAMS, opt.init(PARAMS)) for opt in opts]
+    for factor in factors:
+        runs = step(runs, jnp.float32(factor))
+        assert jax.tree.structure(runs[0]) == jax.tree.structure(runs[1])
+        for one, other in zip(*map(jax.tree.leaves, runs), strict=True):
+            assert one.dtype == other.dtype
+            # Two compilations of the same equations: about ten roundings a step, here and there, in six steps.
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=64 * EPS, atol=64 * EPS)
+    assert np.isfinite(runs[0][0]["w"]).all()
+    moved = {key: not np.array_equal(array, PARAMS[key]) for key, array in runs[0][0].items()}
     assert moved == {"w": name != "multi_transform", "b": True}
 
 
