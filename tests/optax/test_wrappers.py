@@ -18,11 +18,8 @@ WRAPPERS = {
     "multi_transform": lambda m: optax.multi_transform(
         {"moves": m.adadelta(lambda count: 0.5), "stays": optax.set_to_zero()}, {"w": "stays", "b": "moves"}
     ),
-    "MultiSteps": lambda m: optax.MultiSteps(m.adadelta(0.5), 2, should_skip_update_fn=optax.skip_not_finite),
+    "MultiSteps": lambda m: optax.MultiSteps(m.adadelta(0.5), 2),
     "apply_if_finite": lambda m: optax.apply_if_finite(m.adadelta(0.5), 2),
-    "inject_hyperparams": lambda m: optax.inject_hyperparams(m.adadelta)(
-        optax.linear_schedule(0.5, 0.1, 4), rho=lambda count: 0.9 - 0.1 * count, weight_decay=0.1
-    ),
     "schedule_free": lambda m: optax.contrib.schedule_free(m.adadelta(0.5), 0.5, b1=0.9),
     "sam": lambda m: optax.contrib.sam(m.adadelta(0.5), optax.sgd(0.01), sync_period=2),
     "mechanize": lambda m: optax.contrib.mechanize(m.adadelta(0.5), s_init=0.5),
@@ -47,7 +44,7 @@ def gone_on(opt, params, state, factor, valued):
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_it_does_as_with_optax(name):
     opts = [WRAPPERS[name](module) for module in (ours, optax)]
-    factors = [1, 1, np.nan, 0.5, 1, 1] if name in ("MultiSteps", "apply_if_finite") else [1, 1, 0.5, 1]
+    factors = [1, 1, np.nan, 0.5, 1, 1] if name == "apply_if_finite" else [1, 1, 0.5, 1]
 
     @jax.jit
     def step(runs, factor):
@@ -59,7 +56,7 @@ def test_it_does_as_with_optax(name):
         assert jax.tree.structure(runs[0]) == jax.tree.structure(runs[1])
         for one, other in zip(*map(jax.tree.leaves, runs), strict=True):
             assert one.dtype == other.dtype
-            # Two compilations of the same equations: about ten roundings a step, here and there, in six steps.
+            # Two compilations of the same equations: about ten roundings a step, here and there, in four to six steps.
             np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=64 * EPS, atol=64 * EPS)
     assert np.isfinite(runs[0][0]["w"]).all()
     moved = {key: not np.array_equal(array, PARAMS[key]) for key, array in runs[0][0].items()}
