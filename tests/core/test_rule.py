@@ -153,5 +153,5 @@ def test_a_rule_that_returns_updates():
     assert updates.tolist() == [-3.0, -3.0]
     with pytest.raises(ValueError, match="decoupled: expected False, for the rule returns updates"):
         functional.update(x, g, functional.init(x, rule=rule), rule=rule, weight_decay=2.0, decoupled=True)
-    with pytest.raises(ValueError, match="rule: expected one .* that returns parameters"):
+    with pytest.raises(ValueError, match=r"rule: expected one .* that returns parameters"):
         Optimizer(rule, x)
