@@ -14,7 +14,7 @@ from ..harness.contender import Running
 from ..harness.workload import Workload
 from .numpy import HYPERS
 
-__all__ = ["jitted", "multiopt_arrays", "multiopt_jax", "optax_adadelta"]
+__all__ = ["jitted", "multiopt_arrays", "multiopt_jax", "multiopt_optax", "optax_adadelta"]
 
 
 def jitted(workload: Workload, init: Callable[[Any], Any], update: Callable[..., Any]) -> Running:
@@ -36,7 +36,20 @@ def optax_adadelta(workload: Workload) -> Running:
     """`optax.adadelta`."""
     import optax
 
-    optimizer = optax.adadelta(HYPERS["lr"], rho=HYPERS["rho"], eps=HYPERS["eps"])
+    return _with_updates(workload, optax.adadelta(HYPERS["lr"], rho=HYPERS["rho"], eps=HYPERS["eps"]))
+
+
+def multiopt_optax(workload: Workload, fused: bool = False) -> Running:
+    """`multiopt.optax.adadelta` in its place; or its ``step``, which makes no updates that are added then."""
+    from multiopt.optax import adadelta
+
+    optimizer = adadelta(HYPERS["lr"], rho=HYPERS["rho"], eps=HYPERS["eps"])
+    return jitted(workload, optimizer.init, optimizer.step) if fused else _with_updates(workload, optimizer)
+
+
+def _with_updates(workload: Workload, optimizer: Any) -> Running:
+    """An optimizer of optax, whose updates are added to the parameters."""
+    import optax
 
     def update(params: Any, grads: Any, state: Any) -> Any:
         updates, state = optimizer.update(grads, state, params)
