@@ -17,7 +17,7 @@ from flax import nnx
 
 from multiopt.optax import adadelta
 
-STEPS = 400
+STEPS = 300
 
 
 class Network(nnx.Module):

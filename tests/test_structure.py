@@ -24,6 +24,7 @@ PUBLIC = (
     "multiopt.convert",
     "multiopt.functional",
     "multiopt.keras",
+    "multiopt.optax",
     "multiopt.rule",
     "multiopt.schedules",
     "multiopt.torch",

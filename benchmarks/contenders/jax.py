@@ -82,4 +82,4 @@ def _arrays(workload: Workload) -> tuple[list[Any], list[Any]]:
     """Parameters and gradients."""
     import jax
 
-    return tuple([jax.numpy.array(a) for a in arrays] for arrays in (workload.params(), workload.grads()))
+    return [jax.numpy.array(x) for x in workload.params()], [jax.numpy.array(g) for g in workload.grads()]
