@@ -8,7 +8,7 @@ is a class derived from `Backend`, which says where the library differs from the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -306,6 +306,22 @@ class Backend:
         # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
         with np.errstate(all="ignore"):
             return tuple(with_default_control(function, self.xp, *arrays))
+
+    def lower(
+        self,
+        program: Any,
+        columns: Sequence[Sequence[Array]],
+        scalars: Mapping[str, Any],
+        rounding: Any,
+        parameters: Sequence[int],
+    ) -> list[list[Array]] | None:
+        """Have the library's compiler run a `Program` on arrays that it may be tracing; None: operation by operation.
+
+        `columns` are the parameters, their gradients and each slot's arrays, shaped alike; those of a column have one
+        dtype. `scalars` are numbers of Python or 0-d arrays, `rounding` is a `Rounding` where the program rounds
+        stochastically, and `parameters` are the parameters' numbers. Returns the columns of parameters and state.
+        """
+        return None
 
     def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""

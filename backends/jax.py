@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,6 +56,18 @@ class JaxBackend(Backend):
 
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         return jax.device_put(array.view(jax.numpy.dtype(dtype)), None if like is None else like.sharding)
+
+    def lower(
+        self,
+        program: Any,
+        columns: Sequence[Sequence[Array]],
+        scalars: Mapping[str, Any],
+        rounding: Any,
+        parameters: Sequence[int],
+    ) -> list[list[Array]] | None:
+        from .engines.xla.calls import lowered
+
+        return lowered(self, program, columns, scalars, rounding, parameters)
 
     def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         # On the host, because JAX has no float64 unless told so for the whole process.
