@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from .. import functional
-from ..adadelta import ADADELTA
-from ..adadelta import adadelta as formula
-from ..backends.generic import wider
 from ..options import WEIGHT_DECAY
-from ..rule import Hyper, Rule
-from .leaves import Rows, checked
+from ..rule import Hyper
+from .advance import HYPERS, advance
+from .leaves import checked
 
 __all__ = ["Adadelta", "adadelta", "scale_by_adadelta"]
-
-
-def _from_zero(
-    xp: Any, x: Any, g: Any, square_avg: Any, acc_delta: Any, *, lr: Any, rho: Any, eps: Any
-) -> tuple[Any, Any, Any]:
-    # -0.0 - y is -y for every y, 0 included, so that adding this to a parameter gives what subtracting y gives.
-    return formula(xp, -0.0, g, square_avg, acc_delta, lr=lr, rho=rho, eps=eps)
-
-
-#: Unlike the core, optax takes rates of either sign, and an eps of 0.
-HYPERS = {"lr": Hyper(1.0), "rho": ADADELTA.hypers["rho"], "eps": Hyper(1e-6, low=0.0)}
-#: A parameter's step, and the step from zero, which is the update.
-STEP = replace(ADADELTA, hypers=HYPERS)
-UPDATE = Rule("adadelta_update", _from_zero, slots=ADADELTA.slots, hypers=HYPERS)
 
 
 class Adadelta(optax.GradientTransformationExtraArgs):
     """What `adadelta` returns: optax' pair of functions ``init`` and ``update``, and besides ``step``.
 
-    ``update(grads, state, params) -> (updates, state)`` is what optax calls; `optax.apply_updates` then adds the updates,
-    which go through memory on their way. ``step(params, grads, state) -> (params, state)`` does both in one pass: it
-    moves seven arrays, not nine. The state is the same tree, and so are the bits (16-bit parameters are rounded once
-    more on the longer way): one can go on with either at any time.
+    ``update(grads, state, params) -> (updates, state)`` is what optax calls; `optax.apply_updates` then adds the
+    updates, which go through memory on their way. ``step(params, grads, state) -> (params, state)`` does both in one
+    pass: it moves seven arrays, not nine. The state is the same tree, and so are the bits (16-bit parameters are
+    rounded once more on the longer way): one can go on with either at any time.
     """
 
     step: Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -52,6 +35,7 @@ class Adadelta(optax.GradientTransformationExtraArgs):
         update: Callable[..., tuple[Any, Any]],
         step: Callable[[Any, Any, Any], tuple[Any, Any]],
     ) -> Adadelta:
+        """Make one of its three functions."""
         made = super().__new__(cls, init, update)
         made.step = step
         return made
@@ -143,7 +127,7 @@ def scale_by_adadelta(rho: Any = 0.9, eps: Any = 1e-6) -> optax.GradientTransfor
     hypers = {"lr": -1.0, "rho": _number("rho", rho, HYPERS["rho"]), "eps": _number("eps", eps, HYPERS["eps"])}
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return _advance({}, "updates", updates, state, hypers)
+        return advance("updates", updates, state, hypers)
 
     return optax.GradientTransformation(_checking(optax.scale_by_adadelta().init), update)
 
@@ -159,31 +143,32 @@ class _Chain:
     mask: Any
 
     def update(self, updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        decays = self._decays(updates)
-        if decays is not None and params is None:
-            raise ValueError("params: expected the parameters, which decay, got None")
-        return self._advance({} if decays is None else {"params": params}, "updates", updates, state, decays)
+        return self._advance("updates", updates, state, params, fused=False)
 
     def step(self, params: Any, grads: Any, state: Any) -> tuple[Any, Any]:
-        return self._advance({"params": params}, "grads", grads, state, self._decays(grads), fused=True)
+        return self._advance("grads", grads, state, params, fused=True)
 
-    def _decays(self, grads: Any) -> Any:
-        """Which parameters decay, as a tree like the gradients, in which True says yes; None: none does."""
+    @property
+    def _decays(self) -> Callable[[Any], Any] | None:
+        """Says which parameters decay, by True in a tree like the gradients; None: none does."""
         if isinstance(self.weight_decay, float) and self.weight_decay == 0.0:
             return None
-        yes = optax.stateless(lambda grads, _: jax.tree.map(lambda g: True, grads))
-        marked = yes if self.mask is None else optax.masked(yes, self.mask)
-        return marked.update(grads, marked.init(grads))[0]
+        all_ = optax.stateless(lambda grads, params: jax.tree.map(lambda g: True, grads))
+        some = all_ if self.mask is None else optax.masked(all_, self.mask)
+        return lambda grads: some.update(grads, some.init(grads))[0]
 
-    def _advance(
-        self, params: dict[str, Any], what: str, grads: Any, state: Any, decays: Any, fused: bool = False
-    ) -> tuple[Any, Any]:
+    def _advance(self, what: str, grads: Any, state: Any, params: Any, fused: bool) -> tuple[Any, Any]:
         if not isinstance(state, tuple) or len(state) != 3:
             raise TypeError(f"state: expected what init(params) returns, got {state!r:.80}")
-        weight_decay, decay_state = _scheduled("weight_decay", self.weight_decay, state[0])
-        rate, rate_state = _scheduled("learning_rate", self.learning_rate, state[2])
+        decays = self._decays
+        if decays is not None and params is None:
+            raise ValueError("params: expected the parameters, which decay, got None")
+        weight_decay, decay_state = _scheduled("weight_decay", self.weight_decay, WEIGHT_DECAY, state[0])
+        rate, rate_state = _scheduled("learning_rate", self.learning_rate, HYPERS["lr"], state[2])
         hypers = {"lr": -1.0 if rate is None else rate, "rho": self.rho, "eps": self.eps}
-        new, held = _advance(params, what, grads, state[1], hypers, weight_decay, decays, fused)
+        new, held = advance(
+            what, grads, state[1], hypers, params=params, decays=decays, weight_decay=weight_decay, fused=fused
+        )
         return new, (decay_state, held, rate_state)
 
 
@@ -200,14 +185,13 @@ def _number(name: str, value: Any, hyper: Hyper, scheduled: bool = False) -> Any
     return value
 
 
-def _scheduled(name: str, value: Any, state: Any) -> tuple[Any, Any]:
-    """A number at this update, and the part of the state in which the updates are counted for it, after it."""
+def _scheduled(name: str, value: Any, hyper: Hyper, state: Any) -> tuple[Any, Any]:
+    """A number at this update, and the part of the state that counts updates for it, after this one."""
     if not callable(value):
         return value, state
     counts = jax.tree.leaves(state)
     if len(counts) != 1:
         raise TypeError(f"state: expected a count of updates for the schedule {name}, got {state!r:.80}")
-    hyper = HYPERS["lr"] if name == "learning_rate" else WEIGHT_DECAY
     return _number(name, value(counts[0]), hyper), jax.tree.map(optax.safe_increment, state)
 
 
@@ -218,52 +202,3 @@ def _checking(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return init(params)
 
     return checking_init
-
-
-def _advance(
-    params: dict[str, Any],
-    what: str,
-    grads: Any,
-    held: Any,
-    hypers: dict[str, Any],
-    weight_decay: Any = 0.0,
-    decays: Any = None,
-    fused: bool = False,
-) -> tuple[Any, Any]:
-    """The new parameters, if `fused`, otherwise the updates; and the new state.
-
-    `params` is empty where they are not needed.
-    """
-    if not isinstance(held, optax.ScaleByAdaDeltaState):
-        raise TypeError(f"state: expected an optax.ScaleByAdaDeltaState in its place, got {held!r:.80}")
-    trees = {"state.e_g": held.e_g, "state.e_x": held.e_x, what: grads}
-    trees = params | trees if fused else trees | params
-    table = Rows(trees, may_lack=what)
-    marks = [False] * len(table.rows) if decays is None else table.structure.flatten_up_to(decays)
-    groups: dict[tuple[bool, str], list[tuple[int, Any, Any, Any, Any]]] = {}
-    for i, row in enumerate(table.rows):
-        if row is None:
-            continue
-        g, squares, deltas, decaying = row[what], row["state.e_g"], row["state.e_x"], marks[i] is True
-        x = row["params"] if fused or decaying else g
-        # As optax promotes: an update is as wide as all that it is made of.
-        dtype = jnp.result_type(x.dtype, g.dtype, *(() if fused else (squares.dtype,)))
-        computing = wider([d.name for d in (dtype, squares.dtype, deltas.dtype)])
-        groups.setdefault((decaying, computing), []).append((i, x.astype(dtype), g.astype(dtype), squares, deltas))
-    new = list(table.leaves["params"]) if fused else [None] * len(table.rows)
-    e_g, e_x = list(table.leaves["state.e_g"]), list(table.leaves["state.e_x"])
-    for (decaying, computing), members in groups.items():
-        places, xs, gs, *slots = map(list, zip(*members, strict=True))
-        numbers = {name: _cast(value, computing) for name, value in hypers.items()}
-        decay = _cast(weight_decay, computing) if decaying else 0.0
-        old = functional.State(0, dict(zip(ADADELTA.slots, slots, strict=True)))
-        rule = STEP if fused else UPDATE
-        made, after = functional.update(xs, gs, old, rule=rule, weight_decay=decay, **numbers)
-        for i, x, squares, deltas in zip(places, made, *after.slots.values(), strict=True):
-            new[i] = x.astype(table.rows[i]["params"].dtype) if fused else x
-            e_g[i], e_x[i] = squares, deltas
-    return table.unflatten(new), held._replace(e_g=table.unflatten(e_g), e_x=table.unflatten(e_x))
-
-
-def _cast(value: Any, dtype: str) -> Any:
-    return value.astype(dtype) if isinstance(value, jax.Array) else value
