@@ -108,6 +108,8 @@ class Backend:
 
     #: Whether arrays can be written in place.
     mutable: bool = True
+    #: Whether the memory of an immutable array that nobody else holds can be used for a new one.
+    donates: bool = False
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
     swappable: bool = True
 
@@ -213,6 +215,10 @@ class Backend:
         """How to read and write arrays on this device by their addresses on a CUDA device; None if not."""
         return None
 
+    def calls(self, device: Any) -> bool:
+        """Whether XLA computes on arrays on this device, and can call functions on their memory."""
+        return False
+
     def threads(self) -> int | None:
         """On how many threads the library works in this machine's memory, if it can be told; a step takes no more."""
         return None
@@ -266,8 +272,8 @@ class Backend:
         return array
 
     def copy(self, array: Array) -> Array:
-        """A copy that shares no memory; the array itself where it is immutable."""
-        return self.xp.asarray(array, copy=True) if self.mutable else array
+        """A copy that shares no memory; the array itself where it is immutable, and stays."""
+        return self.xp.asarray(array, copy=True) if self.mutable or self.donates else array
 
     def parts(self, array: Array) -> list[Array]:
         """Real arrays that make up the array: itself, or its real and imaginary part."""

@@ -175,12 +175,13 @@ def update(
                 made = engine.compute(backend, fused.program, arrays, scalars, names)
             else:
                 made = backend.lower(fused.program, arrays, scalars, rounding, places)
-        for k, own in enumerate(zip(*(made or arrays), strict=True)):
-            if made is None:
-                draws = None if rounding is None else Draws(rounding, Elements(places[k]), tuple(own[0].shape))
-                computed = wider([dtypes[0], *dtypes[2:]])
-                own = applied(backend, Elementwise(fused.program, scalars, computed, draws), own)
-            new[places[k]] = list(own)
+        if made is None:
+            computed, results = wider([dtypes[0], *dtypes[2:]]), []
+            for i, own in zip(places, zip(*arrays, strict=True), strict=True):
+                draws = None if rounding is None else Draws(rounding, Elements(i), tuple(own[0].shape))
+                results.append(applied(backend, Elementwise(fused.program, scalars, computed, draws), own))
+        for i, column in zip(places, results if made is None else zip(*made, strict=True), strict=True):
+            new[i] = list(column)
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 

@@ -18,10 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ...generic import Array, Backend, wider
 from ...rounding import Draws, Elements, Rounding
 from ..eager import Elementwise, applied
+from ..host.threads import thread_count
 from ..locate import mixes
 from ..program import Program
 
-__all__ = ["calls", "lowered", "raw", "unknown"]
+__all__ = ["calls", "lowered", "raw", "unknown", "words"]
 
 #: Tensors of one call: XLA's compiler takes a time that grows with the third power of a call's operands.
 TENSORS = 32
@@ -70,6 +71,7 @@ def calls(
     scales: Array | None = None,
     keys: Array | None = None,
     parameters: Sequence[int] = (),
+    threads: int | None = None,
     in_place: Sequence[int] | None = None,
 ) -> list[list[Array]]:
     """New parameters and state, by as few calls as is good.
@@ -77,7 +79,8 @@ def calls(
     `columns` are the parameters, their gradients and each slot's arrays; `scalars` the numbers that the program reads,
     of Python or 0-d arrays. `scales`, uint32 of shape (2 n,), are a float64 for each tensor; `keys`, uint32 of shape
     (2,), and the `parameters`' numbers are for stochastic rounding. `in_place` says which columns are updated in
-    place: if whoever calls still has such an array, XLA copies it before. All by default.
+    place: if whoever calls still has such an array, XLA copies it before. All by default. `threads` is the most that
+    may work; by default what `thread_count` says now.
     """
     from .handler import handler
 
@@ -94,6 +97,8 @@ def calls(
                 extras.append(scales[2 * start : 2 * (start + TENSORS)])
             elif what == "keys":
                 extras.append(keys)
+            elif what == "threads":
+                extras.append(np.array([threads or thread_count()], np.uint32))
             else:
                 extras.append(np.array(parameters[start : start + TENSORS], np.uint32))
         kinds = tuple(range(len(columns)) if in_place is None else in_place)
@@ -110,7 +115,7 @@ def _operand(number: Any) -> Any:
     kind = number.dtype.name
     if kind in ("int32", "int64", "float32", "float64") or number.ndim:  # one of `raw` is as it should be
         return number
-    wide = np.int64 if jax.config.jax_enable_x64 else np.int32
+    wide = np.int64 if jax.config.read("jax_enable_x64") else np.int32
     return number.astype(wide if number.dtype.kind in "iub" else np.float32)
 
 
@@ -119,14 +124,14 @@ def _call(name: str, tensors: int, width: int, in_place: tuple[int, ...], *opera
     varying = frozenset[str]().union(*(getattr(jax.typeof(a), "vma", ()) for a in operands))
     if varying:  # within `jax.shard_map`, all must vary over the same axes of the mesh
         operands = tuple(_varied(a, varying) for a in operands)
-    made, aliases = [], dict[int, int]()
+    made, aliases = list[Any](), dict[int, int]()
     for column in range(width):
         for i in range(tensors if column != 1 else 0):
             place = column * tensors + i
             a = operands[place]
             if column in in_place:
                 aliases[place] = len(made)
-            made.append(jax.ShapeDtypeStruct(a.shape, a.dtype, vma=varying) if varying else jax.typeof(a))
+            made.append(jax.typeof(a))
     call = jax.ffi.ffi_call(name, made, input_output_aliases=aliases)
     return list(call(*operands))
 
@@ -224,7 +229,7 @@ def lowered(
         if next(iter(columns[0][0].devices())).platform != "cpu":
             return None
         inner = {name: raw(value) if isinstance(value, (int, float)) else value for name, value in scalars.items()}
-        keys = None if rounding is None else _words(rounding)
+        keys = None if rounding is None else words(rounding)
         return _whole(program, dtypes, tuple(parameters))(columns, inner, keys)
     traced = {name: value for name, value in scalars.items() if not isinstance(value, (int, float))}
     halves = [half for half in step if not isinstance(half, int)]
@@ -236,12 +241,12 @@ def lowered(
         numbers = {**scalars, **{name: next(rest) for name in traced}}
         if rounding is None or not step:
             return own, numbers, rounding
-        found = tuple(half if isinstance(half, int) else next(rest) for half in step)
-        return own, numbers, Rounding(rounding.seed, found)
+        low, high = (half if isinstance(half, int) else next(rest) for half in step)
+        return own, numbers, Rounding(rounding.seed, (low, high))
 
     def by_calls(*flat: Array) -> list[Array]:
         own, numbers, draws = unpacked(flat)
-        keys = None if draws is None else _words(draws)
+        keys = None if draws is None else words(draws)
         return list(chain(*calls(program, dtypes, own, numbers, keys=keys, parameters=parameters)))
 
     def by_operations(*flat: Array) -> list[Array]:
@@ -265,7 +270,7 @@ def lowered(
     return [new[k * count : (k + 1) * count] for k in range(width - 1)]
 
 
-def _words(rounding: Rounding) -> Any:
+def words(rounding: Rounding) -> Any:
     """The keys of a step as the compiled function reads them."""
     keys = rounding.keys
     if isinstance(keys[0], int):

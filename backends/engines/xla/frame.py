@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 __all__ = [
     "ARGUMENT", "ARGUMENTS", "DATA", "DTYPE", "DTYPES", "INT32", "INT64", "RANK", "RAW", "RESULT", "RESULTS", "call",
-    "compiled", "copied", "described", "elements_of", "failed", "limit", "set_word", "spread", "word",
+    "compiled", "copied", "described", "elements_of", "failed", "set_word", "spread", "word",
 ]  # fmt: skip
 
 #: The version of the interface: XLA refuses what answers with one that it does not support.
@@ -122,8 +122,8 @@ def copied(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
     """Copy so many bytes to an address, from another one."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = [builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in args[:2]]
-        raw_memcpy(builder, *pointers, args[2], 1)
+        to, source = (builder.inttoptr(address, ir.IntType(8).as_pointer()) for address in args[:2])
+        raw_memcpy(builder, to, source, args[2], 1)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), generate
@@ -134,7 +134,7 @@ INTEGER = types.int64
 
 def compiled(signature: Any) -> Any:
     """A function that compiled code calls, compiled once: to have Numba inline it took several times as long."""
-    options = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # Python never calls it
+    options: Any = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}  # Python never calls it
     return numba.njit(signature, error_model="numpy", **options)
 
 
@@ -192,9 +192,6 @@ HOLDERS, NEXT, DONE, TOTAL, FUNCTION, WORK = range(6)
 TASKS, STRIDE = 64, 128
 _tasks = np.zeros(TASKS * STRIDE + STRIDE, np.uint8)
 FIRST_TASK = -(-_tasks.ctypes.data // STRIDE) * STRIDE
-#: The most threads that a call may use, written whenever a program is made or run by an engine; 0: all of XLA's.
-limit = np.zeros(1, np.int64)
-LIMIT = limit.ctypes.data
 
 
 def _yielding() -> Any:
@@ -235,7 +232,7 @@ HELP = help_with.address
 
 @compiled(INTEGER(INTEGER))
 def threads_of(frame: Any) -> Any:
-    """How many threads a call may use."""
+    """How many threads XLA has."""
     arguments = room()
     set_word(arguments, 0, 32)
     set_word(arguments, 1, 0)
@@ -246,8 +243,7 @@ def threads_of(frame: Any) -> Any:
     if error != 0:
         forget(frame, error)
         return 1
-    most = word(LIMIT, 0)
-    return min(word(arguments, 4), most) if most > 0 else word(arguments, 4)
+    return word(arguments, 4)
 
 
 @compiled(INTEGER())
@@ -260,14 +256,17 @@ def free_task() -> Any:
     return 0
 
 
-@compiled(types.void(*[INTEGER] * 4))
-def spread(frame: Any, function: Any, work: Any, total: Any) -> None:
-    """Call ``function(work, k)`` for each k below `total`, on XLA's threads and this one; return when all are done.
+@compiled(types.void(*[INTEGER] * 5))
+def spread(frame: Any, function: Any, work: Any, total: Any, most: Any) -> None:
+    """Call ``function(work, k)`` for each k below `total`, on at most so many of XLA's threads, this one among them.
 
-    This thread waits for slices that another one has begun, never for one that was asked to help and has not come: it
-    finds nothing to do when it does. So it does not matter how many there are, or whether all of them wait.
+    Return when all are done. This thread waits for slices that another one has begun, never for one that was asked to
+    help and has not come: it finds nothing to do when it does. So it does not matter how many there are, or whether all
+    of them wait.
     """
-    threads = min(threads_of(frame), total) if total > 1 else 1
+    threads = min(total, most)
+    if threads > 1:
+        threads = min(threads, threads_of(frame))
     task = free_task() if threads > 1 else 0
     if task == 0:
         for k in range(total):

@@ -85,7 +85,7 @@ class Handler:
     #: Names of the numbers that it takes, in order.
     numbers: tuple[str, ...]
     #: What it takes after them, in words of 32 bits without a sign: ``"scales"`` of the tensors, two words of a float64
-    #: each, ``"keys"`` of stochastic rounding, and the numbers of the ``"parameters"``.
+    #: each, ``"keys"`` of stochastic rounding, the numbers of the ``"parameters"``, and the most ``"threads"``.
     extras: tuple[str, ...]
     #: What must not be dropped while XLA may call it.
     held: tuple[Any, ...]
@@ -243,9 +243,8 @@ def handle(request: Any, plan: Any) -> Any:
         return failed(request, word(plan, ARRAYS))
     if not good_numbers(request, plan, tensors):
         return failed(request, word(plan, NUMBERS))
-    groups, arguments = np.int64(1), word(request, ARGUMENT) + 8 * behind
-    if numbers > 0:
-        groups = elements_of(word(arguments, 0), np.int64((word(word(arguments, 0), DTYPE) & LOW) == RAW))
+    arguments = word(request, ARGUMENT) + 8 * behind
+    groups = elements_of(word(arguments, numbers - 1), 1)
     if groups * tensors == 0:
         return 0
     header = np.empty(HEADER, np.int64)
@@ -278,7 +277,8 @@ def handle(request: Any, plan: Any) -> Any:
         call(word(plan, RUNS), work, group, 0, 0)
     slices = (end + SLICE - 1) // SLICE
     set_word(work, SLICES, slices)
-    spread(request, SLICE_OF, work, slices * groups)
+    most = word(word(word(arguments, numbers - 1), DATA), 0) & LOW
+    spread(request, SLICE_OF, work, slices * groups, most)
     # What is not named again is freed as soon as its address was taken.
     return 0 if memory.size + header.size > 0 else 1
 
@@ -294,7 +294,7 @@ def handler(program: Program, dtypes: tuple[str, ...]) -> Handler:
     """Compile a program for arrays of these dtypes: those of x, g and the state; the same for equal code."""
     code, real = program.code, real_dtypes(dtypes)
     names = tuple(name for name in program.scalars if name in _hypers(code.scalars))
-    extras = ("scales",) * bool(code.per_tensor) + ("keys", "parameters") * bool(program.stochastic)
+    extras = ("scales",) * bool(code.per_tensor) + ("keys", "parameters") * bool(program.stochastic) + ("threads",)
     source = _runs(program, real, names)
     facts = source, dtypes, names, extras, code.nodes, code.outputs, program.stochastic, frame.MAJOR, frame.MINOR, SLICE
     name = f"multiopt_update_{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"
@@ -383,4 +383,4 @@ def _compiled(
         return call(HANDLE, request, at, 0, 0)
 
     whole = numba.cfunc(INTEGER(INTEGER), error_model="numpy")(answer)
-    return Handler(name, whole.address, names, extras, (runs, whole, plan, texts))
+    return Handler(name, int(whole.address or 0), names, extras, (runs, whole, plan, texts))
