@@ -75,7 +75,7 @@ def lines(points: Sequence[Point]) -> list[str]:
 def jax(run: Run) -> Result:
     """JAX arrays, inside `jax.jit` and outside: one large tensor, and many small ones."""
     shapes: list[Shapes] = [[(run.size(32_000_000),)], [(64,)] * (100 if run.quick else 1000)]
-    ours = "multiopt-jax", "multiopt-arrays", "multiopt-step", "multiopt-optax", "keras-ours"
+    ours = "multiopt-jax", "multiopt-arrays", "multiopt-donate", "multiopt-step", "multiopt-optax", "keras-ours"
     contenders = run.some(FLOOR, *ours, "optax", "keras-jax")
     large, small = points = [run.measure(f"{len(each):,} × {each[0][0]:,}", each, contenders) for each in shapes]
     pairs = zip(large.rows, small.rows, strict=True)

@@ -19,7 +19,7 @@ from .torch import multiopt_tensors, multiopt_torch, torch_adadelta, torch_adam,
 __all__ = ["CPU", "CUDA", "choose"]
 
 EAGER, FOREACH, GPU, OURS = {"engine": "eager"}, {"foreach": True}, {"device": "cuda"}, {"ours": True}
-FUSED, OPTAX = {"fused": True}, ("jax", "optax", "multiopt.optax")
+DONATE, FUSED, OPTAX = {"donate": True}, {"fused": True}, ("jax", "optax", "multiopt.optax")
 ON_TORCH, ON_JAX = {"KERAS_BACKEND": "torch"}, {"KERAS_BACKEND": "jax"}
 COMPILED = "torch-compile"
 CPU = [
@@ -33,6 +33,7 @@ CPU = [
     Contender(COMPILED, "torch.optim, torch.compile", torch_compiled, ("torch",)),
     Contender("multiopt-jax", "multiopt, JAX, jitted and donated", multiopt_jax, ("jax",), 7),
     Contender("multiopt-arrays", "multiopt, JAX", multiopt_arrays, ("jax",), 7),
+    Contender("multiopt-donate", "multiopt, JAX, donate=True", multiopt_arrays, ("jax",), 7, DONATE),
     Contender("multiopt-step", "multiopt.optax in one pass, jitted and donated", multiopt_optax, OPTAX, 7, FUSED),
     Contender("multiopt-optax", "multiopt.optax + apply_updates, likewise", multiopt_optax, OPTAX, 7),
     Contender("keras-ours", "multiopt.keras.for_keras on JAX, jitted", keras_jax, ("jax", "keras"), 8, OURS, ON_JAX),
