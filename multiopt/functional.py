@@ -118,6 +118,7 @@ def update(
     Returns
     -------
     params : like params
+        Or the updates, of a rule that returns those.
     state : State
 
     Raises

@@ -137,6 +137,8 @@ class Optimizer:
         self._step_lock = Lock()
         if "lr" not in rule.hypers:
             raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
+        if rule.returns_update:
+            raise ValueError(f"rule: expected a rule that returns parameters, got {rule!r}, which returns updates")
         self.settings: dict[str, Any] = {"rule": rule} | {
             name: option.check(name, options.pop(name, option.default))
             for name, option in OPTIONS.items()

@@ -30,7 +30,7 @@ def _from_zero(
 HYPERS = {"lr": Hyper(1.0), "rho": ADADELTA.hypers["rho"], "eps": Hyper(1e-6, low=0.0)}
 #: A parameter's step, and the step from zero, which is the update.
 STEP = replace(ADADELTA, hypers=HYPERS)
-UPDATE = Rule("adadelta_update", _from_zero, slots=ADADELTA.slots, hypers=HYPERS)
+UPDATE = Rule("adadelta_update", _from_zero, slots=ADADELTA.slots, hypers=HYPERS, returns_update=True)
 
 
 def advance(

@@ -13,23 +13,13 @@ EPS = float(np.finfo(np.float32).eps)
 ONE = {"w": True, "b": False}
 #: Each makes a transformation from a module that has `adadelta`.
 WRAPPERS = {
-    "chain": lambda m: optax.chain(optax.clip_by_global_norm(1.0), m.adadelta(0.5), optax.scale(0.5)),
-    "chain, scaled apart": lambda m: optax.chain(m.scale_by_adadelta(0.8), optax.scale_by_learning_rate(0.5)),
-    "named_chain": lambda m: optax.named_chain(("clip", optax.clip(0.5)), ("step", m.adadelta(0.5))),
+    "chain": lambda m: optax.chain(optax.clip_by_global_norm(1.0), m.scale_by_adadelta(0.8), optax.scale(-0.5)),
     "masked": lambda m: optax.masked(m.adadelta(0.5, weight_decay=0.1), ONE),
     "multi_transform": lambda m: optax.multi_transform(
-        {"a": m.adadelta(0.5), "b": m.adadelta(lambda count: 0.25, rho=0.5)}, {"w": "a", "b": "b"}
+        {"moves": m.adadelta(lambda count: 0.5), "stays": optax.set_to_zero()}, {"w": "stays", "b": "moves"}
     ),
-    "partition": lambda m: optax.partition(
-        {"moves": m.adadelta(0.5), "stays": optax.set_to_zero()}, {"w": "stays", "b": "moves"}
-    ),
-    "MultiSteps": lambda m: optax.MultiSteps(m.adadelta(0.5), 2, should_skip_update_fn=optax.skip_not_finite),
+    "MultiSteps": lambda m: optax.MultiSteps(m.adadelta(0.5), 2),
     "apply_if_finite": lambda m: optax.apply_if_finite(m.adadelta(0.5), 2),
-    "conditionally": lambda m: optax.conditionally_transform(m.adadelta(0.5), lambda step: step % 2 == 0),
-    "flatten": lambda m: optax.flatten(m.adadelta(0.5, weight_decay=0.1)),
-    "inject_hyperparams": lambda m: optax.inject_hyperparams(m.adadelta)(
-        optax.linear_schedule(0.5, 0.1, 4), rho=lambda count: 0.9 - 0.1 * count, weight_decay=0.1
-    ),
     "schedule_free": lambda m: optax.contrib.schedule_free(m.adadelta(0.5), 0.5, b1=0.9),
     "sam": lambda m: optax.contrib.sam(m.adadelta(0.5), optax.sgd(0.01), sync_period=2),
     "mechanize": lambda m: optax.contrib.mechanize(m.adadelta(0.5), s_init=0.5),
@@ -43,33 +33,34 @@ def loss(params):
     return jnp.sum((params["w"] - 1) ** 2) + jnp.sum(jnp.abs(params["b"]) ** 3)
 
 
-def trained(opt, factors, valued):
-    """Parameters and state after each step; the gradients are multiplied by the factors."""
-
-    def once(carry, factor):
-        params, state = carry
-        value, grads = jax.value_and_grad(loss)(params)
-        grads = jax.tree.map(lambda g: g * factor, grads)
-        updates, state = opt.update(grads, state, params, **({"value": value} if valued else {}))
-        carry = optax.apply_updates(params, updates), state
-        return carry, carry
-
-    return jax.lax.scan(once, (PARAMS, opt.init(PARAMS)), jnp.asarray(factors, jnp.float32))[1]
+def gone_on(opt, params, state, factor, valued):
+    """A step; the gradients are multiplied by the factor."""
+    value, grads = jax.value_and_grad(loss)(params)
+    grads = jax.tree.map(lambda g: g * factor, grads)
+    updates, state = opt.update(grads, state, params, **({"value": value} if valued else {}))
+    return optax.apply_updates(params, updates), state
 
 
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_it_does_as_with_optax(name):
-    factors = [1, 1, np.nan, 0.5, 1, 1] if name in ("MultiSteps", "apply_if_finite") else [1, 1, 0.5, 1, 1, 1]
-    valued, make = name == "reduce_on_plateau", WRAPPERS[name]
-    made, theirs = jax.jit(lambda: [trained(make(module), factors, valued) for module in (ours, optax)])()
-    assert jax.tree.structure(made) == jax.tree.structure(theirs)
-    for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(theirs), strict=True):
-        assert one.dtype == other.dtype
-        # Two compilations of the same equations: about ten roundings a step, here and there, in six steps.
-        np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=64 * EPS, atol=64 * EPS)
-    assert np.isfinite(made[0]["w"]).all()
-    moved = {key: not np.array_equal(array[-1], PARAMS[key]) for key, array in made[0].items()}
-    assert moved == {"w": name != "partition", "b": True}
+    opts = [WRAPPERS[name](module) for module in (ours, optax)]
+    factors = [1, 1, np.nan, 0.5, 1, 1] if name == "apply_if_finite" else [1, 1, 0.5, 1]
+
+    @jax.jit
+    def step(runs, factor):
+        return [gone_on(opt, *run, factor, name == "reduce_on_plateau") for opt, run in zip(opts, runs, strict=True)]
+
+    runs = [(PARAMS, opt.init(PARAMS)) for opt in opts]
+    for factor in factors:
+        runs = step(runs, jnp.float32(factor))
+        assert jax.tree.structure(runs[0]) == jax.tree.structure(runs[1])
+        for one, other in zip(*map(jax.tree.leaves, runs), strict=True):
+            assert one.dtype == other.dtype
+            # Two compilations of the same equations: about ten roundings a step, here and there, in four to six steps.
+            np.testing.assert_allclose(np.asarray(one), np.asarray(other), rtol=64 * EPS, atol=64 * EPS)
+    assert np.isfinite(runs[0][0]["w"]).all()
+    moved = {key: not np.array_equal(array, PARAMS[key]) for key, array in runs[0][0].items()}
+    assert moved == {"w": name != "multi_transform", "b": True}
 
 
 def test_numbers_that_change_compile_nothing():
@@ -99,7 +90,7 @@ def test_a_second_step_compiles_nothing():
     @jax.jit
     def both(params, grads, state):
         traced.append(1)
-        updates, after = opt.update(grads, state, params)
+        updates, _ = opt.update(grads, state, params)
         return optax.apply_updates(params, updates), opt.step(params, grads, state)[1]
 
     params, state = PARAMS, opt.init(PARAMS)

@@ -79,8 +79,8 @@ def calls(
     `columns` are the parameters, their gradients and each slot's arrays; `scalars` the numbers that the program reads,
     of Python or 0-d arrays. `scales`, uint32 of shape (2 n,), are a float64 for each tensor; `keys`, uint32 of shape
     (2,), and the `parameters`' numbers are for stochastic rounding. `in_place` says which columns are updated in
-    place: if whoever calls still has such an array, XLA copies it before. All by default. `threads` is the most that
-    may work; by default what `thread_count` says now.
+    place: if whoever calls still has such an array, XLA copies it before. By default all, but for parameters to which
+    an update is to be added. `threads` is the most that may work; by default what `thread_count` says now.
     """
     from .handler import handler
 
@@ -101,7 +101,7 @@ def calls(
                 extras.append(np.array([threads or thread_count()], np.uint32))
             else:
                 extras.append(np.array(parameters[start : start + TENSORS], np.uint32))
-        kinds = tuple(range(len(columns)) if in_place is None else in_place)
+        kinds = tuple(range(int(program.returns_update), len(columns)) if in_place is None else in_place)
         found = _batched(made.name, len(some[0]), len(columns), kinds, 0)(*chain(*some), *numbers, *extras)
         for k, column in enumerate(news):
             column += found[k * len(some[0]) : (k + 1) * len(some[0])]
