@@ -72,6 +72,21 @@ def lines(points: Sequence[Point]) -> list[str]:
     return notes
 
 
+def jax(run: Run) -> Result:
+    """JAX arrays, inside `jax.jit` and outside: one large tensor, and many small ones."""
+    shapes: list[Shapes] = [[(run.size(32_000_000),)], [(64,)] * (100 if run.quick else 1000)]
+    ours = "multiopt-jax", "multiopt-arrays", "multiopt-donate", "multiopt-step", "multiopt-optax", "keras-ours"
+    contenders = run.some(FLOOR, *ours, "optax", "keras-jax")
+    large, small = points = [run.measure(f"{len(each):,} × {each[0][0]:,}", each, contenders) for each in shapes]
+    pairs = zip(large.rows, small.rows, strict=True)
+    notes = [
+        f"{one.label}: the first step, compiled, is done after {one.ready:.2f} and {other.ready:.2f} s"
+        for one, other in pairs
+        if one.key != FLOOR and one.ready and other.ready
+    ]
+    return Result("jax", "JAX arrays, float32", points, notes)
+
+
 def tiny(run: Run) -> Result:
     """So many tensors that nothing but what a tensor costs is left."""
     shapes = [(8,)] * (100 if run.quick else 100_000)
@@ -174,6 +189,7 @@ CASES: dict[str, Callable[[Run], Result]] = {
     "small": one_workload("small", SMALL, lambda run: [(64,)] * (100 if run.quick else 1000)),
     "count": count,
     "sweep": sweep,
+    "jax": jax,
     "tiny": tiny,
     "dtypes": dtypes,
     "options": options,
