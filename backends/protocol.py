@@ -11,7 +11,7 @@ puts the new ones into the bucket's lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from operator import is_
@@ -190,7 +190,8 @@ class Location:
     upon: np.ndarray
     #: Tensors that cannot be walked as one run of memory.
     odd: Sequence[int] = ()
-    #: Those of them that an engine walks by their strides, as it likes to have them.
+    #: Those of them that an engine walks by their strides, and what it knows them by.
+    tiled: Container[int] = ()
     tiles: Any = None
 
 

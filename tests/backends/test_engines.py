@@ -143,7 +143,8 @@ def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", "2")
     monkeypatch.setattr(host, "copy_blocks", None)
     monkeypatch.setattr(tiles, "ROOM", 1 << 12)  # many tiles
-    monkeypatch.setattr(tiles, "PIECE", 1 << 13)
+    monkeypatch.setattr(host, "PIECE", 5000)
+    monkeypatch.setattr(host, "SERIAL", 0)
     opt = Adadelta(list(x), **options)
     opt.step(list(grads))
     for got, want in zip((opt.params, opt.state), (expected.params, expected.state), strict=True):

@@ -16,7 +16,8 @@ import numba
 import numpy as np
 from numba import types
 
-from .kernels import STORAGE, disabled, long_pointer
+from .kernels import disabled
+from .storage import STORAGE, long_pointer
 
 __all__ = ["ALIGNED", "C_ORDER", "F_ORDER", "NATIVE", "WRITABLE", "Description", "Exchange", "Fields"]
 

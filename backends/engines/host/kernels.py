@@ -15,15 +15,13 @@ from weakref import finalize
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock as compiling
-from numba.extending import intrinsic
 
-from ...rounding import rendered
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
+from .storage import NAMES, STORAGE, double_bits, float_bits
 
 __all__ = ["compiling", "disabled", "finite_kernel", "update_kernel"]
 
@@ -49,191 +47,35 @@ def disabled() -> str | None:
     return "Numba's compiler is off: NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None  # type: ignore[attr-defined]
 
 
-def _cast(source: Any, target: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
-    """A kernel's function from one type to another; `convert` writes its instructions."""
-
-    @intrinsic
-    def cast(typingctx: Any, value: Any) -> Any:
-        return target(source), lambda context, builder, signature, args: convert(context, builder, args[0])
-
-    return cast
-
-
-def _pointer(dtype: Any) -> Any:
-    """Make an integer address a pointer to elements of `dtype`."""
-    result = types.CPointer(dtype)
-    return _cast(types.intp, result, lambda c, b, v: b.inttoptr(v, c.get_value_type(result)))
-
-
-float_bits = _cast(types.float32, types.uint32, lambda c, b, v: b.bitcast(v, ir.IntType(32)))
-bits_float = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(v, ir.FloatType()))
-double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.IntType(64)))
-bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
-half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
-half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
-long_pointer, pair_pointer = _pointer(types.int64), _pointer(types.uint32)
-
-
-@intrinsic
-def load_pair(typingctx: Any, pointer: Any, k: Any) -> Any:
-    """Two neighbours of 16 bits at once, which need not lie as a number of 32 bits does."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]]), align=2)
-
-    return types.uint32(types.CPointer(types.uint32), types.intp), generate
-
-
-@intrinsic
-def store_pair(typingctx: Any, pointer: Any, k: Any, pair: Any) -> Any:
-    """Write what `load_pair` reads."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]]), align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.CPointer(types.uint32), types.intp, types.uint32), generate
-
-
-instruction: Any = intrinsic  # whose own types know nothing of the typing context
-
-
-@instruction
-def fetch(typingctx: Any, address: Any) -> Any:
-    """Have the memory at an address brought near, if there is any; wait for nothing."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@numba.njit(inline="always")
-def identity(x: Any) -> Any:
-    return x
-
-
-@numba.njit(inline="always")
-def bfloat_load(u: Any) -> Any:
-    return bits_float(np.uint32(np.uint32(u) << np.uint32(16)))
-
-
-@numba.njit(inline="always")
-def tamed(x: Any) -> Any:
-    """A number, or a NaN with nothing in the lower half of its bits."""
-    return x if x == x else np.float32(np.nan)
-
-
-@numba.njit(inline="always")
-def bfloat_rounded(x: Any) -> Any:
-    """The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half."""
-    u = float_bits(x)
-    return np.uint32(u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1)))
-
-
-@numba.njit(inline="always")
-def bfloat_store(x: Any) -> Any:
-    return np.uint16(bfloat_rounded(tamed(x)) >> np.uint32(16))
-
-
-@numba.njit(inline="always")
-def low_bfloat(pair: Any) -> Any:
-    return bits_float(np.uint32(pair << np.uint32(16)))
-
-
-@numba.njit(inline="always")
-def high_bfloat(pair: Any) -> Any:
-    return bits_float(np.uint32(pair & np.uint32(0xFFFF0000)))
-
-
-@numba.njit(inline="always")
-def bfloat_pair(low: Any, high: Any) -> Any:
-    """Two numbers of which the upper halves are these."""
-    return (low >> np.uint32(16)) | (high & np.uint32(0xFFFF0000))
-
-
-def _hash() -> Any:
-    """The hash of stochastic rounding, `rounding.STEPS`, as a kernel's function of a word and a pair of keys."""
-    templates = {
-        "add": "h = np.uint32(h + keys[{0}])",
-        "xor": "h = np.uint32(h ^ keys[{0}])",
-        "shift": "h = np.uint32(h ^ (h >> np.uint32({0})))",
-        "mul": "h = np.uint32(h * np.uint32({0}))",
-    }
-    space: dict[str, Any] = {"np": np}
-    exec("\n    ".join(["def hashed(h, keys):", *rendered(templates), "return h"]), space)
-    return numba.njit(inline="always")(space["hashed"])
-
-
-hashed = _hash()
-
-
-@numba.njit(inline="always")
-def absorbed(keys: Any, word: Any) -> Any:
-    """As in `rounding`."""
-    first = hashed(np.uint32(word), keys)
-    return first, hashed(np.uint32(~np.uint32(word)), (keys[1], first))
-
-
-@numba.njit(inline="always")
-def bfloat_drawn(x: Any, random: Any) -> Any:
-    """The same as `bfloat_rounded`, rounded stochastically."""
-    return np.uint32(float_bits(x) + random)
-
-
-#: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
-STORAGE = {
-    "float16": (_pointer(types.uint16), "half_load({})", "half_store({})"),
-    "bfloat16": (_pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
-    "float32": (_pointer(types.float32), "{}", "{}"),
-    "float64": (_pointer(types.float64), "{}", "{}"),
-}
-#: The same reading as functions.
-LOADS = {"float16": half_load, "bfloat16": bfloat_load, "float32": identity, "float64": identity}
-
-SPACE = {
-    "np": np,
-    "default_control": default_control,
-    "restored_control": restored_control,
-    "carray": numba.carray,
-    "double_bits": double_bits,
-    "half_load": half_load,
-    "half_store": half_store,
-    "bfloat_load": bfloat_load,
-    "bfloat_store": bfloat_store,
-    "bfloat_rounded": bfloat_rounded,
-    "bfloat_drawn": bfloat_drawn,
-    "tamed": tamed,
-    "hashed": hashed,
-    "absorbed": absorbed,
-    "low_bfloat": low_bfloat,
-    "high_bfloat": high_bfloat,
-    "bfloat_pair": bfloat_pair,
-    "pair_at": pair_pointer,
-    "load_pair": load_pair,
-    "store_pair": store_pair,
-    **{f"{dtype}_at": pointer for dtype, (pointer, _, _) in STORAGE.items()},
-}
+SPACE = {"np": np, "carray": numba.carray, "default_control": default_control, "restored_control": restored_control}
 
 
 TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
 #: A program's numbers, a row for each group of tensors, and the row of each tensor.
 GROUPS = {"numbers": types.float64[:, ::1], "which": types.int64[::1]}
 ZERO_ONE = "zero, one = compute(0), compute(1)"
+#: The columns that are moved where the gradient alone is looked at.
+GRADIENT = "1, 2"
 
 
-def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
+def build(
+    name: str, parameters: dict[str, Any], opening: list[str], body: list[str], tiles: str = "", **names: Any
+) -> Any:
     """Compile ``name(table, *parameters, first, start, count)``, which does `body` for the tensors of a table.
 
     `table` has a row a tensor: its size and the addresses of x, g and the state; an address of g of 0 skips it. The
     kernel walks over `count` elements, from element `start` of tensor `first` on and into the tensors that follow: the
-    body over the `n` elements of tensor `i` that begin at `start`. `parameters` gives types.
+    body over the `n` elements of tensor `i` that begin at `start`, by the addresses in its `row`. `parameters` gives
+    types.
+
+    `tiles`, if there may be any, says which columns of these are moved (see `tiles.mover`): then an address of g below
+    0 is minus that of a tensor's description, and the body is done for one tile after another.
     """
-    walk = ["n = taken = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
+    work = [
+        "row, n = long_at(table.ctypes.data + 8 * table.shape[1] * i), taken",
+        *(tiled(tiles, body) if tiles else body),
+    ]
+    walk = ["taken = min(table[i, 0] - start, count)", "if taken > 0 and table[i, 2] != 0:", *indent(work)]
     walk += ["count -= taken", "start = 0", "i += 1"]
     lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
     lines = ["control = default_control()", *lines, "restored_control(control)"]
@@ -241,12 +83,31 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     # So that a traceback shows its lines.
     filename = f"<multiopt {name} {abs(hash(source)):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    space: dict[str, Any] = {**SPACE, **names}
+    space: dict[str, Any] = {**SPACE, **NAMES, **names}
     exec(compile(source, filename, "exec"), space)
     signature = types.void(TABLE, *parameters.values(), types.int64, types.int64, types.int64)
     kernel = numba.njit(signature, nogil=True, error_model="numpy")(space[name])
     finalize(kernel, linecache.cache.pop, filename, None).atexit = False
     return kernel
+
+
+def tiled(tiles: str, body: list[str]) -> list[str]:
+    """Do a body of `build` for a tensor, or for those of its tiles of which these `taken` elements are."""
+    arguments = f"about, tile, boxes.ctypes.data, {tiles}"
+    return [
+        "tile, end, moves = 0, 1, row[2] < 0",
+        "if moves:",
+        "    about, size = -row[2], row[0]",
+        "    number, boxes = long_at(about)[1], np.empty(long_at(about)[2], np.int64)",
+        "    tile, end = -(-start * number // size), -(-(start + taken) * number // size)",
+        "while tile < end:",
+        "    if moves:",
+        f"        start, n, row = 0, moved({arguments}, 0), long_at(boxes.ctypes.data)",
+        *indent(body),
+        "    if moves:",
+        f"        moved({arguments}, 1)",
+        "    tile += 1",
+    ]
 
 
 def indent(lines: list[str]) -> list[str]:
@@ -264,7 +125,7 @@ def rounded(code: Code) -> list[str]:
 
 def view(dtype: str, column: int, first: str, length: str) -> str:
     """An expression for elements of tensor `i`, from `first` on."""
-    return f"carray({dtype}_at(table[i, {column}] + {first} * {ITEMSIZES[dtype]}), {length})"
+    return f"carray({dtype}_at(row[{column}] + {first} * {ITEMSIZES[dtype]}), {length})"
 
 
 @lru_cache(KEPT)
@@ -310,14 +171,15 @@ def update_kernel(program: Program, dtypes: tuple[str, ...], in_place: bool = Tr
         for (a, _), slot in zip(written, slots, strict=True):
             low, high = (_upper(slot, half).format(f"{a}{half}") for half in ("_low", "_high"))
             pair += [f"store_pair({new}{a}_pairs, k, bfloat_pair({low}, {high}))"]
-        views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(columns, 1)]
+        views += [f"{a}_pairs = pair_at(row[{j}] + start * 2)" for j, (a, _) in enumerate(columns, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
     body, parameters = [*views, *loop], dict[str, Any]({"scales": NUMBERS, **GROUPS})
     if drawn:
         body = _by_runs([line for p in drawn for line in _counted(p)] + body)
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
     body = [*rounded(code), "norm_scale = compute(scales[i])", *body]
-    return build("update", parameters, [ZERO_ONE], body, compute=computing_dtype(dtypes))
+    tiles = f"0, {len(arrays)}" if in_place and not drawn else ""
+    return build("update", parameters, [ZERO_ONE], body, tiles, compute=computing_dtype(dtypes))
 
 
 def _drawn(dtype: str, slot: int) -> str:
@@ -385,4 +247,4 @@ def finite_kernel(dtype: str) -> Callable[..., None]:
     largest = f"largest = max(largest, kind(bits({STORAGE[dtype][1].format('g_[k]')})) & MAGNITUDE)"
     body = [f"g_ = {view(dtype, 2, 'start', 'n')}", "largest = kind(0)", "for k in range(n):", *indent([largest])]
     body += ["if largest >= INFINITE:", *indent(["bad[i] = 1"])]
-    return build("finite", {"bad": types.uint8[::1]}, [], body, **magnitudes(dtype))
+    return build("finite", {"bad": types.uint8[::1]}, [], body, GRADIENT, **magnitudes(dtype))
