@@ -116,15 +116,14 @@ def copier(dtype: str) -> Any:
             for k in range(m):
                 new[k] = old[2 * k]
         else:
-            a *= width
-            b *= width
-            while parts > 0:
-                parts -= 1
-                at, there = to + parts * width, source + parts * width
-                for _ in range(m):
-                    numba.carray(pointer(at), 1)[0] = numba.carray(pointer(there), 1)[0]
-                    at += a
-                    there += b
+            whole = m - m % 8
+            for part in range(parts):
+                new, old = pointer(to + part * width), pointer(source + part * width)
+                for begin in range(0, whole, 8):
+                    for k in range(8):  # which the compiler unrolls
+                        new[(begin + k) * a] = old[(begin + k) * b]
+                for k in range(whole, m):
+                    new[k * a] = old[k * b]
 
     return line
 
