@@ -157,6 +157,19 @@ def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
     assert [a.tobytes() for a in opt.params] == [a.tobytes() for a in expected.params]
 
 
+def test_of_a_tile_only_what_has_gaps_is_copied(numba):
+    from multiopt.backends.engines.host import tiles
+
+    gaps, none = (2,), (1,)
+    ndim, words = tiles.planned((10_000,), (gaps, gaps, none, none), (4,) * 4, 1, 1000)
+    number, room, *_ = words
+    buffers = words[tiles.HEAD - 1 + 2 * ndim + 2 :: tiles.COLUMN + ndim]
+    assert (number, ndim) == (10, 1)
+    assert [buffer > 0 for buffer in buffers] == [True, True, False, False]
+    assert buffers[1] - buffers[0] >= 4000
+    assert buffers[1] + 4000 <= 8 * room <= 10_000
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 def test_dask_chunks_run_the_compiled_engine_on_one_thread_each(dtype, numba, monkeypatch):
     da = pytest.importorskip("dask.array")
