@@ -24,7 +24,7 @@ if reason := disabled():
 
 MASK, STEP = np.int64(norms.MASK), norms.STEP
 WIDTHS = {width: start for start, width in norms.DIGITS.values()}
-LOWEST, COLUMNS = norms.DIGITS["float32"][0], norms.columns("float32")
+NARROW, COLUMNS = norms.DIGITS["float32"][0], norms.columns("float32")
 ROW = types.int64[::1]
 
 
@@ -50,53 +50,51 @@ def _compiled() -> Callable[..., float]:
         half = math.ldexp(1.0, (start + STEP * top) // 4)
         return (math.sqrt(np.float64(row[top]) + (middle * 2.0**-32 + low * 2.0**-64)) * half) * half
 
-    @numba.njit(number(NUMBERS), error_model="numpy")
-    def norm_of_lengths(lengths: Any) -> Any:
-        row, start = np.zeros(COLUMNS, np.int64), LOWEST
+    @numba.njit(number(NUMBERS, ROW), error_model="numpy")
+    def norm_of_lengths(lengths: Any, row: Any) -> Any:
+        """That of lengths; the row, of zeros, is written to."""
         largest, half = 0.0, 2.0**537
-        for length in lengths:
-            if length != length:
-                return length
-            largest = max(largest, length)
+        for i in range(len(lengths)):
+            if lengths[i] != lengths[i]:
+                return lengths[i]
+            largest = max(largest, lengths[i])
         if largest == np.inf:
             return largest
         for exponent in range(-1074, 1024, STEP):
             if largest >= math.ldexp(1.0, exponent):
                 half = math.ldexp(1.0, -exponent // 2)
-        for length in lengths:
-            scaled = (length * half) * half
+        for i in range(len(lengths)):
+            scaled = (lengths[i] * half) * half
             s = scaled * scaled
             for k in range(11, 4, -1):
-                unit = math.ldexp(1.0, start + STEP * k)
+                unit = math.ldexp(1.0, NARROW + STEP * k)
                 anchor = 1.5 * 2.0**52 * unit
                 whole = (s + anchor) - anchor
                 if whole > s:
                     whole -= unit
                 row[k] += np.int64(whole / unit)
                 s -= whole
-        return (norm(row, start) / half) / half
+        return (norm(row, NARROW) / half) / half
 
-    @numba.njit(number(TABLE, digit, NUMBERS, number, NUMBERS), error_model="numpy")
-    def factors(table: Any, start: Any, own: Any, threshold: Any, out: Any) -> Any:
+    # Memory comes from the caller: to make or to copy arrays takes Numba's compiler seconds.
+    @numba.njit(number(TABLE, digit, NUMBERS, number, NUMBERS, NUMBERS, ROW, ROW), error_model="numpy")
+    def factors(
+        table: Any, start: Any, own: Any, threshold: Any, out: Any, lengths: Any, row: Any, other: Any
+    ) -> Any:  # fmt: skip
         """Write the factors, and return the norm of all; `own` has a threshold for each norm, or is empty."""
-        count, row = len(table), np.zeros(table.shape[1], np.int64)
-        if len(own) == 0:
-            for i in range(count):
-                for k in range(len(row)):
-                    row[k] += table[i, k]
-                out[i] = 1.0
-            total = norm(row, start)
-        else:
-            lengths = np.empty(count)
-            for i in range(count):
-                row[:] = table[i]
+        for i in range(len(table)):
+            out[i] = 1.0
+            for k in range(len(row)):
+                row[k] = table[i, k] if len(own) else row[k] + table[i, k]
+            if len(own):
                 length = norm(row, start)
-                out[i] = own[i] / length if length > own[i] else (1.0 if length == length else length)
-                lengths[i] = own[i] + 0.0 * length if length > own[i] else length
-            total = norm_of_lengths(lengths)
+                clipped = length > own[i]
+                out[i] = own[i] / length if clipped else (1.0 if length == length else length)
+                lengths[i] = own[i] + 0.0 * length if clipped else length
+        total = norm_of_lengths(lengths, other) if len(own) else norm(row, start)
         if threshold == threshold and not total <= threshold:
             shrink = threshold / total if total == total else total
-            for i in range(count):
+            for i in range(len(out)):
                 out[i] *= shrink
         return total
 
@@ -105,8 +103,9 @@ def _compiled() -> Callable[..., float]:
 
 def clip_factors(table: np.ndarray, clip_norm: Any | None, clip_global_norm: float | None) -> tuple[Any, Any]:
     """See `norms.clip_factors`."""
-    table, out = np.ascontiguousarray(table), np.empty(len(table))
+    table, out, lengths = np.ascontiguousarray(table), np.empty(len(table)), np.empty(len(table))
+    row, other = np.zeros(table.shape[1], np.int64), np.zeros(COLUMNS, np.int64)
     own = np.empty(0) if clip_norm is None else np.broadcast_to(np.asarray(clip_norm, np.float64), out.shape).copy()
     threshold = math.nan if clip_global_norm is None else float(clip_global_norm)
-    total = _compiled()(table, WIDTHS[table.shape[1] - 2], own, threshold, out)
+    total = _compiled()(table, WIDTHS[table.shape[1] - 2], own, threshold, out, lengths, row, other)
     return out, np.array([total])

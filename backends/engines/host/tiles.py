@@ -139,19 +139,21 @@ def mover() -> Any:
     buffer begins (0: it is walked where it lies), the axis along which it is contiguous, and its steps.
     """
     half, single, double = copier("float16"), copier("float32"), copier("float64")
-    number, flat = types.int64, types.int64[::1]
+    number, words = types.int64, types.CPointer(types.int64)
 
-    @numba.njit(types.void(number, flat, number, flat, flat, flat, *[number] * 3), nogil=True)
-    def box(to: Any, a: Any, source: Any, b: Any, extents: Any, index: Any, inner: Any, width: Any, parts: Any) -> None:
+    @numba.njit(types.void(number, words, number, words, words, words, *[number] * 4), nogil=True)
+    def box(
+        to: Any, a: Any, source: Any, b: Any, extents: Any, index: Any, ndim: Any, inner: Any, width: Any, parts: Any
+    ) -> None:
         """Copy a box, line by line along the axis `inner`."""
         m, lines = extents[inner], 1
-        for k in range(len(extents)):
+        for k in range(ndim):
             index[k] = 0
             lines *= extents[k]
         for _ in range(lines // m):
             # The next lines are far from this one, and the processor does not foresee them.
-            if inner < len(extents) - 1:
-                ahead = source + AHEAD * b[len(extents) - 1] * width
+            if inner < ndim - 1:
+                ahead = source + AHEAD * b[ndim - 1] * width
                 for at in range(0, m * parts * width, 64):
                     fetch(ahead + at)
             if width == 2:
@@ -160,7 +162,7 @@ def mover() -> Any:
                 single(to, a[inner], source, b[inner], m, parts)
             else:
                 double(to, a[inner], source, b[inner], m, parts)
-            for k in range(len(extents) - 1, -1, -1):
+            for k in range(ndim - 1, -1, -1):
                 if k != inner:
                     index[k] += 1
                     to += a[k] * width
@@ -174,10 +176,12 @@ def mover() -> Any:
     @numba.cfunc(number(*[number] * 6), error_model="numpy")
     def move(about: Any, tile: Any, room: Any, low: Any, high: Any, back: Any) -> Any:
         head = long_pointer(about)
-        ndim, columns, size = head[3], head[4], head[5]
-        axes, row = numba.carray(long_pointer(about + 8 * HEAD), 2 * ndim), long_pointer(room)
-        made = numba.carray(long_pointer(room + 8 * (1 + columns)), (4, ndim))
-        begin, extents, steps, index = made[0], made[1], made[2], made[3]
+        ndim, columns, parts = head[3], head[4], head[5]
+        size = parts
+        axes, row = long_pointer(about + 8 * HEAD), long_pointer(room)
+        made = room + 8 * (1 + columns)
+        begin, extents = long_pointer(made), long_pointer(made + 8 * ndim)
+        steps, index = long_pointer(made + 16 * ndim), long_pointer(made + 24 * ndim)
         for axis in range(ndim - 1, -1, -1):
             n, t = axes[axis], axes[ndim + axis]
             tiles = -(-n // t)
@@ -189,16 +193,16 @@ def mover() -> Any:
         row[0] = size
         for c in range(low, high):
             at = about + 8 * (HEAD + 2 * ndim + c * (COLUMN + ndim))
-            column, there = long_pointer(at), numba.carray(long_pointer(at + 8 * COLUMN), ndim)
+            column, there = long_pointer(at), long_pointer(at + 8 * COLUMN)
             place, width, buffer, inner = column[0], column[1], room + column[2], column[3]
             for axis in range(ndim):
                 place += begin[axis] * there[axis] * width
             if not back:
                 row[1 + c] = buffer if column[2] else place
                 if column[2]:
-                    box(buffer, steps, place, there, extents, index, inner, width, head[5])
+                    box(buffer, steps, place, there, extents, index, ndim, inner, width, parts)
             elif c != 1 and column[2]:
-                box(place, there, buffer, steps, extents, index, inner, width, head[5])
+                box(place, there, buffer, steps, extents, index, ndim, inner, width, parts)
         return size
 
     return move
