@@ -165,6 +165,11 @@ class Ranges:
             return parts[0]
         return cls(np.concatenate([part.begins for part in parts]), np.concatenate([part.ends for part in parts]))
 
+    @property
+    def overlap(self) -> bool:
+        """Whether one of the pieces meets another."""
+        return bool((self.ends[:-1] > self.begins[1:]).any())
+
     def meets(self, other: Ranges) -> bool:
         """Whether some memory is in both."""
         return bool(self.aliases((other.begins, other.ends), np.zeros(len(other.begins), bool)))

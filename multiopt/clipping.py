@@ -6,18 +6,21 @@ arrays and the sharding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import backends
 from .backends.generic import Array
-from .backends.protocol import Bucket
+from .backends.protocol import Bucket, Ranges
 from .binding import Binding
-from .memory import backend_of, check_floating
+from .memory import Memory, backend_of, check_floating
 from .plan import Plan, PlannedJob, Reduce, norm_of, run
 from .update import PRODUCT, REPLACE, FusedUpdate
 
 __all__ = ["clip", "multiply", "total_norm"]
+
+#: What has the norm taken of the gradient as it is.
+MEASURED = FusedUpdate(REPLACE, normed=True)
 
 
 def clip(
@@ -87,21 +90,7 @@ def total_norm(arrays: Sequence[Array], names: Sequence[str], *, reduce: Reduce 
     TypeError, ValueError
         If an array is not supported.
     """
-    kinds: dict[tuple[Any, Any, str], list[int]] = {}
-    for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
-        backend = backend_of(name, array)
-        if reason := backend.rejects(array):
-            raise TypeError(f"{name}: {reason}")
-        kinds.setdefault((backend, backend.device(array), check_floating(name, backend, array)), []).append(i)
-    jobs, measured = [], FusedUpdate(REPLACE, normed=True).program
-    for (backend, device, dtype), places in kinds.items():
-        engine, _ = backends.engine_for(backend, device, (dtype,) * 3, "auto")
-        own, called = backend.described([arrays[i] for i in places]), [names[i] for i in places]
-        bucket = Bucket(backend, engine, device, dtype, dtype, dtype, called, list(own), {})
-        job = PlannedJob(bucket, measured, own, [{}], places=places)
-        job.location = engine.locate(job)
-        jobs.append(job)
-    return norm_of([Plan(jobs)], reduce)
+    return norm_of([Plan(_jobs(arrays, names, MEASURED, {}))], reduce)
 
 
 def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None:
@@ -121,4 +110,46 @@ def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None
     TypeError, ValueError
         If an array is not supported, or two overlap. None has been changed then.
     """
-    run([Binding(PRODUCT.rule, arrays, names).plan(PRODUCT, arrays, {"factor": factor}, names=names)])
+    jobs = _jobs(arrays, names, PRODUCT, {"factor": factor})
+    for job in jobs:
+        job.bucket.engine.prepare(job.program, job.bucket.dtypes)
+    for name, array in zip(names, arrays, strict=True):
+        if not jobs[0].bucket.backend.writable(array):
+            raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+    # What overlaps nothing as a run of memory needs no closer look.
+    located = [job.location for job in jobs if job.location is not None]
+    if any(location.odd for location in located) or Ranges.union([location.written for location in located]).overlap:
+        Memory().plus(jobs[0].bucket.backend, arrays, names)
+    run([Plan(jobs)])
+
+
+def _jobs(
+    arrays: Sequence[Array], names: Sequence[str], update: FusedUpdate, values: Mapping[str, Any]
+) -> list[PlannedJob]:
+    """Have the engines find arrays that stand for parameters and gradients alike, sorted by device and dtype."""
+    if not arrays:
+        raise ValueError("arrays: expected at least one, got none")
+    first = backend_of(names[0], arrays[0])
+    arrays = first.described(arrays)
+    kinds: dict[tuple[Any, Any, str], list[int]] = {}
+    for i in (0,) if first.alike(arrays) else range(len(arrays)):
+        backend = backend_of(names[i], arrays[i])
+        if backend is not first:
+            raise TypeError(f"{names[i]}: expected a {first.name} array, as {names[0]} is, got a {backend.name} array")
+        if reason := backend.rejects(arrays[i]):
+            raise TypeError(f"{names[i]}: {reason}")
+        kind = backend, backend.device(arrays[i]), check_floating(names[i], backend, arrays[i])
+        kinds.setdefault(kind, []).append(i)
+    if len(kinds) == 1:
+        kinds = {kind: list(range(len(arrays))) for kind in kinds}
+    jobs = []
+    for (backend, device, dtype), places in kinds.items():
+        engine, _ = backends.engine_for(backend, device, (dtype,) * 3, "auto")
+        own, called = arrays, list(names)
+        if len(kinds) > 1:
+            own, called = [arrays[i] for i in places], [names[i] for i in places]
+        bucket = Bucket(backend, engine, device, dtype, dtype, dtype, called, own, {})
+        job = PlannedJob(bucket, update.program, own, [values], places=places)
+        job.location = engine.locate(job)
+        jobs.append(job)
+    return jobs

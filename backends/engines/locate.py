@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import FLOATING, Array, Backend, RawMemory
+from ..generic import FLOATING, Array, Backend, Described, RawMemory
 from ..protocol import Bucket, Extents, Job, Location, Ranges
 
 __all__ = [
@@ -130,7 +130,9 @@ class Locations:
         self.table[which, 2] = found
 
     def _find_own(self) -> None:
-        self.layouts = [self.memory.layout(p) for p in self.bucket.params]
+        params = self.bucket.params
+        described = isinstance(params, Described) and params.description.contiguous
+        self.layouts = ["C"] * len(params) if described else [self.memory.layout(p) for p in params]
         if self.bucket.elements is not None:  # their numbers are those of C order
             self.layouts = [layout if layout == "C" else None for layout in self.layouts]
         self.odd, columns = set(), [1, *range(3, self.table.shape[1])]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..backends.torch import is_sharded, is_whole, local, most_over_shards, sum_over_shards, with_layout_of
 from ..clipping import multiply, total_norm
-from .tensors import is_readable
+from .tensors import BACKEND, is_readable
 
 __all__ = ["clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm"]
 
@@ -156,15 +156,18 @@ def _threshold(max_norm: float) -> float:
     return max_norm
 
 
-def _readable(named: dict[str, Any]) -> list[Tensor]:
+def _readable(named: dict[str, Any]) -> Sequence[Tensor]:
     """The tensors themselves, or of DTensors this rank's shards."""
-    found = []
+    found = BACKEND.described(list(named.values()))
+    if BACKEND.alike(found) and is_readable(found[0]):
+        return found
+    shards = []
     for name, tensor in named.items():
         shard = local(tensor)
         if not is_readable(shard) or (is_sharded(tensor) and not is_whole(tensor)):
             raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(tensor)}")
-        found.append(shard)
-    return found
+        shards.append(shard)
+    return shards
 
 
 def _total(named: dict[str, Any], norm_type: float, error_if_nonfinite: bool) -> Tensor:
@@ -178,7 +181,7 @@ def _total(named: dict[str, Any], norm_type: float, error_if_nonfinite: bool) ->
         def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
             return sum_over_shards(xp, table, [whole[i] for _, i in rows])
 
-        sharded = any(map(is_sharded, whole))
+        sharded = not BACKEND.alike(tensors) and any(map(is_sharded, whole))
         total = torch.as_tensor(total_norm(tensors, list(named), reduce=reduce if sharded else None))[0].clone()
     else:
         total = _largest(whole, tensors)
