@@ -174,7 +174,7 @@ class Backend:
     def alike(self, arrays: Sequence[Array]) -> bool:
         """Whether it is known that arrays are of this library's own types, of one device and dtype."""
         known = self.described(arrays)
-        return isinstance(known, Described) and known.description.alike and known.kinds <= self.kinds
+        return isinstance(known, Described) and len(known) > 0 and known.description.alike and known.kinds <= self.kinds
 
     def fingerprint(self, arrays: Sequence[Array]) -> Any:
         """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""
