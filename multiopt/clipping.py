@@ -6,21 +6,21 @@ arrays and the sharding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from . import backends
-from .backends.generic import Array
+from .backends.generic import Array, Described
 from .backends.protocol import Bucket, Ranges
 from .binding import Binding
 from .memory import Memory, backend_of, check_floating
 from .plan import Plan, PlannedJob, Reduce, norm_of, run
 from .update import PRODUCT, REPLACE, FusedUpdate
 
-__all__ = ["clip", "multiply", "total_norm"]
+__all__ = ["Gradients", "clip", "multiply", "total_norm"]
 
 #: What has the norm taken of the gradient as it is.
-MEASURED = FusedUpdate(REPLACE, normed=True)
+MEASURED = FusedUpdate(REPLACE, normed=True).program
 
 
 def clip(
@@ -90,7 +90,7 @@ def total_norm(arrays: Sequence[Array], names: Sequence[str], *, reduce: Reduce 
     TypeError, ValueError
         If an array is not supported.
     """
-    return norm_of([Plan(_jobs(arrays, names, MEASURED, {}))], reduce)
+    return Gradients(arrays, names).norm(reduce)
 
 
 def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None:
@@ -110,46 +110,65 @@ def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None
     TypeError, ValueError
         If an array is not supported, or two overlap. None has been changed then.
     """
-    jobs = _jobs(arrays, names, PRODUCT, {"factor": factor})
-    for job in jobs:
-        job.bucket.engine.prepare(job.program, job.bucket.dtypes)
-    for name, array in zip(names, arrays, strict=True):
-        if not jobs[0].bucket.backend.writable(array):
-            raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
-    # What overlaps nothing as a run of memory needs no closer look.
-    located = [job.location for job in jobs if job.location is not None]
-    if any(location.odd for location in located) or Ranges.union([location.written for location in located]).overlap:
-        Memory().plus(jobs[0].bucket.backend, arrays, names)
-    run([Plan(jobs)])
+    Gradients(arrays, names).multiply(factor)
 
 
-def _jobs(
-    arrays: Sequence[Array], names: Sequence[str], update: FusedUpdate, values: Mapping[str, Any]
-) -> list[PlannedJob]:
-    """Have the engines find arrays that stand for parameters and gradients alike, sorted by device and dtype."""
-    if not arrays:
-        raise ValueError("arrays: expected at least one, got none")
-    first = backend_of(names[0], arrays[0])
-    arrays = first.described(arrays)
-    kinds: dict[tuple[Any, Any, str], list[int]] = {}
-    for i in (0,) if first.alike(arrays) else range(len(arrays)):
-        backend = backend_of(names[i], arrays[i])
-        if backend is not first:
-            raise TypeError(f"{names[i]}: expected a {first.name} array, as {names[0]} is, got a {backend.name} array")
-        if reason := backend.rejects(arrays[i]):
-            raise TypeError(f"{names[i]}: {reason}")
-        kind = backend, backend.device(arrays[i]), check_floating(names[i], backend, arrays[i])
-        kinds.setdefault(kind, []).append(i)
-    if len(kinds) == 1:
-        kinds = {kind: list(range(len(arrays))) for kind in kinds}
-    jobs = []
-    for (backend, device, dtype), places in kinds.items():
-        engine, _ = backends.engine_for(backend, device, (dtype,) * 3, "auto")
-        own, called = arrays, list(names)
-        if len(kinds) > 1:
-            own, called = [arrays[i] for i in places], [names[i] for i in places]
-        bucket = Bucket(backend, engine, device, dtype, dtype, dtype, called, own, {})
-        job = PlannedJob(bucket, update.program, own, [values], places=places)
-        job.location = engine.locate(job)
-        jobs.append(job)
-    return jobs
+class Gradients:
+    """Arrays that are looked at once to be measured and multiplied in one step.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays
+        At least one; of one library, floating or complex; traced arrays are not supported.
+    names : sequence of str
+        What to call them in messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array is not supported.
+    """
+
+    def __init__(self, arrays: Sequence[Array], names: Sequence[str]) -> None:
+        if not arrays:
+            raise ValueError("arrays: expected at least one, got none")
+        self.backend, self.names = backend_of(names[0], arrays[0]), names
+        self.arrays = arrays = self.backend.described(arrays if isinstance(arrays, Described) else list(arrays))
+        kinds: dict[tuple[Any, str], list[int]] = {}
+        for i in (0,) if self.backend.alike(arrays) else range(len(arrays)):
+            if (backend := backend_of(names[i], arrays[i])) is not self.backend:
+                expected = f"a {self.backend.name} array, as {names[0]} is"
+                raise TypeError(f"{names[i]}: expected {expected}, got a {backend.name} array")
+            if reason := backend.rejects(arrays[i]):
+                raise TypeError(f"{names[i]}: {reason}")
+            kind = backend.device(arrays[i]), check_floating(names[i], backend, arrays[i])
+            kinds.setdefault(kind, []).append(i)
+        self.jobs = []
+        for (device, dtype), places in kinds.items():
+            own, called = arrays, list(names)
+            if len(kinds) > 1:
+                own, called = [arrays[i] for i in places], [names[i] for i in places]
+            engine, _ = backends.engine_for(self.backend, device, (dtype,) * 3, "auto")
+            bucket = Bucket(self.backend, engine, device, dtype, dtype, dtype, called, own, {})
+            places = places if len(kinds) > 1 else list(range(len(arrays)))
+            job = PlannedJob(bucket, MEASURED, own, [{}], places=places)
+            job.location = engine.locate(job)
+            self.jobs.append(job)
+
+    def norm(self, reduce: Reduce | None = None) -> Array:
+        """See `total_norm`."""
+        return norm_of([Plan(self.jobs)], reduce)
+
+    def multiply(self, factor: Any) -> None:
+        """See `multiply`; the arrays are not what they were found to be any more."""
+        for job in self.jobs:
+            job.program, job.values = PRODUCT.program, [{"factor": factor}]
+            job.bucket.engine.prepare(job.program, job.bucket.dtypes)
+        for name, array in zip(self.names, self.arrays, strict=True):
+            if self.backend.mutable and not self.backend.writable(array):
+                raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+        # What overlaps nothing as a run of memory needs no closer look.
+        located = [job.location for job in self.jobs if job.location is not None]
+        if any(own.odd for own in located) or (located and Ranges.union([own.written for own in located]).overlap):
+            Memory().plus(self.backend, self.arrays, self.names)
+        run([Plan(self.jobs)])

@@ -130,9 +130,7 @@ class Locations:
         self.table[which, 2] = found
 
     def _find_own(self) -> None:
-        params = self.bucket.params
-        described = isinstance(params, Described) and params.description.contiguous
-        self.layouts = ["C"] * len(params) if described else [self.memory.layout(p) for p in params]
+        self.layouts = [self.memory.layout(p) for p in self.bucket.params]
         if self.bucket.elements is not None:  # their numbers are those of C order
             self.layouts = [layout if layout == "C" else None for layout in self.layouts]
         self.odd, columns = set(), [1, *range(3, self.table.shape[1])]
@@ -159,6 +157,29 @@ class Locations:
             if (g := grads[i]) is not None:
                 check_memory(self.bucket, i, g)
                 found[i] = found[i] or -1
+
+
+class OwnLocations(Locations):
+    """Where arrays without gaps lie that are parameters and gradients alike, and have no state."""
+
+    def __init__(self, bucket: Bucket, memory: RawMemory) -> None:
+        self.bucket, self.memory = bucket, memory
+        self.sizes = np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts_of(bucket.dtype)
+        self.table = np.zeros((len(self.sizes), 3), np.int64)
+        self.table[:, 0] = self.sizes
+        self.odd = set()
+
+    def find(self, job: Job) -> Location:
+        """Fill the table; see `Locations.find`."""
+        found, grads = self.table[:, 2], job.grads
+        self.memory.addresses(grads, ["C"] * len(grads), found)
+        if np.count_nonzero(found < LOWEST):
+            self._check_gradients(grads)
+        odd = np.flatnonzero(found < 0).tolist()
+        begins, ends = self._extents(grads, found, self.sizes * ITEMSIZES[FLOATING[self.bucket.dtype]])
+        found[odd] = 0
+        self.table[:, 1] = found
+        return Location(Ranges(begins, ends), (begins, ends), np.ones(len(found), bool), odd)
 
 
 class RowLocations(Locations):
@@ -194,7 +215,10 @@ class RowLocations(Locations):
 
 def locations_of(bucket: Bucket, memory: RawMemory) -> Locations:
     """Where a bucket's arrays lie, whole or by rows."""
-    return Locations(bucket, memory) if bucket.rows is None else RowLocations(bucket, memory)
+    if bucket.rows is not None:
+        return RowLocations(bucket, memory)
+    described = isinstance(bucket.params, Described) and bucket.params.description.contiguous
+    return OwnLocations(bucket, memory) if described else Locations(bucket, memory)
 
 
 def walks_rows(backend: Backend, device: Any, arrays: Sequence[Array]) -> bool:
