@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, repeat
 from operator import is_
 from typing import Any, Protocol
@@ -154,9 +155,19 @@ class Ranges:
     """Memory that is written to: the first bytes of its pieces, and their one-past-last bytes."""
 
     def __init__(self, begins: np.ndarray, ends: np.ndarray) -> None:
-        some = begins < ends
-        # Each sorted for itself: one view may lie within the gaps of another.
-        self.begins, self.ends = np.sort(begins[some]), np.sort(ends[some])
+        self._given = begins, ends
+
+    @cached_property
+    def begins(self) -> np.ndarray:
+        """Sorted, as the `ends` are, each for itself: one view may lie within the gaps of another."""
+        begins, ends = self._given
+        return np.sort(begins[begins < ends])
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """See `begins`."""
+        begins, ends = self._given
+        return np.sort(ends[begins < ends])
 
     @classmethod
     def union(cls, parts: Sequence[Ranges]) -> Ranges:

@@ -173,9 +173,10 @@ class OwnLocations(Locations):
         """Fill the table; see `Locations.find`."""
         found, grads = self.table[:, 2], job.grads
         self.memory.addresses(grads, ["C"] * len(grads), found)
+        odd = list[int]()
         if np.count_nonzero(found < LOWEST):
             self._check_gradients(grads)
-        odd = np.flatnonzero(found < 0).tolist()
+            odd = np.flatnonzero(found < 0).tolist()
         begins, ends = self._extents(grads, found, self.sizes * ITEMSIZES[FLOATING[self.bucket.dtype]])
         found[odd] = 0
         self.table[:, 1] = found

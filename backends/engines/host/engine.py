@@ -209,9 +209,10 @@ def _updating(job: Job, norm_scales: Array | None) -> Work:
 
 def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
     """Cut tensors of these sizes into pieces for threads: the first tensor, the element there, and the elements."""
+    total, length = int(sizes.sum()), PIECE
+    if total <= SERIAL:
+        return [(0, 0, total)] if total else []
     ends = np.cumsum(sizes)
-    total = int(ends[-1])
-    length = PIECE if total > SERIAL else max(total, 1)
     starts = np.arange(0, total, length)
     first = np.searchsorted(ends, starts, side="right")
     return [
@@ -234,8 +235,13 @@ class _Walk:
         self.memory: HostMemory = memory
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
-        self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
+        self.zeros = np.zeros(len(sizes), np.int64)
         self.pieces, self.every = pieces_of(sizes), slice(0, len(sizes))
+
+    @cached_property
+    def ones(self) -> np.ndarray:
+        """Factors for gradients that are not clipped by norm."""
+        return np.ones(len(self.zeros))
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
