@@ -47,7 +47,13 @@ def disabled() -> str | None:
     return "Numba's compiler is off: NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None  # type: ignore[attr-defined]
 
 
-SPACE = {"np": np, "carray": numba.carray, "default_control": default_control, "restored_control": restored_control}
+SPACE = {
+    "np": np,
+    "carray": numba.carray,
+    "default_control": default_control,
+    "restored_control": restored_control,
+    **NAMES,
+}
 
 
 TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
@@ -83,7 +89,7 @@ def build(
     # So that a traceback shows its lines.
     filename = f"<multiopt {name} {abs(hash(source)):x}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    space: dict[str, Any] = {**SPACE, **NAMES, **names}
+    space: dict[str, Any] = {**SPACE, **names}
     exec(compile(source, filename, "exec"), space)
     signature = types.void(TABLE, *parameters.values(), types.int64, types.int64, types.int64)
     kernel = numba.njit(signature, nogil=True, error_model="numpy")(space[name])
