@@ -7,7 +7,7 @@ arrays and the sharding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from . import backends
 from .backends.generic import Array, Described
@@ -133,7 +133,8 @@ class Gradients:
         if not arrays:
             raise ValueError("arrays: expected at least one, got none")
         self.backend, self.names = backend_of(names[0], arrays[0]), names
-        self.arrays = arrays = self.backend.described(arrays if isinstance(arrays, Described) else list(arrays))
+        arrays = arrays if isinstance(arrays, Described) else list(arrays)
+        self.arrays = arrays = cast(list[Array], self.backend.described(arrays))
         kinds: dict[tuple[Any, str], list[int]] = {}
         for i in (0,) if self.backend.alike(arrays) else range(len(arrays)):
             if (backend := backend_of(names[i], arrays[i])) is not self.backend:
