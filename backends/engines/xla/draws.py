@@ -8,7 +8,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from ..host.kernels import pair_pointer
+from ..host.storage import pair_pointer
 from .frame import ARGUMENT, DATA, DIMS, RANK, elements_of, set_word, word
 from .tables import HYPERS, INTEGER, KEYS, PIECES, PLACES, PLAN, SCALED, TENSORS, WIDTH
 

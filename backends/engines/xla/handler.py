@@ -16,12 +16,13 @@ import linecache
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 import numba
 import numpy as np
 
-from ..host import kernels
+from ..host import kernels, storage
 from ..locate import ITEMSIZES, parts_of, real_dtypes
 from ..program import Program
 from . import frame
@@ -130,7 +131,7 @@ def _compiled(
     filename, real = f"<{name}>", real_dtypes(dtypes)
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     space: dict[str, Any] = {
-        **kernels.SPACE, "word": word, "long_pointer": kernels.long_pointer, "uint32_at": kernels.pair_pointer,
+        **kernels.SPACE, "word": word, "long_pointer": storage.long_pointer, "uint32_at": storage.pair_pointer,
         "update": kernels.update_kernel(program, real), "inf": np.inf, "nan": np.nan,
     }  # fmt: skip
     exec(compile(source, filename, "exec"), space)
@@ -140,7 +141,9 @@ def _compiled(
     counts = [len(dtypes), parts_of(dtypes[0]), len(names), len(extras), len(program.code.scalars)]
     keyed = draws() if "keys" in extras else None
     asked = [int("scales" in extras), int(keyed.address) if keyed else 0, runs.address, *map(ctypes.addressof, texts)]
-    plan = np.array([*counts, *asked, *columns[0], *columns[1]], np.int64)
+    read = {*program.code.outputs, *(name for node in program.code.nodes for name in node.args)}
+    columns += ([int(name in read) for name in program.code.inputs],)
+    plan = np.array([*counts, *asked, *chain(*columns)], np.int64)
     at = plan.ctypes.data
 
     def answer(request: Any) -> Any:

@@ -12,7 +12,7 @@ import numba
 import numpy as np
 from numba import types
 
-from ..host import kernels
+from ..host import storage
 from . import frame
 from .frame import (
     ARGUMENT,
@@ -42,13 +42,13 @@ FLOAT32, FLOAT64, LOW = frame.DTYPES["float32"], frame.DTYPES["float64"], 0xFFFF
 INTEGER = types.int64
 #: The bits of 1.0.
 ONE = 0x3FF << 52
-double_bits = kernels.double_bits
-float_at, double_at, int_at = (kernels.pointer(kind) for kind in (types.float32, types.float64, types.int32))
+double_bits = storage.double_bits
+float_at, double_at, int_at = (storage.pointer(kind) for kind in (types.float32, types.float64, types.int32))
 
 #: Words of a plan: the columns of arrays (x, g and the state), real numbers an element, hyperparameters, extras,
 #: scalar expressions, whether there are scales, the function that writes what stochastic rounding reads, or 0
-#: (`draws`), the function that runs a slice, two messages; then each
-#: column's dtype, and then the bytes of its real elements.
+#: (`draws`), the function that runs a slice, two messages; then each column's dtype; the bytes of each one's real
+#: elements; and whether the code reads each.
 WIDTH, PARTS, HYPERS, EXTRAS, SCALARS, SCALED, KEYED, RUNS, ARRAYS, NUMBERS, COLUMNS = range(11)
 #: Words of what a call's slices are handed: its plan, tensors, the slices of a group, whether results must be filled,
 #: and the addresses of tables: each tensor's size and addresses in each group, and what its results are filled from;
@@ -145,7 +145,7 @@ def slice_of(work: Any, k: Any) -> Any:
                 if column != 1:
                     size, source, target = word(plan, COLUMNS + width + column), word(row, old), word(row, column + 1)
                     old += 1
-                    if source != target:
+                    if source != target and word(plan, COLUMNS + 2 * width + column) != 0:
                         copied(target + at * size, source + at * size, n * size)
             left -= n
             at = 0
