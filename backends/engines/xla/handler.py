@@ -137,12 +137,15 @@ def _compiled(
     exec(compile(source, filename, "exec"), space)
     runs = numba.cfunc(INTEGER(*[INTEGER] * 4), error_model="numpy")(space["runs"])
     texts = [ctypes.create_string_buffer(MESSAGE.format(what).encode()) for what in ("arrays", "numbers")]
-    columns = [frame.DTYPES[d] for d in dtypes], [ITEMSIZES[d] for d in real]
+    read = {*program.code.outputs, *(name for node in program.code.nodes for name in node.args)}
+    columns = (
+        [frame.DTYPES[d] for d in dtypes],
+        [ITEMSIZES[d] for d in real],
+        [int(a in read) for a in program.code.inputs],
+    )
     counts = [len(dtypes), parts_of(dtypes[0]), len(names), len(extras), len(program.code.scalars)]
     keyed = draws() if "keys" in extras else None
     asked = [int("scales" in extras), int(keyed.address) if keyed else 0, runs.address, *map(ctypes.addressof, texts)]
-    read = {*program.code.outputs, *(name for node in program.code.nodes for name in node.args)}
-    columns += ([int(name in read) for name in program.code.inputs],)
     plan = np.array([*counts, *asked, *chain(*columns)], np.int64)
     at = plan.ctypes.data
 
