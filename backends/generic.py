@@ -8,7 +8,7 @@ is a class derived from `Backend`, which says where the library differs from the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -108,6 +108,8 @@ class Backend:
 
     #: Whether arrays can be written in place.
     mutable: bool = True
+    #: Whether the memory of an immutable array that nobody else holds can be used for a new one.
+    donates: bool = False
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
     swappable: bool = True
 
@@ -213,6 +215,10 @@ class Backend:
         """How to read and write arrays on this device by their addresses on a CUDA device; None if not."""
         return None
 
+    def calls(self, device: Any) -> bool:
+        """Whether XLA computes on arrays on this device, and can call functions on their memory."""
+        return False
+
     def threads(self) -> int | None:
         """On how many threads the library works in this machine's memory, if it can be told; a step takes no more."""
         return None
@@ -266,8 +272,8 @@ class Backend:
         return array
 
     def copy(self, array: Array) -> Array:
-        """A copy that shares no memory; the array itself where it is immutable."""
-        return self.xp.asarray(array, copy=True) if self.mutable else array
+        """A copy that shares no memory; the array itself where it is immutable, and stays."""
+        return self.xp.asarray(array, copy=True) if self.mutable or self.donates else array
 
     def parts(self, array: Array) -> list[Array]:
         """Real arrays that make up the array: itself, or its real and imaginary part."""
@@ -306,6 +312,22 @@ class Backend:
         # Many a namespace stands on NumPy; overflow is no more a warning here than in the compiled engines.
         with np.errstate(all="ignore"):
             return tuple(with_default_control(function, self.xp, *arrays))
+
+    def lower(
+        self,
+        program: Any,
+        columns: Sequence[Sequence[Array]],
+        scalars: Mapping[str, Any],
+        rounding: Any,
+        parameters: Sequence[int],
+    ) -> list[list[Array]] | None:
+        """Have the library's compiler run a `Program` on arrays that it may be tracing; None: operation by operation.
+
+        `columns` are the parameters, their gradients and each slot's arrays, shaped alike; those of a column have one
+        dtype. `scalars` are numbers of Python or 0-d arrays, `rounding` is a `Rounding` where the program rounds
+        stochastically, and `parameters` are the parameters' numbers. Returns the columns of parameters and state.
+        """
+        return None
 
     def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         """A row of `norms.square_sums` for ``prepare(xp, g)``; exact, so it may be computed by chunks or elsewhere."""

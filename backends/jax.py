@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -17,11 +18,13 @@ __all__ = ["JaxBackend"]
 class JaxBackend(Backend):
     """Concrete arrays, sharded ones too. Under `jax.jit` use `multiopt.functional`.
 
-    XLA flushes subnormal numbers to zero, and multiplies by the reciprocal where a rule divides an array by a number
-    (Adadelta does not); otherwise the bits are those of NumPy.
+    On the CPU the host engine computes, called from XLA's programs (`engines.xla`). Where it does not, XLA flushes
+    subnormal numbers to zero, contracts products and sums, and multiplies by the reciprocal where a rule divides an
+    array by a number (Adadelta does not).
     """
 
     mutable: bool = False
+    donates: bool = True
 
     def rejects(self, array: Array) -> str | None:
         if isinstance(array, jax.core.Tracer):
@@ -32,10 +35,13 @@ class JaxBackend(Backend):
         return array.is_deleted()  # donated, say
 
     def device(self, array: Array) -> str:
-        return ", ".join(sorted(map(str, array.devices())))
+        return _names(frozenset(array.sharding.device_set))  # which a deleted one has, too
+
+    def calls(self, device: str) -> bool:
+        return {str(found) for found in jax.devices("cpu")}.issuperset(device.split(", "))
 
     def signature(self, arrays: Sequence[Array]) -> list[Any]:
-        return [(a.dtype, a.shape, a.devices()) for a in arrays]
+        return [(a.dtype, a.shape, a.sharding) for a in arrays]
 
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
         # The device argument takes a sharding, which the state shares with its parameter.
@@ -57,6 +63,23 @@ class JaxBackend(Backend):
     def from_host(self, array: np.ndarray, dtype: str, like: Array | None = None) -> Array:
         return jax.device_put(array.view(jax.numpy.dtype(dtype)), None if like is None else like.sharding)
 
+    def lower(
+        self,
+        program: Any,
+        columns: Sequence[Sequence[Array]],
+        scalars: Mapping[str, Any],
+        rounding: Any,
+        parameters: Sequence[int],
+    ) -> list[list[Array]] | None:
+        from .engines.xla.calls import lowered
+
+        return lowered(self, program, columns, scalars, rounding, parameters)
+
     def square_sums(self, prepare: Any, g: Array, computing: str) -> list[int]:
         # On the host, because JAX has no float64 unless told so for the whole process.
         return square_sums(np, np.atleast_1d(np.asarray(prepare(self.xp, g))).astype(np.float64), computing)
+
+
+@cache
+def _names(devices: frozenset[Any]) -> str:
+    return ", ".join(sorted(map(str, devices)))

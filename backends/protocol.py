@@ -51,6 +51,8 @@ class Bucket:
     #: Rows of the one parameter, and of its state, that are updated, each once; the gradient has these rows only. None:
     #: parameters are updated whole. Gradients of rows are not measured.
     rows: np.ndarray | None = None
+    #: Columns of `arrays` that nobody else holds: the memory of immutable ones may be used for the new ones.
+    owned: tuple[int, ...] = ()
     #: Which elements the parameters hold, where updates round stochastically.
     elements: list[Elements] | None = None
     #: The engine's own; it holds nothing that cannot be made again.

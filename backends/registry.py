@@ -62,6 +62,7 @@ class Library:
 ENGINES = {
     "host": ("multiopt.backends.engines.host.engine", "HostEngine"),
     "cuda": ("multiopt.backends.engines.cuda.engine", "CudaEngine"),
+    "xla": ("multiopt.backends.engines.xla.engine", "XlaEngine"),
     "eager": ("multiopt.backends.engines.eager", "EagerEngine"),
 }
 _libraries: dict[str, Library] = {}

@@ -22,7 +22,7 @@ class Accumulator:
         def zeros(array: Array, dtype: str) -> Array:
             return binding.backend.full_like(array, 0.0, dtype)
 
-        self.binding = _beside(binding, SUM, state_dtype, zeros)
+        self.binding = _beside(binding, SUM, state_dtype, zeros, donate=binding.backend.donates)
         #: Which parameters have had a gradient since the last `clear`.
         self.seen = [False] * len(binding.names)
 
@@ -56,8 +56,11 @@ def _beside(
     state_dtype: str | None,
     make: Callable[[Array, str], Array],
     elements: Sequence[Elements] | None = None,
+    *,
+    donate: bool = False,
 ) -> Binding:
     dtypes = [binding.backend.dtype(array) for array in binding.params]
     arrays = [make(p, state_dtype_of(dtype, state_dtype)) for p, dtype in zip(binding.params, dtypes, strict=True)]
-    engine = binding.engine
-    return Binding(update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=engine, elements=elements)
+    return Binding(
+        update.rule, arrays, binding.names, grad_dtypes=dtypes, engine=binding.engine, elements=elements, donate=donate
+    )

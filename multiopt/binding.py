@@ -56,6 +56,8 @@ class Binding:
         What the arrays must belong to.
     elements : sequence of Elements, optional
         Which elements of which parameter each array holds, where state is rounded stochastically.
+    donate : bool
+        Steps may delete immutable parameters and use their memory, as they do with state that is made here.
 
     Attributes
     ----------
@@ -90,9 +92,12 @@ class Binding:
         memory: Memory | None = None,
         backend: Backend | None = None,
         elements: Sequence[Elements] | None = None,
+        donate: bool = False,
     ) -> None:
         self.rule, self.names, self.engine, self.elements = rule, list(names), engine, elements
         self.backend = check_params(params, names, backend)
+        if donate and not self.backend.donates:
+            raise ValueError(f"donate: expected False for {self.backend.name} arrays, got True")
         self.memory = (memory or Memory()).plus(self.backend, params, names)
         self._params = list(params) if self.backend.mutable else []  # immutable ones are not kept alive
         self.buckets: list[Bucket] = []
@@ -125,6 +130,7 @@ class Binding:
             }
             bucket = Bucket(self.backend, chosen, device, dtype, grad, held, called, own, arrays, engine)
             bucket.elements = [elements[i] for i in places] if elements is not None else None
+            bucket.owned = () if state else tuple(range(not donate, 1 + len(rule.slots)))
             self.buckets.append(bucket)
             self.places.append(places)
             self.groups.append(([0], None) if groups is None else _grouped([groups[i] for i in places]))
@@ -310,14 +316,16 @@ def state_dtype_of(dtype: str, wanted: str | None) -> str:
 
 @contextmanager
 def restored(bindings: Sequence[Binding]) -> Iterator[None]:
-    """Put immutable arrays back if what is done with them fails."""
-    columns = [column for binding in bindings for bucket in binding.buckets for column in bucket.arrays()]
-    before = [list(column) for column in columns]
+    """Put immutable arrays back if what is done with them fails; where some are gone by then, the new ones stay."""
+    buckets = [bucket for binding in bindings for bucket in binding.buckets]
+    before = [[list(column) for column in bucket.arrays()] for bucket in buckets]
     try:
         yield
     except BaseException:
-        for column, old in zip(columns, before, strict=True):
-            column[:] = old
+        for bucket, old in zip(buckets, before, strict=True):
+            if not any(bucket.backend.freed(array) for column in old for array in column):
+                for column, arrays in zip(bucket.arrays(), old, strict=True):
+                    column[:] = arrays
         raise
 
 

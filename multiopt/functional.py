@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from . import backends
 from .adadelta import ADADELTA
-from .backends.engines.eager import Elementwise
+from .backends.engines.eager import Elementwise, applied
 from .backends.engines.program import TraceError
 from .backends.generic import Backend, wider
 from .backends.rounding import Draws, Elements, Rounding
@@ -32,7 +32,7 @@ from .options import (
 )
 from .rule import Rule
 from .tree import Structure
-from .update import FusedUpdate, compose
+from .update import compose
 
 __all__ = ["State", "init", "update"]
 
@@ -159,28 +159,29 @@ def update(
     followed = rounding is not None or not all(isinstance(number, (int, float)) for number in scalars.values())
     by_kind: dict[tuple[Backend, Any, tuple[str, ...]], list[int]] = {}
     for i, (name, g, (x, *old)) in enumerate(zip(structure.names, leaves, new, strict=True)):
-        if g is None:
-            continue
-        backend, plain = _look(name, rule, x, g, old)
-        if plain and not followed:
-            kind = backend, backend.device(x), tuple(backend.dtype(a) for a in (x, g, *old))
-            by_kind.setdefault(kind, []).append(i)
-        else:
-            draws = None if rounding is None else Draws(rounding, Elements(i), tuple(x.shape))
-            new[i] = _apply(name, fused, scalars, draws, x, g, old)
+        if g is not None:
+            backend, plain = _look(name, rule, x, g, old)
+            if rounding is not None:
+                for array in old:
+                    check_rounded(name, backend.dtype(array))
+            kind = tuple(backend.dtype(a) for a in (x, g, *old))
+            by_kind.setdefault((backend, backend.device(x) if plain and not followed else None, kind), []).append(i)
     for (backend, device, dtypes), places in by_kind.items():
         names, x, *old = [structure.names[i] for i in places], *zip(*(new[i] for i in places), strict=True)
-        engine, _ = backends.engine_for(backend, device, dtypes)
-        made = None
+        made, arrays = None, [x, [leaves[i] for i in places], *old]
         with suppress(TraceError):  # then the rule is run operation by operation
-            made = engine.compute(backend, fused.program, [x, [leaves[i] for i in places], *old], scalars, names)
-        for k, i in enumerate(places):
-            own = new[i]
-            new[i] = (
-                [column[k] for column in made]
-                if made
-                else _apply(names[k], fused, scalars, None, own[0], leaves[i], own[1:])
-            )
+            if device is not None:
+                engine, _ = backends.engine_for(backend, device, dtypes)
+                made = engine.compute(backend, fused.program, arrays, scalars, names)
+            else:
+                made = backend.lower(fused.program, arrays, scalars, rounding, places)
+        if made is None:
+            computed, results = wider([dtypes[0], *dtypes[2:]]), []
+            for i, own in zip(places, zip(*arrays, strict=True), strict=True):
+                draws = None if rounding is None else Draws(rounding, Elements(i), tuple(own[0].shape))
+                results.append(applied(backend, Elementwise(fused.program, scalars, computed, draws), own))
+        for i, column in zip(places, results if made is None else zip(*made, strict=True), strict=True):
+            new[i] = list(column)
     columns = [structure.unflatten(list(column)) for column in zip(*new, strict=True)]
     return columns[0], State(state.step + 1, dict(zip(rule.slots, columns[1:], strict=True)))
 
@@ -210,17 +211,3 @@ def _look(name: str, rule: Rule, x: Any, g: Any, old: list[Any]) -> tuple[Backen
     for slot, array in zip(rule.slots, old, strict=True):
         check_state(f"{slot} of {name}", backend, array, x, backend.dtype(array), may_be_traced=not plain)
     return backend, plain
-
-
-def _apply(
-    name: str, fused: FusedUpdate, scalars: dict[str, Any], draws: Draws | None, x: Any, g: Any, old: list[Any]
-) -> list[Any]:
-    backend = backend_of(name, x)
-    dtypes = [backend.dtype(a) for a in (x, *old)]
-    if draws is not None:
-        for found in dtypes[1:]:
-            check_rounded(name, found)
-    function = Elementwise(fused.program, scalars, wider(dtypes), draws)
-    parts = zip(*(backend.parts(a) for a in (x, g, *old)), strict=True)
-    pieces = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
-    return [backend.join(list(piece), d) for piece, d in zip(pieces, dtypes, strict=True)]

@@ -18,7 +18,7 @@ from .memory import Memory
 from .options import OPTIONS, Attribute, Group, check_seeded, options_of, with_settings
 from .plan import Plan, chained, run
 from .rule import Rule
-from .tree import Structure, flatten_groups
+from .tree import Structure, flatten_groups, is_group
 from .update import SUM, FusedUpdate, averaging, compose
 
 __all__ = ["Optimizer", "Schedule"]
@@ -62,12 +62,14 @@ class Optimizer:
     state_dtype : str or None
         Dtype of the state, such as ``"float32"`` for bfloat16 parameters; by default the parameter's.
     state_rounding : {"nearest", "stochastic"}
-        How state in bfloat16, the average too, is rounded. Stochastically it keeps, on average, what is added to it
+        How bfloat16 state, the average too, is rounded. Stochastically it keeps, on average, what is added to it
         however small; the numbers are a hash of `seed`, `steps`, and the number and the index of the element.
     seed : int
         Of stochastic rounding, from 0 to 2**64 - 1; a snapshot or checkpoint brings its own.
-    engine : {"auto", "host", "cuda", "eager"}
+    engine : {"auto", "host", "cuda", "xla", "eager"}
         What computes; by default the fastest that serves the arrays (``multiopt info``).
+    donate : bool
+        JAX on the CPU: a step deletes the parameters' old arrays and uses their memory, as it does with the state's.
     **options
         The rule's hyperparameters: a float each, or a callable of the 0-based step (`multiopt.schedules`).
         They, `weight_decay`, `decoupled`, `maximize`, `clip_value` and `clip_norm` may differ between groups, and may
@@ -86,8 +88,7 @@ class Optimizer:
     skipped : int
         Updates skipped because of non-finite gradients.
     grad_norm : array or None
-        The global norm of the last step's gradients, before it was clipped, where clipping by norm is on; on the
-        gradients' device.
+        Where clipping by norm is on, the global norm of the last step's gradients before it; on their device.
 
     Raises
     ------
@@ -130,6 +131,7 @@ class Optimizer:
     state_rounding = Attribute[str]()
     seed = Attribute[int]()
     engine = Attribute[str]()
+    donate = Attribute[bool]()
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
         self._step_lock = Lock()
@@ -156,7 +158,7 @@ class Optimizer:
         self._joints = Joint(), Joint(), Joint()
         self._memory: Memory | None = Memory()
         params = list(params) if hasattr(params, "__next__") else params
-        self.grouped = isinstance(params, Sequence) and len(params) > 0 and all(map(_is_group, params))
+        self.grouped = isinstance(params, Sequence) and len(params) > 0 and all(map(is_group, params))
         for i, group in enumerate(params if self.grouped else [{"params": params}]):
             self._add(group, f"groups[{i}]." if self.grouped else "")
 
@@ -174,11 +176,12 @@ class Optimizer:
                 binding.rename("groups[0].")
 
     def _add(self, group: Mapping[str, Any], where: str) -> None:
-        if not _is_group(group):
+        if not is_group(group):
             raise TypeError(f"{where.rstrip('.')}: expected a mapping with 'params', got {group!r}")
         structure = Structure(group["params"], f"{where}params")
-        options = {name: value for name, value in group.items() if name != "params"}
-        made = Group(self.rule, where, structure, {**self.defaults, **options})
+        made = Group(
+            self.rule, where, structure, {**self.defaults, **{k: v for k, v in group.items() if k != "params"}}
+        )
         if not structure.leaves:
             raise ValueError(f"{where}params: expected at least one array, got none")
         before = sum(len(binding.names) for binding in self.bindings)
@@ -187,7 +190,7 @@ class Optimizer:
             self.rule, structure.leaves, structure.names, state_dtype=self.state_dtype, engine=self.engine,
             grad_dtypes="state" if self.accumulate > 1 else None, memory=self._occupied(),
             backend=self.bindings[0].backend if self.bindings else None,
-            elements=elements if self.state_rounding == "stochastic" else None,
+            elements=elements if self.state_rounding == "stochastic" else None, donate=self.donate,
         )  # fmt: skip
         made.bind(binding)
         with_settings(self.settings, [made])
@@ -298,7 +301,7 @@ class Optimizer:
                 raise FloatingPointError(f"grads: expected finite gradients; infinite or NaN elements for {some}")
             self.skipped += 1
             return self.params
-        held = [*self.bindings, *self.averages, *(accumulator.binding for accumulator in self.accumulators)]
+        held = [*self.bindings, *self.averages, *(a.binding for a in self.accumulators)]
         with nullcontext() if self.backend.mutable else restored(held):
             run(adding)
             if not last:
@@ -394,7 +397,3 @@ class Optimizer:
             f"{type(self).__name__}({self.rule.name}, {count} {self.backend.name} arrays on {bucket.device}, "
             f"engine={bucket.engine.name}, steps={self.steps}, {options!r})"
         )
-
-
-def _is_group(value: Any) -> bool:
-    return isinstance(value, Mapping) and "params" in value

@@ -176,6 +176,7 @@ OPTIONS = {
         Option("state_rounding", "nearest", *_words(STATE_ROUNDINGS), "fixed", "how bfloat16 state is rounded"),
         Option("seed", 0, "an integer from 0 to 2**64 - 1", check_seed, "fixed", "of stochastic rounding"),
         Option("engine", "auto", *_words(("auto", *ENGINES)), "fixed", "what runs the update"),
+        Option("donate", False, *_SWITCH, "fixed", "JAX: new parameters take the memory of the old ones"),
     )
 }
 

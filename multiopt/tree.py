@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Structure", "flatten_groups"]
+__all__ = ["Structure", "flatten_groups", "is_group"]
 
 #: How Python's own repr of an object ends, which says no more than where it lies in this process.
 _ADDRESS = re.compile(r" at 0x[0-9A-Fa-f]+>")
@@ -141,6 +141,11 @@ class Structure:
         if self.spec is not None:
             return _optree().tree_unflatten(self.spec, leaves)
         return dict(zip(self.keys, leaves, strict=True)) if self.kind is dict else self.kind(leaves)
+
+
+def is_group(value: Any) -> bool:
+    """Whether this is a group of parameters with options: ``{"params": ..., **options}``."""
+    return isinstance(value, Mapping) and "params" in value
 
 
 def flatten_groups(structures: Sequence[Structure], tree: Any, what: str) -> list[list[Any]]:

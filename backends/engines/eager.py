@@ -21,7 +21,7 @@ from . import norms
 from .locate import blocks, check_memory, extents
 from .program import Program
 
-__all__ = ["EagerEngine", "Elementwise"]
+__all__ = ["EagerEngine", "Elementwise", "applied"]
 
 #: Elements of a block. Measured on two machines: 32 Ki elements of float32 keep all arrays of a step in the L2 cache.
 BLOCK = 32 * 1024
@@ -107,13 +107,10 @@ def _update_one(bucket: Bucket, i: int, g: Array, whole: Elementwise) -> None:
     if rows is not None:
         old = [backend.take(array, rows) for array in old]
     made = list(old)
-    dtypes = [bucket.dtype] + [bucket.state_dtype] * len(bucket.state)
     for box in _boxes(backend, g):
         function = whole if box is None else whole.within(box)
         x, *state = views = old if box is None else [a[box] for a in old]
-        parts = zip(*(backend.parts(view) for view in (x, g if box is None else g[box], *state)), strict=True)
-        new = zip(*(backend.elementwise(function, part) for part in parts), strict=True)
-        joined = [backend.join(list(pieces), dtype) for pieces, dtype in zip(new, dtypes, strict=True)]
+        joined = applied(backend, function, (x, g if box is None else g[box], *state))
         for k, (view, array) in enumerate(zip(views, joined, strict=True)):
             if backend.mutable:
                 backend.write(view, array)
@@ -121,6 +118,15 @@ def _update_one(bucket: Bucket, i: int, g: Array, whole: Elementwise) -> None:
                 made[k] = array
     for arrays, new in zip(bucket.arrays(), made, strict=True):
         arrays[i] = new if rows is None else backend.put(arrays[i], rows, new)
+
+
+def applied(backend: Backend, function: Elementwise, arrays: Sequence[Array]) -> list[Array]:
+    """The new parameter and state of ``(x, g, *state)``, which may be complex and of several dtypes."""
+    new = zip(
+        *(backend.elementwise(function, part) for part in zip(*map(backend.parts, arrays), strict=True)), strict=True
+    )
+    kinds = [backend.dtype(array) for array in (arrays[0], *arrays[2:])]
+    return [backend.join(list(pieces), kind) for pieces, kind in zip(new, kinds, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ BAD = {
     "state_rounding": ["up", None, True],
     "seed": [-1, 2**64, 1.0, True, "0", None],
     "engine": ["gpu", None, 3],
+    "donate": [True],  # of arrays that are updated in place
 }
 OF_ANOTHER_TYPE = {
     **{name: ["0.5", None, True, [1.0], 1j, b"1", {}] for name in ("lr", "rho", "eps", "weight_decay")},
     **{name: ["0.5", True, [1.0]] for name in ("clip_value", "clip_norm", "clip_global_norm", "loss_scale", "ema")},
-    **{name: [1, 0, None, "yes", np.True_] for name in ("decoupled", "maximize")},
+    **{name: [1, 0, None, "yes", np.True_] for name in ("decoupled", "maximize", "donate")},
 }
 
 

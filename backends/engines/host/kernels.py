@@ -26,7 +26,7 @@ from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
 
-__all__ = ["compiling", "disabled", "finite_kernel", "update_kernel"]
+__all__ = ["compiling", "disabled", "finite_kernel", "pointer", "update_kernel"]
 
 OPERATIONS = {
     **INFIX,
@@ -60,7 +60,7 @@ def _cast(source: Any, target: Any, convert: Callable[[Any, Any, Any], Any]) -> 
     return cast
 
 
-def _pointer(dtype: Any) -> Any:
+def pointer(dtype: Any) -> Any:
     """Make an integer address a pointer to elements of `dtype`."""
     result = types.CPointer(dtype)
     return _cast(types.intp, result, lambda c, b, v: b.inttoptr(v, c.get_value_type(result)))
@@ -72,7 +72,7 @@ double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.
 bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
 half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
 half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
-long_pointer, pair_pointer = _pointer(types.int64), _pointer(types.uint32)
+long_pointer, pair_pointer = pointer(types.int64), pointer(types.uint32)
 
 
 @intrinsic
@@ -199,10 +199,10 @@ def absorbed(typingctx: Any, keys: Any, word: Any) -> Any:
 
 #: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
 STORAGE = {
-    "float16": (_pointer(types.uint16), "half_load({})", "half_store({})"),
-    "bfloat16": (_pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
-    "float32": (_pointer(types.float32), "{}", "{}"),
-    "float64": (_pointer(types.float64), "{}", "{}"),
+    "float16": (pointer(types.uint16), "half_load({})", "half_store({})"),
+    "bfloat16": (pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
+    "float32": (pointer(types.float32), "{}", "{}"),
+    "float64": (pointer(types.float64), "{}", "{}"),
 }
 #: The same reading as functions.
 LOADS = {"float16": half_load, "bfloat16": bfloat_load, "float32": identity, "float64": identity}

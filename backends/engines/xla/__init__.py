@@ -1,0 +1,1 @@
+"""The engine inside XLA: the host engine's kernels as calls within programs that JAX compiles."""

@@ -1,0 +1,129 @@
+"""The engine for JAX arrays on the CPU: for each bucket a compiled program of XLA's, which calls the host's kernel.
+
+Arrays are immutable there. Those that nobody else holds are donated: XLA writes the new ones into their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from ...generic import Array, Backend
+from ...protocol import Bucket, Engine, Job, NormTable
+from ...registry import engine, get
+from ..host.threads import thread_count
+from ..locate import mixes
+from ..program import KEPT, Program
+from .calls import calls, raw, unknown, words
+
+__all__ = ["XlaEngine"]
+
+
+class XlaEngine(Engine):
+    """Runs programs within XLA's, on arrays that JAX holds in this machine's memory, on one device or several."""
+
+    name = "xla"
+
+    def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
+        if not backend.calls(device):
+            return f"it serves JAX arrays on the CPU, not {backend.name} on {device}"
+        return unknown() or mixes(dtypes)
+
+    def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
+        from .handler import handler
+
+        handler(program, dtypes)
+
+    def locate(self, job: Job) -> None:
+        """Refuse arrays that were deleted; of the others it is not known where they lie until XLA runs."""
+        bucket = job.bucket
+        called = ["", *(f"{slot} of " for slot in bucket.state)]
+        for what, column in zip(["gradient of ", *called], [job.grads, *bucket.arrays()], strict=True):
+            for name, array in zip(bucket.names, column, strict=True):
+                if array is not None and array.is_deleted():
+                    raise ValueError(f"{what}{name}: expected memory, got an array that was deleted (donated, say)")
+
+    def update(self, job: Job, norm_scales: Array | None) -> None:
+        bucket, program, columns = job.bucket, job.program, job.bucket.arrays()
+        live = [i for i, g in enumerate(job.grads) if g is not None]
+        given = [[column[i] for i in live] for column in columns]
+        # One that is donated cannot be donated again, or be read beside.
+        donated = set[int]()
+        copy = bucket.backend.copy
+        for k in bucket.owned:
+            given[k] = [copy(a) if id(a) in donated or donated.add(id(a)) else a for a in given[k]]
+        grads = [copy(g) if id(g) in donated else g for g in job.grads if g is not None]
+        numbers = {name: raw(job.values[0][name]) for name in program.scalars if name != "norm_scale"}
+        scales = keys = None
+        if norm_scales is not None:
+            scales = np.ascontiguousarray(norm_scales[live], np.float64).view(np.uint32)
+        parameters = tuple(job.draws(i).elements.parameter for i in live) if program.stochastic else ()
+        if job.rounding is not None and program.stochastic:
+            keys = words(job.rounding)
+        run = _compiled(program, bucket.dtypes, parameters, bucket.owned, thread_count(bucket.backend.threads()))
+        kept = [None if k in bucket.owned else column for k, column in enumerate(given)]
+        gone = [column if k in bucket.owned else None for k, column in enumerate(given)]
+        # The new arrays are in their places before anybody can interrupt: the old ones may be gone.
+        made: list[Any] = []
+        try:
+            made.extend(map(run, [gone], [kept], [grads], [numbers], [scales], [keys]))
+        finally:
+            for new in made:
+                for column, arrays in zip(columns, new, strict=True):
+                    for i, array in zip(live, arrays, strict=True):
+                        column[i] = array
+
+    def norm_table(self, job: Job) -> NormTable:
+        rows, mirrored = _mirrored(job)
+        found = engine("host").norm_table(mirrored)
+        out = np.zeros((len(job.grads), found.table.shape[1]), np.int64)
+        np.add.at(out, rows, found.table)
+        assert found.watched is not None  # by the host engine
+        watched = np.zeros((len(job.grads), found.watched.shape[1]), np.int64)
+        np.add.at(watched, rows, found.watched)
+        return NormTable(np, out, watched)
+
+    def finite(self, job: Job) -> list[bool]:
+        rows, mirrored = _mirrored(job)
+        good = np.ones(len(job.grads), bool)
+        np.logical_and.at(good, rows, engine("host").finite(mirrored))
+        return good.tolist()
+
+
+def _mirrored(job: Job) -> tuple[np.ndarray, Job]:
+    """The gradients as arrays of NumPy's in the same memory, for reading; and which parameter's each is.
+
+    Of one that lies on several devices, each part once.
+    """
+    bucket, rows, parts = job.bucket, list[int](), list[np.ndarray]()
+    for i, g in enumerate(job.grads):
+        for shard in g.addressable_shards if g is not None else ():
+            if shard.replica_id == 0:
+                rows.append(i)
+                parts.append(np.asarray(shard.data))
+    names, dtype = [bucket.names[i] for i in rows], bucket.grad_dtype
+    mirror = Bucket(get("numpy"), engine("host"), "cpu", dtype, dtype, dtype, names, list(parts), {})
+    mirrored = Job(mirror, job.program, parts, job.values)
+    mirrored.location = mirror.engine.locate(mirrored)
+    return np.array(rows, np.int64), mirrored
+
+
+@lru_cache(KEPT)
+def _compiled(
+    program: Program, dtypes: tuple[str, ...], parameters: tuple[int, ...], owned: tuple[int, ...], threads: int
+) -> Callable[..., Any]:
+    """What is run on the arrays of a bucket: ``(donated, kept, grads, numbers, scales, keys) -> (x, *state)``."""
+
+    def compute(
+        gone: Sequence[Any], kept: Sequence[Any], grads: Any, numbers: Mapping[str, Any], scales: Any, keys: Any
+    ) -> Any:
+        x, *state = (a if b is None else b for a, b in zip(gone, kept, strict=True))
+        in_place = [k + (k > 0) for k in owned]  # the gradients are the second column
+        more = {"keys": keys, "parameters": parameters, "threads": threads}
+        return calls(program, dtypes, [x, grads, *state], numbers, scales=scales, in_place=in_place, **more)
+
+    return jax.jit(compute, donate_argnums=0)
