@@ -2,6 +2,10 @@
 
 import os
 
+# Before a library with OpenMP is loaded. Its threads spin while they wait, and where several processes share the
+# processors they take the time of those that work: a small model's step in PyTorch took twenty times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 from hypothesis import settings
 from libraries import LIBRARIES, PLAIN, library_of

@@ -66,8 +66,8 @@ def _where(kill: Verdict) -> str:
 class MutationTest:
     """Puts the cases of the suite, from its recorded traces, to mutants; what is right is computed once."""
 
-    def __init__(self, files: Mapping[str, TraceFile]) -> None:
-        self.judge = Judge()
+    def __init__(self, files: Mapping[str, TraceFile], engine: str = "host") -> None:
+        self.judge, self.engine = Judge(), engine
         self.traces = [t for system in SYSTEMS for t in files[system].traces.values() if t.steps <= LONGEST]
         fitting = [case for case in cases_of(self.traces) if not unsupported(TRUE.target(), case)]
         # Where a mistake shows in many, let the one be told that is easiest to follow.
@@ -93,7 +93,7 @@ class MutationTest:
     def verdicts(self, check: str, mutant: Mutant) -> Iterator[Verdict]:
         """Yield all that one kind of check says of a mutant."""
         # Laws ask for many more kernels, each of which would have to be compiled for each mutant.
-        return self._checks[check](mutant.target("eager" if check == "law" else "host"))
+        return self._checks[check](mutant.target("eager" if check == "law" else self.engine))
 
 
 def main(console: Console, traces: Path, json_file: Path | None = None) -> int:

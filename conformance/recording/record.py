@@ -78,7 +78,8 @@ def record_to(system: str, path: Path, *, timeout: float = 900.0) -> None:
     """Run the recorder of ``system`` in a process of its own; it writes ``path``, or a `RuntimeError` says why not."""
     # -P: the folder that one stands in may hold another multiopt, such as the sources of this one.
     command = [sys.executable, "-P", "-m", "multiopt.conformance.recording", system, str(path)]
-    environment = {**os.environ, **SYSTEMS[system].environment}
+    # Others may run at the same time: threads that wait are not to spin.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **SYSTEMS[system].environment}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"recorder of {system} failed ({done.returncode}):\n{done.stderr[-4000:]}")
