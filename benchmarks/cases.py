@@ -13,6 +13,7 @@ import numpy as np
 from multiopt.backends import thread_count
 
 from .contenders import rows as of_rows
+from .contenders.jax import nothing
 from .harness.contender import Running, missing
 from .harness.figures import FLOOR, Point, Result, Row
 from .harness.machine import memory as memory_of
@@ -76,7 +77,8 @@ def jax(run: Run) -> Result:
     """JAX arrays, inside `jax.jit` and outside: one large tensor, and many small ones."""
     shapes: list[Shapes] = [[(run.size(32_000_000),)], [(64,)] * (100 if run.quick else 1000)]
     ours = "multiopt-jax", "multiopt-arrays", "multiopt-donate", "multiopt-step", "multiopt-optax", "keras-ours"
-    contenders = run.some(FLOOR, *ours, "optax", "keras-jax")
+    call = run.some("multiopt-jax", key="jax-call", label="JAX, a call that does nothing", build=nothing)
+    contenders = [*run.some(FLOOR, *ours, "optax", "keras-jax"), *call]
     large, small = points = [run.measure(f"{len(each):,} × {each[0][0]:,}", each, contenders) for each in shapes]
     pairs = zip(large.rows, small.rows, strict=True)
     notes = [

@@ -14,7 +14,7 @@ from ..harness.contender import Running
 from ..harness.workload import Workload
 from .numpy import HYPERS
 
-__all__ = ["jitted", "multiopt_arrays", "multiopt_jax", "multiopt_optax", "optax_adadelta"]
+__all__ = ["jitted", "multiopt_arrays", "multiopt_jax", "multiopt_optax", "nothing", "optax_adadelta"]
 
 
 def jitted(workload: Workload, init: Callable[[Any], Any], update: Callable[..., Any]) -> Running:
@@ -61,6 +61,11 @@ def _with_updates(workload: Workload, optimizer: Any) -> Running:
 def multiopt_jax(workload: Workload) -> Running:
     """`multiopt.functional.update`."""
     return jitted(workload, functional.init, lambda p, g, state: functional.update(p, g, state, **HYPERS))
+
+
+def nothing(workload: Workload) -> Running:
+    """What a call of JAX takes with as many arrays, which it gives back as they are."""
+    return jitted(workload, functional.init, lambda params, grads, state: (params, state))
 
 
 def multiopt_arrays(workload: Workload, **options: Any) -> Running:
