@@ -146,7 +146,7 @@ def _compiled(
     counts = [len(dtypes), parts_of(dtypes[0]), len(names), len(extras), len(program.code.scalars)]
     keyed = draws() if "keys" in extras else None
     asked = [int("scales" in extras), int(keyed.address) if keyed else 0, runs.address, *map(ctypes.addressof, texts)]
-    plan = np.array([*counts, *asked, *columns], np.int64)
+    plan = np.array([*counts, *asked, *chain(*columns)], np.int64)
     at = plan.ctypes.data
 
     def answer(request: Any) -> Any:
