@@ -23,8 +23,9 @@ class Adadelta(optax.GradientTransformationExtraArgs):
 
     ``update(grads, state, params) -> (updates, state)`` is what optax calls; `optax.apply_updates` then adds the
     updates, which go through memory on their way. ``step(params, grads, state) -> (params, state)`` does both in one
-    pass: it moves seven arrays, not nine. The state is the same tree, and so are the bits (16-bit parameters are
-    rounded once more on the longer way): one can go on with either at any time.
+    pass: it moves seven arrays, not nine. The state is the same tree, and so are the bits, but for what the longer way
+    does besides: it rounds once more in 16 bits, and XLA's addition flushes subnormal numbers. One can go on with
+    either at any time.
     """
 
     step: Callable[[Any, Any, Any], tuple[Any, Any]]

@@ -139,7 +139,7 @@ def test_rules_that_do_not_agree_with_themselves():
         Rule("bad", function, {"v": 0.0}, {"lr": Hyper(1.0)})
     with pytest.raises(ValueError, match=r"rule 'bad': slots called \['ema'\]; checkpoints call others so"):
         Rule("bad", lambda xp, x, g, ema, *, lr: (x, ema), {"ema": 0.0}, {"lr": Hyper(1.0)})
-    with pytest.raises(ValueError, match="rule: expected a rule with a hyperparameter 'lr'"):
+    with pytest.raises(ValueError, match="rule: expected one with a hyperparameter 'lr'"):
         Optimizer(Rule("no lr", lambda xp, x, g, *, beta: (x,), {}, {"beta": Hyper(0.9)}), np.ones(1))
     with pytest.raises(TypeError):
         Optimizer(ADADELTA, np.ones(1), beta=0.5)
@@ -153,5 +153,5 @@ def test_a_rule_that_returns_updates():
     assert updates.tolist() == [-3.0, -3.0]
     with pytest.raises(ValueError, match="decoupled: expected False, for the rule returns updates"):
         functional.update(x, g, functional.init(x, rule=rule), rule=rule, weight_decay=2.0, decoupled=True)
-    with pytest.raises(ValueError, match="rule: expected a rule that returns parameters"):
+    with pytest.raises(ValueError, match=r"rule: expected one .* that returns parameters"):
         Optimizer(rule, x)

@@ -285,9 +285,9 @@ def test_dtypes_stay(operations, dtype):
 
 
 def test_dtypes_that_differ_are_promoted(operations):
-    narrow, opt = drawn(0, jnp.bfloat16), ours.adadelta(0.5, weight_decay=0.1)
+    narrow, plain, decaying = drawn(0, jnp.bfloat16), ours.adadelta(0.5), ours.adadelta(0.5, weight_decay=0.1)
     wide = jax.tree.map(lambda a: a.astype(jnp.float32), narrow)
-    for params, grads in ((narrow, wide), (wide, narrow)):
+    for opt, params, grads in ((decaying, narrow, wide), (decaying, wide, narrow), (plain, wide, narrow)):
         state = opt.init(params)
         updates, after = opt.update(grads, state, params)
         assert shapes((updates, after)) == shapes((wide, state))  # as optax', which promotes too
@@ -295,6 +295,13 @@ def test_dtypes_that_differ_are_promoted(operations):
         assert shapes(new) == shapes(params)
         assert bits(same) == bits(after)
         assert bits(new) == bits(optax.apply_updates(params, updates))
+
+
+def test_a_wide_number_widens_nothing(operations):
+    with x64():
+        params, opts = drawn(0), [ours.adadelta(rate, eps=1e-3) for rate in (0.3, jnp.float64(0.3))]
+        made = [opt.step(params, params, opt.init(params)) for opt in opts]
+        assert bits(made[0]) == bits(made[1])
 
 
 def test_a_complex_number_is_two_real_ones():
