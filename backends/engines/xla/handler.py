@@ -32,7 +32,12 @@ from .tables import GIVEN, HANDLE, INTEGER, KEYS, PIECES, PLACES, SCALE, SLICE, 
 
 __all__ = ["Handler", "handler"]
 
-MESSAGE = "multiopt: expected {} as when this was compiled, got others"
+#: Of errors that XLA raises.
+MESSAGES = (
+    "multiopt: expected arrays as when this was compiled, got others",
+    "multiopt: expected numbers as when this was compiled, got others",
+    "multiopt: no memory for the tables of a step",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +141,7 @@ def _compiled(
     }  # fmt: skip
     exec(compile(source, filename, "exec"), space)
     runs = numba.cfunc(INTEGER(*[INTEGER] * 4), error_model="numpy")(space["runs"])
-    texts = [ctypes.create_string_buffer(MESSAGE.format(what).encode()) for what in ("arrays", "numbers")]
+    texts = [ctypes.create_string_buffer(what.encode()) for what in MESSAGES]
     read = {*program.code.outputs, *(name for node in program.code.nodes for name in node.args)}
     columns = (
         [frame.DTYPES[d] for d in dtypes],

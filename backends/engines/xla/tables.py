@@ -6,6 +6,7 @@ This is compiled once, works on words at addresses alone, and reads what it must
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import numba
@@ -31,6 +32,7 @@ from .frame import (
     described,
     elements_of,
     failed,
+    room,
     set_word,
     spread,
     word,
@@ -40,6 +42,11 @@ from .frame import (
 SLICE = 1 << 15
 FLOAT32, FLOAT64, LOW = frame.DTYPES["float32"], frame.DTYPES["float64"], 0xFFFFFFFF
 INTEGER = types.int64
+#: Python's own functions for memory, which any thread may call.
+ALLOCATE, FREE = (
+    ctypes.cast(function, ctypes.c_void_p).value
+    for function in (ctypes.pythonapi.PyMem_RawMalloc, ctypes.pythonapi.PyMem_RawFree)
+)
 #: The bits of 1.0.
 ONE = 0x3FF << 52
 double_bits = storage.double_bits
@@ -47,9 +54,9 @@ float_at, double_at, int_at = (storage.pointer(kind) for kind in (types.float32,
 
 #: Words of a plan: the columns of arrays (x, g and the state), real numbers an element, hyperparameters, extras,
 #: scalar expressions, whether there are scales, the function that writes what stochastic rounding reads, or 0
-#: (`draws`), the function that runs a slice, two messages; then each column's dtype; the bytes of each one's real
+#: (`draws`), the function that runs a slice, three messages; then each column's dtype; the bytes of each one's real
 #: elements; and whether the code reads each.
-WIDTH, PARTS, HYPERS, EXTRAS, SCALARS, SCALED, KEYED, RUNS, ARRAYS, NUMBERS, COLUMNS = range(11)
+WIDTH, PARTS, HYPERS, EXTRAS, SCALARS, SCALED, KEYED, RUNS, ARRAYS, NUMBERS, MEMORY, COLUMNS = range(12)
 #: Words of what a call's slices are handed: its plan, tensors, the slices of a group, whether results must be filled,
 #: and the addresses of tables: each tensor's size and addresses in each group, and what its results are filled from;
 #: where the tensors of a group end; their scales; each group's scalars; each tensor's group; the groups'
@@ -103,9 +110,11 @@ def placed(request: Any, work: Any, i: Any, groups: Any) -> Any:
         target = source
         if column != 1:
             target = word(word(request, RESULT), (column - np.int64(column > 1)) * tensors + i)
-        for buffer in (source, target):
-            if (word(buffer, DTYPE) & LOW) != word(plan, COLUMNS + column) or elements_of(buffer, 0) != total:
-                return -1
+        dtype = word(plan, COLUMNS + column)
+        if (word(source, DTYPE) & LOW) != dtype or elements_of(source, 0) != total:
+            return -1
+        if (word(target, DTYPE) & LOW) != dtype or elements_of(target, 0) != total:
+            return -1
         source, target = word(source, DATA), word(target, DATA)
         if source != target:
             set_word(work, FILLED, 1)
@@ -179,6 +188,32 @@ def room_for(work: Any, groups: Any, pieces: Any) -> Any:
     return at
 
 
+@compiled(INTEGER(INTEGER, INTEGER, INTEGER))
+def filled_in(request: Any, work: Any, groups: Any) -> Any:
+    """Write the tables; an error for XLA, or 0."""
+    plan, tensors, end = word(work, PLAN), word(work, TENSORS), np.int64(0)
+    hypers, arguments = word(plan, HYPERS), word(request, ARGUMENT) + 8 * word(plan, WIDTH) * tensors
+    for i in range(tensors):
+        size = placed(request, work, i, groups)
+        if size < 0:
+            return failed(request, word(plan, ARRAYS))
+        end += size
+        set_word(word(work, ENDS), i, end)
+    set_word(work, SLICES, (end + SLICE - 1) // SLICE)
+    for row in range(groups * tensors):
+        set_word(word(work, WHICH), row, row // tensors)
+        set_word(word(work, SCALE), row, ONE)
+    if word(plan, SCALED) != 0:
+        set_word(work, SCALE, word(word(arguments, hypers), DATA))
+    if word(plan, KEYED) != 0:
+        call(word(plan, KEYED), request, work, groups, 1)
+    for group in range(groups):
+        for j in range(hypers):
+            set_word(word(work, GIVEN), group * hypers + j, double_bits(number(word(arguments, j), group)))
+        call(word(plan, RUNS), work, group, 0, 0)
+    return 0
+
+
 @numba.cfunc(INTEGER(INTEGER, INTEGER), error_model="numpy")
 def handle(request: Any, plan: Any) -> Any:
     """Answer XLA: check what the call brings, make tables of it, and have its slices done."""
@@ -196,40 +231,23 @@ def handle(request: Any, plan: Any) -> Any:
     groups = elements_of(word(arguments, numbers - 1), 1)
     if groups * tensors == 0:
         return 0
-    header, pieces = np.empty(HEADER, np.int64), np.int64(0)
-    header[PLAN], header[TENSORS], header[FILLED] = plan, tensors, 0
+    header, pieces = room(), np.int64(0)
+    set_word(header, PLAN, plan)
+    set_word(header, TENSORS, tensors)
+    set_word(header, FILLED, 0)
     if word(plan, KEYED) != 0:
-        pieces = call(word(plan, KEYED), request, header.ctypes.data, groups, 0)
-    memory = np.empty(room_for(header.ctypes.data, groups, pieces), np.int64)
-    memory[:HEADER] = header
-    work = memory.ctypes.data
+        pieces = call(word(plan, KEYED), request, header, groups, 0)
+    work = call(ALLOCATE, 8 * room_for(header, groups, pieces), 0, 0, 0)
+    if work == 0:
+        return failed(request, word(plan, MEMORY))
+    copied(work, header, 8 * HEADER)
     room_for(work, groups, pieces)
-    end = np.int64(0)
-    for i in range(tensors):
-        size = placed(request, work, i, groups)
-        if size < 0:
-            return failed(request, word(plan, ARRAYS))
-        end += size
-        set_word(word(work, ENDS), i, end)
-    if end == 0:
-        return 0
-    for row in range(groups * tensors):
-        set_word(word(work, WHICH), row, row // tensors)
-        set_word(word(work, SCALE), row, ONE)
-    if word(plan, SCALED) != 0:
-        set_word(work, SCALE, word(word(arguments, hypers), DATA))
-    if word(plan, KEYED) != 0:
-        call(word(plan, KEYED), request, work, groups, 1)
-    for group in range(groups):
-        for j in range(hypers):
-            set_word(word(work, GIVEN), group * hypers + j, double_bits(number(word(arguments, j), group)))
-        call(word(plan, RUNS), work, group, 0, 0)
-    slices = (end + SLICE - 1) // SLICE
-    set_word(work, SLICES, slices)
-    most = word(word(word(arguments, numbers - 1), DATA), 0) & LOW
-    spread(request, SLICE_OF, work, slices * groups, most)
-    # What is not named again is freed as soon as its address was taken.
-    return 0 if memory.size + header.size > 0 else 1
+    error = filled_in(request, work, groups)
+    if error == 0 and word(work, SLICES) > 0:
+        most = word(word(word(arguments, numbers - 1), DATA), 0) & LOW
+        spread(request, SLICE_OF, work, word(work, SLICES) * groups, most)
+    call(FREE, work, 0, 0, 0)
+    return error
 
 
 HANDLE = handle.address
