@@ -8,7 +8,7 @@ is a class derived from `Backend`, which says where the library differs from the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
@@ -112,6 +112,8 @@ class Backend:
     donates: bool = False
     #: Whether an array may get other memory, another shape or dtype after an optimizer has got it.
     swappable: bool = True
+    #: Types of arrays that are no more than what `describe` says.
+    kinds: Set[type] = frozenset()
 
     def __init__(self, name: str, namespace: Any) -> None:
         #: What `multiopt.backends.get` finds this backend by: the library's name.
@@ -170,6 +172,11 @@ class Backend:
         made = Described(arrays)
         made.description = self.describe(made)
         return arrays if made.description is None else made
+
+    def alike(self, arrays: Sequence[Array]) -> bool:
+        """Whether it is known that arrays are of this library's own types, of one device and dtype."""
+        known = self.described(arrays)
+        return isinstance(known, Described) and len(known) > 0 and known.description.alike and known.kinds <= self.kinds
 
     def fingerprint(self, arrays: Sequence[Array]) -> Any:
         """The signatures of all arrays as one value; a library may have a quicker way than asking one by one."""

@@ -32,7 +32,7 @@ class JaxBackend(Backend):
         return None
 
     def freed(self, array: Array) -> bool:
-        return array.is_deleted()  # donated, say
+        return not isinstance(array, jax.core.Tracer) and array.is_deleted()  # donated, say
 
     def device(self, array: Array) -> str:
         return _names(frozenset(array.sharding.device_set))  # which a deleted one has, too

@@ -16,10 +16,12 @@ __all__ = ["NumpyBackend"]
 class NumpyBackend(Backend):
     """Arrays of exact type `numpy.ndarray` or `numpy.memmap`, of any strides and byte order."""
 
+    kinds = frozenset((np.ndarray, np.memmap))
+
     def rejects(self, array: Array) -> str | None:
         if isinstance(array, np.generic):
             return f"expected a numpy.ndarray, got a NumPy scalar of {array.dtype}; pass numpy.asarray(...) of it"
-        if type(array) not in (np.ndarray, np.memmap):
+        if type(array) not in self.kinds:
             return f"expected a numpy.ndarray, got its subclass {type(array).__name__}; pass numpy.asarray(...) of it"
         return None
 

@@ -11,8 +11,9 @@ puts the new ones into the bucket's lists.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain, repeat
 from operator import is_
 from typing import Any, Protocol
@@ -156,9 +157,19 @@ class Ranges:
     """Memory that is written to: the first bytes of its pieces, and their one-past-last bytes."""
 
     def __init__(self, begins: np.ndarray, ends: np.ndarray) -> None:
-        some = begins < ends
-        # Each sorted for itself: one view may lie within the gaps of another.
-        self.begins, self.ends = np.sort(begins[some]), np.sort(ends[some])
+        self._given = begins, ends
+
+    @cached_property
+    def begins(self) -> np.ndarray:
+        """Sorted, as the `ends` are, each for itself: one view may lie within the gaps of another."""
+        begins, ends = self._given
+        return np.sort(begins[begins < ends])
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """See `begins`."""
+        begins, ends = self._given
+        return np.sort(ends[begins < ends])
 
     @classmethod
     def union(cls, parts: Sequence[Ranges]) -> Ranges:
@@ -166,6 +177,11 @@ class Ranges:
         if len(parts) == 1:
             return parts[0]
         return cls(np.concatenate([part.begins for part in parts]), np.concatenate([part.ends for part in parts]))
+
+    @property
+    def overlap(self) -> bool:
+        """Whether one of the pieces meets another."""
+        return bool((self.ends[:-1] > self.begins[1:]).any())
 
     def meets(self, other: Ranges) -> bool:
         """Whether some memory is in both."""
@@ -192,7 +208,8 @@ class Location:
     upon: np.ndarray
     #: Tensors that cannot be walked as one run of memory.
     odd: Sequence[int] = ()
-    #: Those of them that an engine walks by their strides, as it likes to have them.
+    #: Those of them that an engine walks by their strides, and what it knows them by.
+    tiled: Container[int] = ()
     tiles: Any = None
 
 

@@ -24,7 +24,7 @@ __all__ = [
 
 
 #: Tensors that are no more than their memory: a subclass may mean something else by it.
-PLAIN = {torch.Tensor, torch.nn.Parameter}
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def is_observed() -> bool:
@@ -44,6 +44,8 @@ def is_observed() -> bool:
 
 class TorchBackend(Backend):
     """Strided tensors. Gradients are not followed through a step; autograd is told of the writing."""
+
+    kinds = PLAIN
 
     def rejects(self, array: Array) -> str | None:
         if array.is_nested:

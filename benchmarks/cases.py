@@ -13,6 +13,7 @@ import numpy as np
 from multiopt.backends import thread_count
 
 from .contenders import rows as of_rows
+from .contenders.jax import nothing
 from .harness.contender import Running, missing
 from .harness.figures import FLOOR, Point, Result, Row
 from .harness.machine import memory as memory_of
@@ -70,6 +71,22 @@ def lines(points: Sequence[Point]) -> list[str]:
         worst = np.max(np.abs(start + slope * n - t) / t)
         notes.append(f"{label}: {start * 1e6:.1f} µs + {slope * 1e6:.2f} µs a tensor, linear within {worst:.0%}")
     return notes
+
+
+def jax(run: Run) -> Result:
+    """JAX arrays, inside `jax.jit` and outside: one large tensor, and many small ones."""
+    shapes: list[Shapes] = [[(run.size(32_000_000),)], [(64,)] * (100 if run.quick else 1000)]
+    ours = "multiopt-jax", "multiopt-arrays", "multiopt-donate", "multiopt-step", "multiopt-optax", "keras-ours"
+    call = run.some("multiopt-jax", key="jax-call", label="JAX, a call that does nothing", build=nothing)
+    contenders = [*run.some(FLOOR, *ours, "optax", "keras-jax"), *call]
+    large, small = points = [run.measure(f"{len(each):,} × {each[0][0]:,}", each, contenders) for each in shapes]
+    pairs = zip(large.rows, small.rows, strict=True)
+    notes = [
+        f"{one.label}: the first step, compiled, is done after {one.ready:.2f} and {other.ready:.2f} s"
+        for one, other in pairs
+        if one.key != FLOOR and one.ready and other.ready
+    ]
+    return Result("jax", "JAX arrays, float32", points, notes)
 
 
 def tiny(run: Run) -> Result:
@@ -174,6 +191,7 @@ CASES: dict[str, Callable[[Run], Result]] = {
     "small": one_workload("small", SMALL, lambda run: [(64,)] * (100 if run.quick else 1000)),
     "count": count,
     "sweep": sweep,
+    "jax": jax,
     "tiny": tiny,
     "dtypes": dtypes,
     "options": options,

@@ -7,17 +7,20 @@ arrays and the sharding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from . import backends
-from .backends.generic import Array
-from .backends.protocol import Bucket
+from .backends.generic import Array, Described
+from .backends.protocol import Bucket, Ranges
 from .binding import Binding
-from .memory import backend_of, check_floating
+from .memory import Memory, backend_of, check_floating
 from .plan import Plan, PlannedJob, Reduce, norm_of, run
 from .update import PRODUCT, REPLACE, FusedUpdate
 
-__all__ = ["clip", "multiply", "total_norm"]
+__all__ = ["Gradients", "clip", "multiply", "total_norm"]
+
+#: What has the norm taken of the gradient as it is.
+MEASURED = FusedUpdate(REPLACE, normed=True).program
 
 
 def clip(
@@ -87,21 +90,7 @@ def total_norm(arrays: Sequence[Array], names: Sequence[str], *, reduce: Reduce 
     TypeError, ValueError
         If an array is not supported.
     """
-    kinds: dict[tuple[Any, Any, str], list[int]] = {}
-    for i, (name, array) in enumerate(zip(names, arrays, strict=True)):
-        backend = backend_of(name, array)
-        if reason := backend.rejects(array):
-            raise TypeError(f"{name}: {reason}")
-        kinds.setdefault((backend, backend.device(array), check_floating(name, backend, array)), []).append(i)
-    jobs, measured = [], FusedUpdate(REPLACE, normed=True).program
-    for (backend, device, dtype), places in kinds.items():
-        engine, _ = backends.engine_for(backend, device, (dtype,) * 3, "auto")
-        own, called = backend.described([arrays[i] for i in places]), [names[i] for i in places]
-        bucket = Bucket(backend, engine, device, dtype, dtype, dtype, called, list(own), {})
-        job = PlannedJob(bucket, measured, own, [{}], places=places)
-        job.location = engine.locate(job)
-        jobs.append(job)
-    return norm_of([Plan(jobs)], reduce)
+    return Gradients(arrays, names).norm(reduce)
 
 
 def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None:
@@ -121,4 +110,66 @@ def multiply(arrays: Sequence[Array], names: Sequence[str], factor: Any) -> None
     TypeError, ValueError
         If an array is not supported, or two overlap. None has been changed then.
     """
-    run([Binding(PRODUCT.rule, arrays, names).plan(PRODUCT, arrays, {"factor": factor}, names=names)])
+    Gradients(arrays, names).multiply(factor)
+
+
+class Gradients:
+    """Arrays that are looked at once to be measured and multiplied in one step.
+
+    Parameters
+    ----------
+    arrays : sequence of arrays
+        At least one; of one library, floating or complex; traced arrays are not supported.
+    names : sequence of str
+        What to call them in messages.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an array is not supported.
+    """
+
+    def __init__(self, arrays: Sequence[Array], names: Sequence[str]) -> None:
+        if not arrays:
+            raise ValueError("arrays: expected at least one, got none")
+        self.backend, self.names = backend_of(names[0], arrays[0]), names
+        arrays = arrays if isinstance(arrays, Described) else list(arrays)
+        self.arrays = arrays = cast(list[Array], self.backend.described(arrays))
+        kinds: dict[tuple[Any, str], list[int]] = {}
+        for i in (0,) if self.backend.alike(arrays) else range(len(arrays)):
+            if (backend := backend_of(names[i], arrays[i])) is not self.backend:
+                expected = f"a {self.backend.name} array, as {names[0]} is"
+                raise TypeError(f"{names[i]}: expected {expected}, got a {backend.name} array")
+            if reason := backend.rejects(arrays[i]):
+                raise TypeError(f"{names[i]}: {reason}")
+            kind = backend.device(arrays[i]), check_floating(names[i], backend, arrays[i])
+            kinds.setdefault(kind, []).append(i)
+        self.jobs = []
+        for (device, dtype), places in kinds.items():
+            own, called = arrays, list(names)
+            if len(kinds) > 1:
+                own, called = [arrays[i] for i in places], [names[i] for i in places]
+            engine, _ = backends.engine_for(self.backend, device, (dtype,) * 3, "auto")
+            bucket = Bucket(self.backend, engine, device, dtype, dtype, dtype, called, own, {})
+            places = places if len(kinds) > 1 else list(range(len(arrays)))
+            job = PlannedJob(bucket, MEASURED, own, [{}], places=places)
+            job.location = engine.locate(job)
+            self.jobs.append(job)
+
+    def norm(self, reduce: Reduce | None = None) -> Array:
+        """See `total_norm`."""
+        return norm_of([Plan(self.jobs)], reduce)
+
+    def multiply(self, factor: Any) -> None:
+        """See `multiply`; the arrays are not what they were found to be any more."""
+        for job in self.jobs:
+            job.program, job.values = PRODUCT.program, [{"factor": factor}]
+            job.bucket.engine.prepare(job.program, job.bucket.dtypes)
+        for name, array in zip(self.names, self.arrays, strict=True):
+            if self.backend.mutable and not self.backend.writable(array):
+                raise ValueError(f"{name}: expected an array that can be written to, got a read-only one")
+        # What overlaps nothing as a run of memory needs no closer look.
+        located = [job.location for job in self.jobs if job.location is not None]
+        if any(own.odd for own in located) or (located and Ranges.union([own.written for own in located]).overlap):
+            Memory().plus(self.backend, self.arrays, self.names)
+        run([Plan(self.jobs)])

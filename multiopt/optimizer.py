@@ -135,8 +135,8 @@ class Optimizer:
 
     def __init__(self, rule: Rule, params: Any, **options: Any) -> None:
         self._step_lock = Lock()
-        if "lr" not in rule.hypers:
-            raise ValueError(f"rule: expected a rule with a hyperparameter 'lr', got {rule!r}")
+        if "lr" not in rule.hypers or rule.returns_update:
+            raise ValueError(f"rule: expected one with a hyperparameter 'lr' that returns parameters, got {rule!r}")
         self.settings: dict[str, Any] = {"rule": rule} | {
             name: option.check(name, options.pop(name, option.default))
             for name, option in OPTIONS.items()

@@ -293,7 +293,7 @@ class Group(MutableMapping[str, Any]):
 
     def bind(self, holder: Holder) -> None:
         """Tell it what holds the parameters: its numbers must do for their dtypes from now on."""
-        self.holder = holder
+        self.holder, self.structure.leaves = holder, []  # immutable arrays are replaced; the old ones may go
         self.checked(self._options)
 
     @property
@@ -355,7 +355,7 @@ class Group(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={_short(value)}" for name, value in self._options.items())
-        return f"Group({len(self.structure.leaves)} arrays, {options})"
+        return f"Group({len(self.structure.names)} arrays, {options})"
 
 
 def _short(value: Any) -> str:

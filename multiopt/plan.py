@@ -178,8 +178,7 @@ def _norm_scales(plans: Sequence[Plan], clip_global_norm: float | None, reduce: 
     if any(threshold is not None for threshold in thresholds):
         limits = [np.inf if threshold is None else threshold for threshold in thresholds]
         own = xp.asarray(limits, dtype=xp.float64, device=table.device)
-    with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
-        factors, norm = with_default_control(norms.clip_factors, xp, table, own, clip_global_norm)
+    factors, norm = with_default_control(norms.clip_factors, xp, table, own, clip_global_norm)
     scales, start = [], 0
     for job, held in zip(jobs, tables, strict=True):
         part = factors[start : start + len(job.grads)]

@@ -92,6 +92,9 @@ class Rule:
         The state arrays, shaped like the parameter, and the value each is filled with at first.
     hypers : mapping of str to Hyper
         Every keyword parameter of `function` except ``step``. A rule for `Optimizer` has one called ``lr``.
+    returns_update : bool
+        Whether `function` returns what is to be added to the parameter, and not the parameter. Such a rule is for
+        `multiopt.functional` alone.
 
     Raises
     ------
@@ -105,6 +108,7 @@ class Rule:
     # Rules are equal by value, so that an unpickled one finds what has been compiled for its twin.
     slots: Mapping[str, float] = field(hash=False)
     hypers: Mapping[str, Hyper] = field(hash=False)
+    returns_update: bool = False
     uses_step: bool = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class Rule:
 
     def __reduce__(self) -> Any:
         # A mapping proxy does not pickle; the plain mappings do.
-        return type(self), (self.name, self.function, dict(self.slots), dict(self.hypers))
+        return type(self), (self.name, self.function, dict(self.slots), dict(self.hypers), self.returns_update)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Rule:
         return self  # immutable

@@ -84,6 +84,8 @@ def compose(rule: Rule, options: Mapping[str, Any], settings: Mapping[str, Any])
     Numbers may be callables of the step, or traced arrays; ``step`` itself is left out.
     """
     decay = not isinstance(options["weight_decay"], (int, float)) or options["weight_decay"] != 0
+    if decay and options["decoupled"] and rule.returns_update:
+        raise ValueError("decoupled: expected False, for the rule returns updates, got True")
     update = FusedUpdate(
         rule,
         scaled=options["maximize"] or settings["loss_scale"] != 1.0 or settings["accumulate"] > 1,
@@ -114,6 +116,7 @@ def _program(update: FusedUpdate) -> Program:
         scalars=update.scalars,
         per_tensor=("norm_scale",) if update.normed else (),
         stochastic=update.stochastic if any(slot is not None for slot in update.stochastic) else (),
+        returns_update=update.rule.returns_update,
         file=__file__,
     )
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_dask_cluster(tmp_path):
     assert output.startswith("24 MiB of data")
     assert len(found) == 2
     assert found[-1] > 95
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "models", "arrays"), [("flax_nnx.py", "flax", 1, 13), ("equinox_training.py", "equinox", 2, 4)]
+)
+def test_frameworks_on_jax(name, package, models, arrays, tmp_path):
+    for needed in (package, "optax"):
+        if not find_spec(needed):
+            pytest.skip(f"{needed} is not installed")
+    output = run(name, tmp_path)
+    found = rates(output)
+    assert len(found) == models
+    assert min(found) > 95
+    assert f"{arrays} of {arrays} arrays" in output.splitlines()[-1]
 
 
 def test_custom_rule(tmp_path):

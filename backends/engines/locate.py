@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..generic import FLOATING, Array, Backend, RawMemory
+from ..generic import FLOATING, Array, Backend, Described, RawMemory
 from ..protocol import Bucket, Extents, Job, Location, Ranges
 
 __all__ = [
@@ -159,6 +159,30 @@ class Locations:
                 found[i] = found[i] or -1
 
 
+class OwnLocations(Locations):
+    """Where arrays without gaps lie that are parameters and gradients alike, and have no state."""
+
+    def __init__(self, bucket: Bucket, memory: RawMemory) -> None:
+        self.bucket, self.memory = bucket, memory
+        self.sizes = np.array([math.prod(p.shape) for p in bucket.params], np.int64) * parts_of(bucket.dtype)
+        self.table = np.zeros((len(self.sizes), 3), np.int64)
+        self.table[:, 0] = self.sizes
+        self.odd = set()
+
+    def find(self, job: Job) -> Location:
+        """Fill the table; see `Locations.find`."""
+        found, grads = self.table[:, 2], job.grads
+        self.memory.addresses(grads, ["C"] * len(grads), found)
+        odd = list[int]()
+        if np.count_nonzero(found < LOWEST):
+            self._check_gradients(grads)
+            odd = np.flatnonzero(found < 0).tolist()
+        begins, ends = self._extents(grads, found, self.sizes * ITEMSIZES[FLOATING[self.bucket.dtype]])
+        found[odd] = 0
+        self.table[:, 1] = found
+        return Location(Ranges(begins, ends), (begins, ends), np.ones(len(found), bool), odd)
+
+
 class RowLocations(Locations):
     """Where the rows of a bucket's parameter, of its gradient and its state lie: each row is a tensor of the table."""
 
@@ -192,7 +216,10 @@ class RowLocations(Locations):
 
 def locations_of(bucket: Bucket, memory: RawMemory) -> Locations:
     """Where a bucket's arrays lie, whole or by rows."""
-    return Locations(bucket, memory) if bucket.rows is None else RowLocations(bucket, memory)
+    if bucket.rows is not None:
+        return RowLocations(bucket, memory)
+    described = isinstance(bucket.params, Described) and bucket.params.description.contiguous
+    return OwnLocations(bucket, memory) if described else Locations(bucket, memory)
 
 
 def walks_rows(backend: Backend, device: Any, arrays: Sequence[Array]) -> bool:

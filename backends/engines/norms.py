@@ -9,18 +9,21 @@ once, whatever stands beside it. What a norm is off the true one comes from that
 the root: it is within one unit in the last place of the correctly rounded norm.
 
 `square_sums` is the definition in array-API code; the compiled engines fill rows that are worth the same.
-`clip_factors` turns them into factors, on the host or on the device, without looking at a value.
+`clip_factors` turns them into factors, on the device by array-API code, without looking at a value; in this machine's
+memory compiled, where Numba is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-__all__ = ["BITS", "DIGITS", "STEP", "clip_factors", "columns", "norms_of", "square_sums", "widened"]
+__all__ = ["BITS", "DIGITS", "STEP", "array_factors", "clip_factors", "columns", "norms_of", "square_sums", "widened"]
 
 #: Each digit counts multiples of 2**STEP of the one before. What is added to a digit at a time is less than 2**STEP,
 #: so that 2**31 additions (of whole blocks) cannot overflow it; none is ever negative.
@@ -110,11 +113,6 @@ def norms_of(xp: Any, table: Any) -> Any:
     width = table.shape[1] - 2
     start = next(start for start, digits in DIGITS.values() if digits == width)
     infinite, nan, table = table[:, width] > 0, table[:, width + 1] > 0, table[:, :width]
-    if isinstance(table, np.ndarray):
-        # Here a look costs nothing: most digits are 0 in all rows, and need no carries.
-        used = np.flatnonzero(table.max(axis=0, initial=0))
-        first, end = (int(used[0]), min(int(used[-1]) + 2, width)) if len(used) else (0, 1)
-        table, start, width = table[:, first:end], start + STEP * first, end - first
 
     def constant(values: list[Any], dtype: Any) -> Any:
         return xp.asarray(values, dtype=dtype, device=table.device)
@@ -192,13 +190,8 @@ def factors(xp: Any, norms: Any, threshold: Any) -> Any:
     return xp.where(norms > threshold, shrink, xp.where(norms == norms, one, norms))
 
 
-def clip_factors(xp: Any, table: Any, clip_norm: Any | None, clip_global_norm: float | None) -> tuple[Any, Any]:
-    """What each tensor's gradient is multiplied by: first its own norm is clipped, then the norm of all.
-
-    `table` has a row for each of the n tensors of a step, and `clip_norm` a threshold for each, infinite where it has
-    none, or one for all, or None. Returns n factors, and the global norm before it is clipped (but after clipping by
-    per-tensor norm), of shape (1,).
-    """
+def array_factors(xp: Any, table: Any, clip_norm: Any | None, clip_global_norm: float | None) -> tuple[Any, Any]:
+    """`clip_factors` in array-API code."""
     if clip_norm is None:
         total = norms_of(xp, xp.sum(table, axis=0, keepdims=True, dtype=xp.int64))
         own = xp.ones((table.shape[0],), dtype=xp.float64, device=table.device)
@@ -208,3 +201,25 @@ def clip_factors(xp: Any, table: Any, clip_norm: Any | None, clip_global_norm: f
         # What is clipped has its threshold's length, but one that is infinite has NaN in it.
         total = norm_of_lengths(xp, xp.where(lengths > clip_norm, clip_norm + 0.0 * lengths, lengths))
     return own if clip_global_norm is None else own * factors(xp, total, clip_global_norm), total
+
+
+@cache
+def compiled() -> Callable[..., tuple[Any, Any]] | None:
+    """The same for NumPy's tables, without their namespace; None where it cannot be compiled."""
+    try:
+        return import_module(".host.factors", __package__).clip_factors
+    except ImportError:
+        return None
+
+
+def clip_factors(xp: Any, table: Any, clip_norm: Any | None, clip_global_norm: float | None) -> tuple[Any, Any]:
+    """What each tensor's gradient is multiplied by: first its own norm is clipped, then the norm of all.
+
+    `table` has a row for each of the n tensors of a step, and `clip_norm` a threshold for each, infinite where it has
+    none, or one for all, or None. Returns n factors, and the global norm before it is clipped (but after clipping by
+    per-tensor norm), of shape (1,).
+    """
+    if isinstance(table, np.ndarray) and (host := compiled()) is not None:
+        return host(table, clip_norm, clip_global_norm)
+    with np.errstate(all="ignore"):  # infinite norms are no more a warning here than on a device
+        return array_factors(xp, table, clip_norm, clip_global_norm)

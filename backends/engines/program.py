@@ -64,6 +64,8 @@ class Program:
     #: For each output the number of the slot by which it is rounded stochastically (`rounding`), or None; empty where
     #: none is.
     stochastic: tuple[int | None, ...] = ()
+    #: Whether the first output is what is to be added to x, so that it should not be put in the place of x.
+    returns_update: bool = False
     #: Where `function` is written, if that is not what an error should point at.
     file: str = __file__
 

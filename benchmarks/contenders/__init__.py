@@ -10,7 +10,7 @@ from ..harness.contender import Contender
 from ..harness.figures import FLOOR, TORCH
 from .cuda import copy, multiopt_cupy, plain_cupy
 from .floor import floor
-from .jax import multiopt_jax, optax_adadelta
+from .jax import multiopt_arrays, multiopt_jax, multiopt_optax, optax_adadelta
 from .keras import keras_jax, keras_torch
 from .numpy import multiopt_numpy, plain_numpy
 from .rows import tf_keras_legacy
@@ -18,7 +18,8 @@ from .torch import multiopt_tensors, multiopt_torch, torch_adadelta, torch_adam,
 
 __all__ = ["CPU", "CUDA", "choose"]
 
-EAGER, FOREACH, GPU = {"engine": "eager"}, {"foreach": True}, {"device": "cuda"}
+EAGER, FOREACH, GPU, OURS = {"engine": "eager"}, {"foreach": True}, {"device": "cuda"}, {"ours": True}
+DONATE, FUSED, OPTAX = {"donate": True}, {"fused": True}, ("jax", "optax", "multiopt.optax")
 ON_TORCH, ON_JAX = {"KERAS_BACKEND": "torch"}, {"KERAS_BACKEND": "jax"}
 COMPILED = "torch-compile"
 CPU = [
@@ -30,8 +31,13 @@ CPU = [
     Contender("torch-foreach", "torch.optim, foreach", torch_adadelta, ("torch",), 8, FOREACH),
     Contender("torch-adam", "torch.optim's fused Adam", torch_adam, ("torch",)),
     Contender(COMPILED, "torch.optim, torch.compile", torch_compiled, ("torch",)),
-    Contender("multiopt-jax", "multiopt.functional, jitted", multiopt_jax, ("jax",), 7),
-    Contender("optax", "optax, jitted", optax_adadelta, ("jax", "optax"), 7),
+    Contender("multiopt-jax", "multiopt, JAX, jitted and donated", multiopt_jax, ("jax",), 7),
+    Contender("multiopt-arrays", "multiopt, JAX", multiopt_arrays, ("jax",), 7),
+    Contender("multiopt-donate", "multiopt, JAX, donate=True", multiopt_arrays, ("jax",), 7, DONATE),
+    Contender("multiopt-step", "multiopt.optax in one pass, jitted and donated", multiopt_optax, OPTAX, 7, FUSED),
+    Contender("multiopt-optax", "multiopt.optax + apply_updates, likewise", multiopt_optax, OPTAX, 7),
+    Contender("keras-ours", "multiopt.keras.for_keras on JAX, jitted", keras_jax, ("jax", "keras"), 8, OURS, ON_JAX),
+    Contender("optax", "optax, jitted and donated", optax_adadelta, ("jax", "optax"), 7),
     Contender("keras-jax", "Keras 3 on JAX, jitted", keras_jax, ("jax", "keras"), 8, {}, ON_JAX),
     Contender("keras-torch", "Keras 3 on PyTorch", keras_torch, ("torch", "keras"), 8, {}, ON_TORCH),
     Contender("multiopt-eager", "multiopt, NumPy, eager engine", multiopt_numpy, (), 4, EAGER),

@@ -27,8 +27,8 @@ def keras_torch(workload: Workload) -> Running:
     return Running(lambda: optimizer.apply(grads, variables), lambda: [np.asarray(v.numpy()) for v in variables], began)
 
 
-def keras_jax(workload: Workload) -> Running:
-    """The same with ``KERAS_BACKEND=jax``, jitted."""
+def keras_jax(workload: Workload, ours: bool = False) -> Running:
+    """The same with ``KERAS_BACKEND=jax``, jitted; or `multiopt.keras.for_keras`, likewise."""
     import keras
 
     keras.config.set_floatx(workload.dtype)
@@ -36,15 +36,18 @@ def keras_jax(workload: Workload) -> Running:
 
     def init(params: list[Any]) -> list[Any]:
         nonlocal optimizer
-        optimizer = _optimizer([keras.Variable(x) for x in params])
+        optimizer = _optimizer([keras.Variable(x) for x in params], ours)
         return [v.value for v in optimizer.variables]
 
     return jitted(workload, init, lambda params, grads, state: optimizer.stateless_apply(state, grads, params))
 
 
-def _optimizer(variables: list[Any]) -> Any:
+def _optimizer(variables: list[Any], ours: bool = False) -> Any:
     import keras
 
-    optimizer = keras.optimizers.Adadelta(learning_rate=HYPERS["lr"], rho=HYPERS["rho"], epsilon=HYPERS["eps"])
+    from multiopt.keras import for_keras
+
+    make = for_keras if ours else keras.optimizers.Adadelta
+    optimizer = make(learning_rate=HYPERS["lr"], rho=HYPERS["rho"], epsilon=HYPERS["eps"])
     optimizer.build(variables)
     return optimizer

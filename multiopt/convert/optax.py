@@ -1,4 +1,4 @@
-"""State of ``optax.adadelta``."""
+"""State of ``optax.adadelta``, which is that of `multiopt.optax.adadelta`, too."""
 
 from __future__ import annotations
 

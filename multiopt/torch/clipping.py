@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..backends.torch import is_sharded, is_whole, local, most_over_shards, sum_over_shards, with_layout_of
-from ..clipping import multiply, total_norm
-from .tensors import is_readable
+from ..clipping import Gradients
+from .tensors import BACKEND, is_readable
 
 __all__ = ["clip_grad_norm_", "clip_grads_with_norm_", "get_total_norm"]
 
@@ -74,8 +75,9 @@ def clip_grad_norm_(
         if p.grad is not None and is_sharded(p) and is_sharded(p.grad):
             p.grad = with_layout_of(p, p.grad)
     grads = {f"parameters[{i}].grad": p.grad for i, p in enumerate(params) if p.grad is not None}
-    total = _total(grads, norm_type, error_if_nonfinite)
-    _scale(grads, max_norm, total)
+    found = _found(grads)
+    total = _total(grads, found, norm_type, error_if_nonfinite)
+    _scale(found, max_norm, total)
     return total
 
 
@@ -113,7 +115,8 @@ def get_total_norm(
     RuntimeError
         If the norm is not finite and that is an error.
     """
-    return _total({f"tensors[{i}]": t for i, t in enumerate(_tensors(tensors))}, norm_type, error_if_nonfinite)
+    named = {f"tensors[{i}]": t for i, t in enumerate(_tensors(tensors))}
+    return _total(named, _found(named), norm_type, error_if_nonfinite)
 
 
 @torch.no_grad()
@@ -142,7 +145,7 @@ def clip_grads_with_norm_(
     """
     params = _tensors(parameters)
     grads = {f"parameters[{i}].grad": p.grad for i, p in enumerate(params) if p.grad is not None}
-    _scale(grads, _threshold(max_norm), total_norm)
+    _scale(_found(grads), _threshold(max_norm), total_norm)
 
 
 def _tensors(given: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -156,32 +159,33 @@ def _threshold(max_norm: float) -> float:
     return max_norm
 
 
-def _readable(named: dict[str, Any]) -> list[Tensor]:
-    """The tensors themselves, or of DTensors this rank's shards."""
-    found = []
-    for name, tensor in named.items():
-        shard = local(tensor)
-        if not is_readable(shard) or (is_sharded(tensor) and not is_whole(tensor)):
-            raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {torch.typename(tensor)}")
-        found.append(shard)
-    return found
+def _found(named: dict[str, Any]) -> Gradients | None:
+    """The tensors themselves, or of DTensors this rank's shards; None if there is none."""
+    tensors = BACKEND.described(list(named.values()))
+    if not (BACKEND.alike(tensors) and is_readable(tensors[0])):
+        tensors = [local(tensor) for tensor in named.values()]
+        for name, tensor, shard in zip(named, named.values(), tensors, strict=True):
+            if not is_readable(shard) or (is_sharded(tensor) and not is_whole(tensor)):
+                got = torch.typename(tensor)
+                raise TypeError(f"{name}: expected a plain tensor or DTensor on CPU or CUDA, got {got}")
+    return Gradients(tensors, list(named)) if tensors else None
 
 
-def _total(named: dict[str, Any], norm_type: float, error_if_nonfinite: bool) -> Tensor:
+def _total(named: dict[str, Any], found: Gradients | None, norm_type: float, error_if_nonfinite: bool) -> Tensor:
     if norm_type not in (2, math.inf, "inf"):
         raise ValueError(f"norm_type: expected 2 or inf, got {norm_type!r}")
-    whole, tensors = list(named.values()), _readable(named)
-    if not tensors:
+    if found is None:
         return torch.zeros((), dtype=WIDE)
+    whole = list(named.values())
     if norm_type == 2:
 
         def reduce(xp: Any, table: Any, rows: list[tuple[int, int]]) -> Any:
             return sum_over_shards(xp, table, [whole[i] for _, i in rows])
 
-        sharded = any(map(is_sharded, whole))
-        total = torch.as_tensor(total_norm(tensors, list(named), reduce=reduce if sharded else None))[0].clone()
+        norm = found.norm(reduce if any(map(is_sharded, whole)) else None)
+        total = torch.tensor(float(norm[0]), dtype=WIDE) if isinstance(norm, np.ndarray) else norm[0].clone()
     else:
-        total = _largest(whole, tensors)
+        total = _largest(whole, found.arrays)
     if error_if_nonfinite and not bool(total.isfinite()):
         raise RuntimeError("the norm of the gradients is not finite, so they cannot be clipped")
     return total
@@ -196,18 +200,18 @@ def _largest(whole: Sequence[Any], tensors: Sequence[Tensor]) -> Tensor:
     return most_over_shards(found, whole).max()
 
 
-def _scale(named: dict[str, Any], max_norm: float, total_norm: Any) -> None:
-    tensors = _readable(named)
-    if not tensors:
+def _scale(found: Gradients | None, max_norm: float, total_norm: Any) -> None:
+    if found is None:
         return
     if is_sharded(total_norm):
         total_norm = total_norm.full_tensor()
-    total = torch.as_tensor(total_norm, dtype=WIDE)
-    factor: Any = torch.where(
-        total > max_norm, torch.full_like(total, max_norm) / total, torch.where(total == total, 1.0, total)
-    )
-    if total.device.type == "cpu" or any(tensor.device != total.device for tensor in tensors):
-        factor = float(factor)
-        if factor == 1.0:
-            return  # which would change nothing
-    multiply(tensors, list(named), factor)
+    device = total_norm.device if isinstance(total_norm, Tensor) else torch.device("cpu")
+    if device.type != "cpu" and all(tensor.device == device for tensor in found.arrays):
+        total = total_norm.to(WIDE)  # which is not waited for
+        shrink = torch.full_like(total, max_norm) / total
+        found.multiply(torch.where(total > max_norm, shrink, torch.where(total == total, 1.0, total)))
+        return
+    total = float(total_norm)
+    factor = max_norm / total if total > max_norm else 1.0 if total == total else total
+    if factor != 1.0:  # which would change nothing
+        found.multiply(factor)

@@ -143,7 +143,8 @@ def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
     monkeypatch.setenv("MULTIOPT_NUM_THREADS", "2")
     monkeypatch.setattr(host, "copy_blocks", None)
     monkeypatch.setattr(tiles, "ROOM", 1 << 12)  # many tiles
-    monkeypatch.setattr(tiles, "PIECE", 1 << 13)
+    monkeypatch.setattr(host, "PIECE", 5000)
+    monkeypatch.setattr(host, "SERIAL", 0)
     opt = Adadelta(list(x), **options)
     opt.step(list(grads))
     for got, want in zip((opt.params, opt.state), (expected.params, expected.state), strict=True):
@@ -154,6 +155,19 @@ def test_views_are_walked_where_they_lie(dtype, numba, monkeypatch):
     bad[5][-1, -1] = np.inf
     opt.step(bad)
     assert [a.tobytes() for a in opt.params] == [a.tobytes() for a in expected.params]
+
+
+def test_of_a_tile_only_what_has_gaps_is_copied(numba):
+    from multiopt.backends.engines.host import tiles
+
+    gaps, none = (2,), (1,)
+    ndim, words = tiles.planned((10_000,), (gaps, gaps, none, none), (4,) * 4, 1, 1000)
+    number, room, *_ = words
+    buffers = words[tiles.HEAD - 1 + 2 * ndim + 2 :: tiles.COLUMN + ndim]
+    assert (number, ndim) == (10, 1)
+    assert [buffer > 0 for buffer in buffers] == [True, True, False, False]
+    assert buffers[1] - buffers[0] >= 4000
+    assert buffers[1] + 4000 <= 8 * room <= 10_000
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])

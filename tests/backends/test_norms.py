@@ -8,7 +8,15 @@ import pytest
 from exact_norms import norm, spread, squares, units_off, worth
 from hypothesis import given
 from hypothesis import strategies as st
-from multiopt.backends.engines.norms import BITS, clip_factors, columns, norms_of, square_sums, widened
+from multiopt.backends.engines.norms import (
+    BITS,
+    array_factors,
+    clip_factors,
+    columns,
+    norms_of,
+    square_sums,
+    widened,
+)  # fmt: skip
 
 from multiopt import Adadelta
 
@@ -196,6 +204,28 @@ def test_factors_of_what_is_not_finite():
     assert np.isnan(factors[1])
     assert factors[2:].tolist() == [0.5, 1.0]
     assert np.isnan(total[0])
+
+
+@pytest.mark.parametrize("computing", ["float32", "float64"])
+def test_compiled_factors_are_those_of_arrays(numba, computing):
+    rng, width = np.random.default_rng(5), columns(computing)
+    for k in range(40):
+        # Few digits, or many; ones that are to be carried, also through digits that are all ones; zeros; what is odd.
+        table = rng.integers(0, 2 ** rng.integers(1, 50), (int(rng.integers(1, 7)), width))
+        table[:, -5:] = 0  # so that the highest digit takes no more than it can
+        table[:, rng.integers(0, width) :][rng.random(table.shape[0]) < 0.5] = 0
+        table[:, 3 : 3 + k % 9] = 2**32 - 1
+        table[rng.random(table.shape[0]) < 0.2] = 0
+        if k % 5 == 0:
+            table[rng.integers(0, len(table)), rng.integers(-2, 0)] = 1
+        with np.errstate(all="ignore"):
+            typical = float(np.median(norms_of(np, table)))
+            thresholds = np.where(rng.random(len(table)) < 0.3, np.inf, typical * 10.0 ** rng.uniform(-3, 3))
+            for own in (None, thresholds, np.float64(1.0)):
+                for together in (None, 1.0, typical if 0 < typical < np.inf else 3.0, np.inf):
+                    pairs = (array_factors(np, table, own, together), clip_factors(np, table, own, together))
+                    for expected, got in zip(*pairs, strict=True):
+                        np.testing.assert_array_equal(got, expected, strict=True)
 
 
 def strict_namespace():

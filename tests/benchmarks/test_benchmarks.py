@@ -313,6 +313,22 @@ def test_a_straight_line_is_found():
     assert lines(points) == ["A: 5.0 µs + 2.00 µs a tensor, linear within 0%"]
 
 
+def test_the_case_of_jax_says_when_the_first_step_is_done():
+    def race(heat):
+        rows = [
+            Row(c.key, c.label, ready=2.0 if heat.workload.shapes == [(64,)] * 100 else 0.5) for c in heat.contenders
+        ]
+        rows[2] = replace(rows[2], absent="not here", ready=None)
+        return [Point(heat.name, rows, **heat.workload.facts())]
+
+    result = CASES["jax"](Run(choose("cpu", False, []), race, quick=True, device="cpu"))
+    assert [(point.tensors, point.elements) for point in result.points] == [(1, 20_000), (100, 6400)]
+    rows = result.points[0].rows
+    assert [note.split(": ") for note in result.notes] == [
+        [row.label, "the first step, compiled, is done after 0.50 and 2.00 s"] for row in (rows[1], *rows[3:])
+    ]
+
+
 # --- the whole, quick ---
 
 

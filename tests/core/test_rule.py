@@ -7,7 +7,7 @@ import pytest
 from libraries import LIBRARIES, gradients
 from rules import ADAM, DESCENT, RULES
 
-from multiopt import ADADELTA, Hyper, Optimizer, Rule
+from multiopt import ADADELTA, Hyper, Optimizer, Rule, functional
 
 #: Rules that divide an array by a number.
 DIVIDES_BY_A_NUMBER = ("adam", "cubic")
@@ -139,7 +139,19 @@ def test_rules_that_do_not_agree_with_themselves():
         Rule("bad", function, {"v": 0.0}, {"lr": Hyper(1.0)})
     with pytest.raises(ValueError, match=r"rule 'bad': slots called \['ema'\]; checkpoints call others so"):
         Rule("bad", lambda xp, x, g, ema, *, lr: (x, ema), {"ema": 0.0}, {"lr": Hyper(1.0)})
-    with pytest.raises(ValueError, match="rule: expected a rule with a hyperparameter 'lr'"):
+    with pytest.raises(ValueError, match="rule: expected one with a hyperparameter 'lr'"):
         Optimizer(Rule("no lr", lambda xp, x, g, *, beta: (x,), {}, {"beta": Hyper(0.9)}), np.ones(1))
     with pytest.raises(TypeError):
         Optimizer(ADADELTA, np.ones(1), beta=0.5)
+
+
+def test_a_rule_that_returns_updates():
+    rule = Rule("steps", lambda xp, x, g, *, lr: (-lr * g,), {}, {"lr": Hyper(0.5)}, returns_update=True)
+    assert Rule(*rule.__reduce__()[1]) == rule
+    x, g = np.ones(2), np.full(2, 4.0)
+    updates, _ = functional.update(x, g, functional.init(x, rule=rule), rule=rule, weight_decay=2.0)
+    assert updates.tolist() == [-3.0, -3.0]
+    with pytest.raises(ValueError, match="decoupled: expected False, for the rule returns updates"):
+        functional.update(x, g, functional.init(x, rule=rule), rule=rule, weight_decay=2.0, decoupled=True)
+    with pytest.raises(ValueError, match=r"rule: expected one .* that returns parameters"):
+        Optimizer(rule, x)

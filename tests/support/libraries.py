@@ -124,8 +124,7 @@ def torch_copy(array):
 HELD = {
     "numpy": {"param": own, "grad": own, "engine": "host"},
     "torch": {"param": torch_copy, "grad": torch_copy, "back": torch_array, "engine": "host"},
-    # XLA on the CPU flushes subnormal numbers to zero, jitted or not.
-    "jax": {"param": jax_array, "grad": jax_array, "mutable": False, "subnormals": False, "slow": True},
+    "jax": {"param": jax_array, "grad": jax_array, "mutable": False, "engine": "xla", "slow": True},
     "dask": {
         "param": dask_array, "grad": dask_array, "back": lambda a: a.compute(), "mutable": False, "slow": True,
     },
@@ -154,7 +153,7 @@ for _name, _changes in VARIANTS.items():
 def library_of(library):
     """The library, if it is installed; otherwise the test is skipped."""
     pytest.importorskip(library.library.namespace, reason=f"{library.library.title} is not installed")
-    if library.engine == "host":
+    if library.engine in ("host", "xla"):
         pytest.importorskip("numba", reason="the host engine needs numba")
     with x64() if library.library.name == "jax" else contextlib.nullcontext():
         yield library

@@ -136,3 +136,36 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="expected memory of its own"):
         clip_grad_norm_([*params, both], 1e-3)
     assert_equal(copies(params), before)
+
+
+def test_gradients_that_are_alike_are_looked_at_once(monkeypatch):
+    from multiopt.torch.tensors import BACKEND
+
+    params = [torch.nn.Parameter(torch.zeros(k % 5)) for k in range(40)]
+    for p in params:
+        p.grad = torch.full_like(p, 3.0)
+    if not BACKEND.alike([p.grad for p in params]):
+        pytest.skip("this PyTorch describes no tensors, or Numba is missing")
+    asked = []
+    monkeypatch.setattr(type(BACKEND), "dtype", lambda self, a: asked.append(a) or "float32")
+    assert clip_grad_norm_(params, 1.0) == pytest.approx(3.0 * math.sqrt(80), rel=1e-15)
+    assert len(asked) == 1
+    assert clip_grad_norm_(params, 2.0) == pytest.approx(1.0, rel=1e-7)
+
+
+def test_memory_of_gradients_that_are_alike():
+    whole, params = torch.full((2, 12), 4.0), [torch.nn.Parameter(torch.zeros(6)) for _ in range(2)]
+
+    def clipped(*grads):
+        for p, g in zip(params, grads, strict=True):
+            p.grad = g
+        return clip_grad_norm_(params, 1.0)
+
+    with pytest.raises(ValueError, match=r"parameters\[1\].grad: expected memory of its own"):
+        clipped(whole[0, :6], whole[0, 5:11])
+    with pytest.raises(ValueError, match=r"parameters\[0\].grad: expected elements with memory of their own"):
+        clipped(whole[0, :1].expand(6), whole[1, :6])
+    assert (whole == 4.0).all()
+    assert clipped(whole[0, ::2], whole[0, 1::2]) == pytest.approx(4 * math.sqrt(12), rel=1e-15)
+    assert clipped(torch._neg_view(whole[1, :6]), whole[1, 6:]) == pytest.approx(4 * math.sqrt(12), rel=1e-15)
+    assert torch.allclose(whole, torch.tensor(1 / math.sqrt(12)), rtol=1e-6)  # float32's

@@ -14,7 +14,7 @@ import numpy as np
 try:
     from . import kernels
     from .squares import ROOM, square_kernel
-    from .tiles import Tensor, Tiles
+    from .tiles import described
 except ImportError as error:
     raise ImportError(f'the host engine needs Numba: pip install "multiopt[numba]" ({error})') from error
 from ...generic import FLOATING, Array, Backend, HostMemory, wider
@@ -78,25 +78,24 @@ class HostEngine(Engine):
         walk = _Walk.of(job.bucket)
         location = walk.locations.find(job)
         if location.odd and not job.program.stochastic:  # which asks where each element stands, in C order
-            location.tiles = walk.tiles(job, location.odd)
+            walk.describe(job, location)
         return location
 
     def update(self, job: Job, norm_scales: Array | None) -> None:
         done = [(_Walk.of(job.bucket), job, _updating(job, norm_scales))]
         if job.then is not None:
             done.append((_Walk.of(job.then.bucket), job.then, _updating(job.then, None)))
-        if job.then is None or job.location.odd:
+        if job.then is None or job.location.odd or job.then.location.odd:  # tiles need not be pieces of each other
             for walk, own, work in done:
                 walk.run(own, work, own=True)
         else:
-            (walk, _, first), (after, then, second) = done
+            (walk, _, first), (after, _, second) = done
 
             def both(piece: tuple[int, int, int]) -> None:
                 first(walk.locations.table, walk.every, *piece)
                 second(after.locations.table, after.every, *piece)
 
             threads.run(both, walk.pieces, job.bucket.backend.threads())
-            after.run_odd(then, second, own=True)
         for walk, own, _ in done:
             walk.memory.touched(own.updated)
 
@@ -155,18 +154,15 @@ class HostEngine(Engine):
         columns = norms.columns(wider([dtype]))
         out, lock = np.zeros((len(job.grads), columns + 1), np.int64), threading.Lock()
 
-        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
-            if len(walk.pieces) == 1 and isinstance(rows, slice):
+        def work(table: np.ndarray, rows: slice, first: int, start: int, count: int) -> None:
+            if len(walk.pieces) == 1:
                 kernel(table, numbers, which[rows], np.empty(ROOM), out[rows][first:], first, start, count)
                 return
             last = int(np.searchsorted(np.cumsum(table[first:, 0]), start + count)) + 1
             sums = np.zeros((last, columns + 1), np.int64)
             kernel(table, numbers, which[rows], np.empty(ROOM), sums, first, start, count)
             with lock:
-                if isinstance(rows, slice):
-                    out[rows][first : first + last] += sums
-                else:
-                    np.add.at(out, rows[first : first + last], sums)
+                out[rows][first : first + last] += sums
 
         walk.run(job, work)
         # Where it is the gradient itself that is measured, the table's own counts say what is not finite.
@@ -176,7 +172,7 @@ class HostEngine(Engine):
         kernel = kernels.finite_kernel(FLOATING[job.bucket.grad_dtype])
         bad, places = np.zeros(len(job.grads), np.uint8), np.arange(len(job.grads))
 
-        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+        def work(table: np.ndarray, rows: slice, first: int, start: int, count: int) -> None:
             found = np.zeros(len(table), np.uint8)
             kernel(table, found, first, start, count)
             bad[places[rows][found != 0]] = 1
@@ -186,7 +182,7 @@ class HostEngine(Engine):
 
 
 #: Does something to ``(table, rows, first, start, count)``; see `_Walk.run`.
-Work = Callable[[np.ndarray, Any, int, int, int], None]
+Work = Callable[[np.ndarray, slice, int, int, int], None]
 
 
 def _updating(job: Job, norm_scales: Array | None) -> Work:
@@ -198,25 +194,25 @@ def _updating(job: Job, norm_scales: Array | None) -> Work:
 
     if not job.program.stochastic:
 
-        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
+        def work(table: np.ndarray, rows: slice, first: int, start: int, count: int) -> None:
             kernel(table, scales[rows], numbers, which[rows], first, start, count)
 
     else:
         tensors, runs = walk.runs
         keys = [np.uint32(key & 0xFFFFFFFF) for key in job.keys]
 
-        def work(table: np.ndarray, rows: Any, first: int, start: int, count: int) -> None:
-            own = tensors[rows.start :]  # never tiles: see `locate`
-            kernel(table, scales[rows], numbers, which[rows], own, runs, *keys, first, start, count)
+        def work(table: np.ndarray, rows: slice, first: int, start: int, count: int) -> None:
+            kernel(table, scales[rows], numbers, which[rows], tensors[rows.start :], runs, *keys, first, start, count)
 
     return work
 
 
 def pieces_of(sizes: np.ndarray) -> list[tuple[int, int, int]]:
     """Cut tensors of these sizes into pieces for threads: the first tensor, the element there, and the elements."""
+    total, length = int(sizes.sum()), PIECE
+    if total <= SERIAL:
+        return [(0, 0, total)] if total else []
     ends = np.cumsum(sizes)
-    total = int(ends[-1])
-    length = PIECE if total > SERIAL else max(total, 1)
     starts = np.arange(0, total, length)
     first = np.searchsorted(ends, starts, side="right")
     return [
@@ -239,8 +235,13 @@ class _Walk:
         self.memory: HostMemory = memory
         self.locations = locations_of(bucket, memory)
         sizes = self.locations.sizes
-        self.ones, self.zeros = np.ones(len(sizes)), np.zeros(len(sizes), np.int64)
+        self.zeros = np.zeros(len(sizes), np.int64)
         self.pieces, self.every = pieces_of(sizes), slice(0, len(sizes))
+
+    @cached_property
+    def ones(self) -> np.ndarray:
+        """Factors for gradients that are not clipped by norm."""
+        return np.ones(len(self.zeros))
 
     @cached_property
     def runs(self) -> tuple[np.ndarray, np.ndarray]:
@@ -256,34 +257,28 @@ class _Walk:
             bucket.cache["walk"] = cls(bucket)
         return bucket.cache["walk"]
 
-    def tiles(self, job: Job, which: Sequence[int]) -> Tiles | None:
-        """Tiles of those of some tensors that can be walked by their strides."""
-        tensors = list[Tensor]()
-        for i in which:
+    def describe(self, job: Job, location: Location) -> None:
+        """Have those of the odd tensors that can be walked by their strides walked in tiles."""
+        places = dict[int, Any]()
+        for i in location.odd:
             x, *state = (column[i] for column in job.bucket.arrays())
-            places = [place for array in (x, job.grads[i], *state) if (place := self.memory.place(array)) is not None]
-            if len(places) == 2 + len(state) and all(place.address >= LOWEST for place in places):
-                tensors.append((i, tuple(x.shape), places))
-        bucket = self.locations.bucket
-        return Tiles(tensors, real_dtypes(bucket.dtypes), parts_of(bucket.dtype)) if tensors else None
+            own = [place for array in (x, job.grads[i], *state) if (place := self.memory.place(array)) is not None]
+            if len(own) == 2 + len(state) and all(place.address >= LOWEST for place in own):
+                places[i] = tuple(x.shape), own
+        if places:
+            bucket = self.locations.bucket
+            location.tiles, found = described(list(places.values()), real_dtypes(bucket.dtypes), parts_of(bucket.dtype))
+            self.locations.table[list(places), 2], location.tiled = -np.array(found), places
 
     def run(self, job: Job, kernel: Work, *, own: bool = False) -> None:
         """Call ``kernel(table, rows, first, start, count)`` on every piece of the bucket.
 
-        `rows` is an index that says which tensor each row of the `table` belongs to: a slice, or an array where the
-        rows are tiles. `own` says whether the kernel writes to the parameters and the state.
+        `rows` is a slice that says which tensors the rows of the `table` belong to. `own` says whether the kernel
+        writes to the parameters and the state.
         """
         library = job.bucket.backend.threads()
         threads.run(lambda piece: kernel(self.locations.table, self.every, *piece), self.pieces, library)
-        self.run_odd(job, kernel, own=own)
-
-    def run_odd(self, job: Job, kernel: Work, *, own: bool) -> None:
-        """The same for those tensors alone whose memory cannot be walked as one run: in tiles, or as copies."""
-        tiles: Tiles | None = job.location.tiles
-        if tiles is not None:
-            library = job.bucket.backend.threads()
-            threads.run(lambda piece: tiles.walk(piece, kernel, own=own), tiles.pieces(), library)
-        for i in job.location.odd if tiles is None else set(job.location.odd) - tiles.tensors:
+        for i in [i for i in job.location.odd if i not in job.location.tiled]:  # what cannot be walked at all
             for copies in copy_blocks(job.bucket, self.memory, i, job.grads[i], own=own, size=COPIED):
                 kernel(copies.table, slice(i, i + 1), 0, copies.start, int(copies.table[0, 0]) - copies.start)
                 copies.write_back(job.bucket.backend)

@@ -16,7 +16,8 @@ import numba
 import numpy as np
 from numba import types
 
-from .kernels import STORAGE, disabled, long_pointer
+from .kernels import disabled
+from .storage import STORAGE, long_pointer
 
 __all__ = ["ALIGNED", "C_ORDER", "F_ORDER", "NATIVE", "WRITABLE", "Description", "Exchange", "Fields"]
 
@@ -45,8 +46,9 @@ class Description:
     #: Two rows: the device, dtype and shape of each; which object it is, its address and its strides.
     words: np.ndarray
     addresses: np.ndarray
-    #: Whether all lie in C order, in native bytes, aligned.
+    #: Whether all lie in C order, in native bytes, aligned; and whether they are of one device and dtype.
     contiguous: bool
+    alike: bool
     #: The flags of each, for NumPy's arrays.
     flags: np.ndarray | None = None
 
@@ -85,11 +87,11 @@ class Exchange:
         addresses, words = np.empty(len(arrays), np.int64), 8 * len(arrays)
         while True:
             room = np.empty((2, words), np.int64)
-            used, contiguous = self._describe(id(arrays), addresses, room)
+            used, contiguous, alike = self._describe(id(arrays), addresses, room)
             if used < 0:
                 return None
             if used <= words:
-                return Description(room[:, :used], addresses, contiguous)
+                return Description(room[:, :used], addresses, contiguous, alike)
             words = used
 
     def increment(self, arrays: list[Any]) -> bool:
@@ -97,20 +99,23 @@ class Exchange:
         return self._increment(id(arrays), np.empty((2, len(arrays)), np.int64))
 
 
-def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
+def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool, bool]]:
     none = id(None)  # asked for a description, it would raise an error, which takes long
 
-    @numba.njit("Tuple((int64, boolean))(int64, int64[::1], int64[:, ::1])")
-    def kernel(arrays: int, addresses: Any, out: Any) -> tuple[int, bool]:
-        """Return the words used, or needed if there is no room for them, or −1; and whether all is in C order."""
-        tensor, used, contiguous = np.empty(WORDS, np.int64), 0, True
+    @numba.njit("Tuple((int64, boolean, boolean))(int64, int64[::1], int64[:, ::1])")
+    def kernel(arrays: int, addresses: Any, out: Any) -> tuple[int, bool, bool]:
+        """The words used, or needed if there is no room, or −1; whether all is in C order; and alike."""
+        tensor, used, contiguous, alike = np.empty(WORDS, np.int64), 0, True, True
         for i in range(len(addresses)):
             array = _list_item(arrays, i)
             if array == none or describe(array, tensor.ctypes.data) != 0:
                 _forget_error()
-                return -1, False
+                return -1, False, False
             addresses[i] = tensor[0] + tensor[5]
             ndim = tensor[2] & 0xFFFFFFFF
+            if i == 0:
+                device, dtype = tensor[1], tensor[2] >> 32
+            alike &= tensor[1] == device and tensor[2] >> 32 == dtype
             shape, strides = numba.carray(long_pointer(tensor[3]), ndim), numba.carray(long_pointer(tensor[4]), ndim)
             count, expected = shape.prod(), 1
             for k in range(ndim - 1, -1, -1):
@@ -123,7 +128,7 @@ def _describe_kernel(describe: Any) -> Callable[..., tuple[int, bool]]:
                 out[1, start], out[1, start + 1] = array, addresses[i]
                 for k in range(ndim):
                     out[0, start + HEAD + k], out[1, start + HEAD + k] = shape[k], strides[k]
-        return used, contiguous
+        return used, contiguous, alike
 
     return kernel
 
@@ -169,11 +174,11 @@ class Fields:
         addresses, flags, words = np.empty(len(arrays), np.int64), np.empty(len(arrays), np.int64), 8 * len(arrays)
         while True:
             room = np.empty((2, words), np.int64)
-            used, contiguous = self._kernel(id(arrays), addresses, flags, room)
+            used, contiguous, alike = self._kernel(id(arrays), addresses, flags, room)
             if used < 0:
                 return None
             if used <= words:
-                return Description(room[:, :used], addresses, contiguous, flags)
+                return Description(room[:, :used], addresses, contiguous, alike, flags)
             words = used
 
     def _try(self) -> None:
@@ -199,7 +204,7 @@ def _flagged(array: np.ndarray) -> tuple[int, int]:
     return array.__array_interface__["data"][0], sum(flag for flag, on in known.items() if on)
 
 
-def _fields_kernel() -> Callable[..., tuple[int, bool]]:
+def _fields_kernel() -> Callable[..., tuple[int, bool, bool]]:
     # struct PyArrayObject_fields: the object's head, whose last word is its type; then char *data; int nd;
     # npy_intp *dimensions, *strides; PyObject *base; PyArray_Descr *descr; int flags.
     # struct PyArray_Descr: the head; PyTypeObject *typeobj; char kind, type, byteorder, flags; int type_num.
@@ -207,15 +212,15 @@ def _fields_kernel() -> Callable[..., tuple[int, bool]]:
     native = (ord("="), ord("|"))
     stored, straight = C_ORDER | F_ORDER | ALIGNED | WRITABLE, C_ORDER | ALIGNED | NATIVE
 
-    @numba.njit("Tuple((int64, boolean))(int64, int64[::1], int64[::1], int64[:, ::1])")
-    def kernel(arrays: int, addresses: Any, flags: Any, out: Any) -> tuple[int, bool]:
-        """Return the words used, or needed if there is no room for them, or -1; and whether all is in C order."""
-        used, contiguous = 0, True
+    @numba.njit("Tuple((int64, boolean, boolean))(int64, int64[::1], int64[::1], int64[:, ::1])")
+    def kernel(arrays: int, addresses: Any, flags: Any, out: Any) -> tuple[int, bool, bool]:
+        """The words used, or needed if there is no room, or -1; whether all is in C order, and alike."""
+        used, contiguous, alike, first = 0, True, True, np.int64(0)
         for i in range(len(addresses)):
             array = _list_item(arrays, i)
             kind = numba.carray(long_pointer(array + head - 8), 1)[0]
             if kind != plain and kind != mapped:
-                return -1, False
+                return -1, False, False
             fields = numba.carray(long_pointer(array + head), 7)
             ndim = fields[1] & 0xFFFFFFFF
             shape, strides = numba.carray(long_pointer(fields[2]), ndim), numba.carray(long_pointer(fields[3]), ndim)
@@ -224,12 +229,15 @@ def _fields_kernel() -> Callable[..., tuple[int, bool]]:
             is_native = order == native[0] or order == native[1]
             addresses[i], flags[i] = fields[0], (fields[6] & stored) | (NATIVE if is_native else 0)
             contiguous &= flags[i] & straight == straight
+            if i == 0:
+                first = about >> 32
+            alike &= about >> 32 == first and is_native
             start, used = used, used + HEAD + 1 + ndim
             if used <= out.shape[1]:
                 out[0, start], out[0, start + 1], out[0, start + 2] = about >> 32, is_native, ndim
                 out[1, start], out[1, start + 1], out[1, start + 2] = array, addresses[i], flags[i]
                 for k in range(ndim):
                     out[0, start + HEAD + 1 + k], out[1, start + HEAD + 1 + k] = shape[k], strides[k]
-        return used, contiguous
+        return used, contiguous, alike
 
     return kernel

@@ -8,7 +8,6 @@ are kept, whatever the caller's control register says.
 from __future__ import annotations
 
 import linecache
-import math
 from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
@@ -16,17 +15,15 @@ from weakref import finalize
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.core.compiler_lock import global_compiler_lock as compiling
-from numba.extending import intrinsic
 
-from ...rounding import STEPS
 from ..locate import ITEMSIZES
 from ..program import INFIX, KEPT, Code, Program
 from .control import default_control, restored_control
+from .storage import NAMES, STORAGE, double_bits, float_bits
 
-__all__ = ["compiling", "disabled", "finite_kernel", "pointer", "update_kernel"]
+__all__ = ["compiling", "disabled", "finite_kernel", "update_kernel"]
 
 OPERATIONS = {
     **INFIX,
@@ -50,185 +47,12 @@ def disabled() -> str | None:
     return "Numba's compiler is off: NUMBA_DISABLE_JIT is set" if numba.config.DISABLE_JIT else None  # type: ignore[attr-defined]
 
 
-def _cast(source: Any, target: Any, convert: Callable[[Any, Any, Any], Any]) -> Any:
-    """A kernel's function from one type to another; `convert` writes its instructions."""
-
-    @intrinsic
-    def cast(typingctx: Any, value: Any) -> Any:
-        return target(source), lambda context, builder, signature, args: convert(context, builder, args[0])
-
-    return cast
-
-
-def pointer(dtype: Any) -> Any:
-    """Make an integer address a pointer to elements of `dtype`."""
-    result = types.CPointer(dtype)
-    return _cast(types.intp, result, lambda c, b, v: b.inttoptr(v, c.get_value_type(result)))
-
-
-float_bits = _cast(types.float32, types.uint32, lambda c, b, v: b.bitcast(v, ir.IntType(32)))
-bits_float = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(v, ir.FloatType()))
-double_bits = _cast(types.float64, types.int64, lambda c, b, v: b.bitcast(v, ir.IntType(64)))
-bits_double = _cast(types.int64, types.float64, lambda c, b, v: b.bitcast(v, ir.DoubleType()))
-half_load = _cast(types.uint16, types.float32, lambda c, b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType()))
-half_store = _cast(types.float32, types.uint16, lambda c, b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16)))
-long_pointer, pair_pointer = pointer(types.int64), pointer(types.uint32)
-
-
-@intrinsic
-def load_pair(typingctx: Any, pointer: Any, k: Any) -> Any:
-    """Two neighbours of 16 bits at once, which need not lie as a number of 32 bits does."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load(builder.gep(args[0], [args[1]]), align=2)
-
-    return types.uint32(types.CPointer(types.uint32), types.intp), generate
-
-
-@intrinsic
-def store_pair(typingctx: Any, pointer: Any, k: Any, pair: Any) -> Any:
-    """Write what `load_pair` reads."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store(args[2], builder.gep(args[0], [args[1]]), align=2)
-        return context.get_dummy_value()
-
-    return types.void(types.CPointer(types.uint32), types.intp, types.uint32), generate
-
-
-instruction: Any = intrinsic  # whose own types know nothing of the typing context
-
-
-@instruction
-def fetch(typingctx: Any, address: Any) -> Any:
-    """Have the memory at an address brought near, if there is any; wait for nothing."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
-
-
-@numba.njit(inline="always")
-def identity(x: Any) -> Any:
-    return x
-
-
-# Of bfloat16, written as instructions: as functions of Numba's, inlined, they would take most of a kernel's compiling.
-HALF, WORD, SINGLE = ir.IntType(16), ir.IntType(32), ir.FloatType()
-NAN, SIXTEEN, UPPER = SINGLE(math.nan), WORD(16), WORD(0xFFFF0000)
-
-
-def _tamed(b: Any, v: Any) -> Any:
-    return b.select(b.fcmp_unordered("uno", v, v), NAN, v)
-
-
-def _rounded(b: Any, v: Any) -> Any:
-    u = b.bitcast(v, WORD)
-    return b.add(b.add(u, WORD(0x7FFF)), b.and_(b.lshr(u, SIXTEEN), WORD(1)))
-
-
-bfloat_load = _cast(types.uint16, types.float32, lambda c, b, v: b.bitcast(b.shl(b.zext(v, WORD), SIXTEEN), SINGLE))
-bfloat_store = _cast(
-    types.float32, types.uint16, lambda c, b, v: b.trunc(b.lshr(_rounded(b, _tamed(b, v)), SIXTEEN), HALF)
-)
-#: A number, or a NaN with nothing in the lower half of its bits.
-tamed = _cast(types.float32, types.float32, lambda c, b, v: _tamed(b, v))
-#: The bits of x, of which the upper half are x in bfloat16; not for a NaN with anything in its lower half.
-bfloat_rounded = _cast(types.float32, types.uint32, lambda c, b, v: _rounded(b, v))
-low_bfloat = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(b.shl(v, SIXTEEN), SINGLE))
-high_bfloat = _cast(types.uint32, types.float32, lambda c, b, v: b.bitcast(b.and_(v, UPPER), SINGLE))
-
-
-@instruction
-def bfloat_pair(typingctx: Any, low: Any, high: Any) -> Any:
-    """Two numbers of which the upper halves are these."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return b.or_(b.lshr(args[0], SIXTEEN), b.and_(args[1], UPPER))
-
-    return types.uint32(types.uint32, types.uint32), generate
-
-
-@instruction
-def bfloat_drawn(typingctx: Any, x: Any, random: Any) -> Any:
-    """The same as `bfloat_rounded`, rounded stochastically."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return b.add(b.bitcast(args[0], WORD), args[1])
-
-    return types.uint32(types.float32, types.uint32), generate
-
-
-KEYS = types.UniTuple(types.uint32, 2)
-
-
-def _hashed(b: Any, h: Any, keys: Any) -> Any:
-    """Write the hash of stochastic rounding, `rounding.STEPS`."""
-    for what, operand in STEPS:
-        if what == "shift":
-            h = b.xor(h, b.lshr(h, WORD(operand)))
-        else:
-            h = getattr(b, what)(h, WORD(operand) if what == "mul" else keys[operand])
-    return h
-
-
-@instruction
-def hashed(typingctx: Any, h: Any, keys: Any) -> Any:
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        return _hashed(b, args[0], [b.extract_value(args[1], i) for i in (0, 1)])
-
-    return types.uint32(types.uint32, KEYS), generate
-
-
-@instruction
-def absorbed(typingctx: Any, keys: Any, word: Any) -> Any:
-    """As in `rounding`."""
-
-    def generate(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        keys, word = [b.extract_value(args[0], i) for i in (0, 1)], b.trunc(args[1], WORD)
-        first = _hashed(b, word, keys)
-        return context.make_tuple(b, KEYS, [first, _hashed(b, b.not_(word), [keys[1], first])])
-
-    return KEYS(KEYS, types.int64), generate
-
-
-#: For each dtype: a pointer to it, and how an element is read and written. The half types are handled as bits.
-STORAGE = {
-    "float16": (pointer(types.uint16), "half_load({})", "half_store({})"),
-    "bfloat16": (pointer(types.uint16), "bfloat_load({})", "bfloat_store({})"),
-    "float32": (pointer(types.float32), "{}", "{}"),
-    "float64": (pointer(types.float64), "{}", "{}"),
-}
-#: The same reading as functions.
-LOADS = {"float16": half_load, "bfloat16": bfloat_load, "float32": identity, "float64": identity}
-
 SPACE = {
     "np": np,
+    "carray": numba.carray,
     "default_control": default_control,
     "restored_control": restored_control,
-    "carray": numba.carray,
-    "double_bits": double_bits,
-    "half_load": half_load,
-    "half_store": half_store,
-    "bfloat_load": bfloat_load,
-    "bfloat_store": bfloat_store,
-    "bfloat_rounded": bfloat_rounded,
-    "bfloat_drawn": bfloat_drawn,
-    "tamed": tamed,
-    "hashed": hashed,
-    "absorbed": absorbed,
-    "low_bfloat": low_bfloat,
-    "high_bfloat": high_bfloat,
-    "bfloat_pair": bfloat_pair,
-    "pair_at": pair_pointer,
-    "load_pair": load_pair,
-    "store_pair": store_pair,
-    **{f"{dtype}_at": pointer for dtype, (pointer, _, _) in STORAGE.items()},
+    **NAMES,
 }
 
 
@@ -236,16 +60,28 @@ TABLE, NUMBERS = types.int64[:, ::1], types.float64[::1]
 #: A program's numbers, a row for each group of tensors, and the row of each tensor.
 GROUPS = {"numbers": types.float64[:, ::1], "which": types.int64[::1]}
 ZERO_ONE = "zero, one = compute(0), compute(1)"
+#: The columns that are moved where the gradient alone is looked at.
+GRADIENT = "1, 2"
 
 
-def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[str], **names: Any) -> Any:
+def build(
+    name: str, parameters: dict[str, Any], opening: list[str], body: list[str], tiles: str = "", **names: Any
+) -> Any:
     """Compile ``name(table, *parameters, first, start, count)``, which does `body` for the tensors of a table.
 
     `table` has a row a tensor: its size and the addresses of x, g and the state; an address of g of 0 skips it. The
     kernel walks over `count` elements, from element `start` of tensor `first` on and into the tensors that follow: the
-    body over the `n` elements of tensor `i` that begin at `start`. `parameters` gives types.
+    body over the `n` elements of tensor `i` that begin at `start`, by the addresses in its `row`. `parameters` gives
+    types.
+
+    `tiles`, if there may be any, says which columns of these are moved (see `tiles.mover`): then an address of g below
+    0 is minus that of a tensor's description, and the body is done for one tile after another.
     """
-    walk = ["n = taken = min(table[i, 0] - start, count)", "if n > 0 and table[i, 2] != 0:", *indent(body)]
+    work = [
+        "row, n = long_at(table.ctypes.data + 8 * table.shape[1] * i), taken",
+        *(tiled(tiles, body) if tiles else body),
+    ]
+    walk = ["taken = min(table[i, 0] - start, count)", "if taken > 0 and table[i, 2] != 0:", *indent(work)]
     walk += ["count -= taken", "start = 0", "i += 1"]
     lines = [*opening, "i = first", "while count > 0:", *indent(walk)]
     lines = ["control = default_control()", *lines, "restored_control(control)"]
@@ -259,6 +95,25 @@ def build(name: str, parameters: dict[str, Any], opening: list[str], body: list[
     kernel = numba.njit(signature, nogil=True, error_model="numpy")(space[name])
     finalize(kernel, linecache.cache.pop, filename, None).atexit = False
     return kernel
+
+
+def tiled(tiles: str, body: list[str]) -> list[str]:
+    """Do a body of `build` for a tensor, or for those of its tiles of which these `taken` elements are."""
+    arguments = f"about, tile, boxes.ctypes.data, {tiles}"
+    return [
+        "tile, end, moves = 0, 1, row[2] < 0",
+        "if moves:",
+        "    about, size = -row[2], row[0]",
+        "    number, boxes = long_at(about)[1], np.empty(long_at(about)[2], np.int64)",
+        "    tile, end = -(-start * number // size), -(-(start + taken) * number // size)",
+        "while tile < end:",
+        "    if moves:",
+        f"        start, n, row = 0, moved({arguments}, 0), long_at(boxes.ctypes.data)",
+        *indent(body),
+        "    if moves:",
+        f"        moved({arguments}, 1)",
+        "    tile += 1",
+    ]
 
 
 def indent(lines: list[str]) -> list[str]:
@@ -276,7 +131,7 @@ def rounded(code: Code) -> list[str]:
 
 def view(dtype: str, column: int, first: str, length: str) -> str:
     """An expression for elements of tensor `i`, from `first` on."""
-    return f"carray({dtype}_at(table[i, {column}] + {first} * {ITEMSIZES[dtype]}), {length})"
+    return f"carray({dtype}_at(row[{column}] + {first} * {ITEMSIZES[dtype]}), {length})"
 
 
 @lru_cache(KEPT)
@@ -322,14 +177,15 @@ def update_kernel(program: Program, dtypes: tuple[str, ...], in_place: bool = Tr
         for (a, _), slot in zip(written, slots, strict=True):
             low, high = (_upper(slot, half).format(f"{a}{half}") for half in ("_low", "_high"))
             pair += [f"store_pair({new}{a}_pairs, k, bfloat_pair({low}, {high}))"]
-        views += [f"{a}_pairs = pair_at(table[i, {j}] + start * 2)" for j, (a, _) in enumerate(columns, 1)]
+        views += [f"{a}_pairs = pair_at(row[{j}] + start * 2)" for j, (a, _) in enumerate(columns, 1)]
         loop = ["for k in range(n // 2):", *indent(pair), "for k in range(n - n % 2, n):", *indent(single)]
     body, parameters = [*views, *loop], dict[str, Any]({"scales": NUMBERS, **GROUPS})
     if drawn:
         body = _by_runs([line for p in drawn for line in _counted(p)] + body)
         parameters |= {"tensors": TABLE, "runs": TABLE, "key0": types.uint32, "key1": types.uint32}
     body = [*rounded(code), "norm_scale = compute(scales[i])", *body]
-    return build("update", parameters, [ZERO_ONE], body, compute=computing_dtype(dtypes))
+    tiles = f"0, {len(arrays)}" if in_place and not drawn else ""
+    return build("update", parameters, [ZERO_ONE], body, tiles, compute=computing_dtype(dtypes))
 
 
 def _drawn(dtype: str, slot: int) -> str:
@@ -397,4 +253,4 @@ def finite_kernel(dtype: str) -> Callable[..., None]:
     largest = f"largest = max(largest, kind(bits({STORAGE[dtype][1].format('g_[k]')})) & MAGNITUDE)"
     body = [f"g_ = {view(dtype, 2, 'start', 'n')}", "largest = kind(0)", "for k in range(n):", *indent([largest])]
     body += ["if largest >= INFINITE:", *indent(["bad[i] = 1"])]
-    return build("finite", {"bad": types.uint8[::1]}, [], body, **magnitudes(dtype))
+    return build("finite", {"bad": types.uint8[::1]}, [], body, GRADIENT, **magnitudes(dtype))

@@ -26,27 +26,30 @@ from .. import norms
 from ..locate import ITEMSIZES
 from ..program import KEPT, Program
 from .kernels import (
+    GRADIENT,
     GROUPS,
-    LOADS,
     NUMBERS,
     OPERATIONS,
-    STORAGE,
     TABLE,
     ZERO_ONE,
-    bits_double,
-    bits_float,
     build,
     computing_dtype,
+    indent,
+    magnitudes,
+    rounded,
+    view,
+)  # fmt: skip
+from .storage import (
+    LOADS,
+    STORAGE,
+    bits_double,
+    bits_float,
     double_bits,
     fetch,
     float_bits,
     identity,
-    indent,
     instruction,
     long_pointer,
-    magnitudes,
-    rounded,
-    view,
 )  # fmt: skip
 
 __all__ = ["ROOM", "square_kernel"]
@@ -283,7 +286,7 @@ def _plain_kernel(dtype: str) -> Callable[..., None]:
     """The kernel of all programs that measure the gradient as it is."""
     size = ITEMSIZES[dtype]
     block = [
-        f"at = table[i, 2] + (start + begin) * {size}",
+        f"at = row[2] + (start + begin) * {size}",
         f"add(at, m, at + m * {size} if m == BLOCK else 0, room.ctypes.data, out[i - first].ctypes.data)",
     ]
     return _built([], [], block, dtype)
@@ -299,7 +302,7 @@ def _measuring_kernel(program: Program, dtype: str) -> Callable[..., None]:
         *indent([*element, f"measured[k] = {code.measured}", "largest = max(largest, kind(bits(g)) & MAGNITUDE)"]),
         "if largest >= INFINITE:",
         *indent(["out[i - first, out.shape[1] - 1] += 1"]),
-        f"ahead = table[i, 2] + (start + begin + m) * {ITEMSIZES[dtype]} if m == BLOCK else 0",
+        f"ahead = row[2] + (start + begin + m) * {ITEMSIZES[dtype]} if m == BLOCK else 0",
         "add(measured_at, m, ahead, room.ctypes.data, out[i - first].ctypes.data)",
     ]
     opening = ["measured_at = room.ctypes.data + 8 * BLOCK", f"measured = carray({computing}_at(measured_at), BLOCK)"]
@@ -310,4 +313,4 @@ def _built(opening: list[str], before: list[str], block: list[str], dtype: str) 
     body = [*before, "for begin in range(0, n, BLOCK):", *indent(["m = min(BLOCK, n - begin)", *block])]
     parameters = {**GROUPS, "room": NUMBERS, "out": TABLE}
     names = {"BLOCK": BLOCK, "add": adder(dtype), "compute": computing_dtype((dtype,)), **magnitudes(dtype)}
-    return build("squares", parameters, opening, body, **names)
+    return build("squares", parameters, opening, body, GRADIENT, **names)

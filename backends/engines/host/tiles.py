@@ -1,15 +1,15 @@
 """Tensors that the kernels cannot walk where they lie, tile by tile through the cache.
 
-A tile is a box of a tensor, small enough for the cache. It is copied into buffers, a kernel runs on these as on any
-tensors, and what it has written is copied back.
+A tile is a box of a tensor, small enough for the cache. A kernel that comes to such a tensor has each tile copied into
+buffers, does to them what it does to any tensor, and has what it has written copied back; what lies without gaps is
+walked where it lies.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from typing import Any
 
 import numba
@@ -18,96 +18,55 @@ from numba import types
 
 from ...generic import Place
 from ..locate import ITEMSIZES
-from .kernels import STORAGE, TABLE, fetch
+from .storage import STORAGE, fetch, long_pointer
 
-__all__ = ["TILES", "Tensor", "Tiles"]
+__all__ = ["described"]
 
-#: Real numbers of the tiles that are worked on together: 2 MiB of four arrays of float32, in the last cache. With less,
-#: in a nearer one, a thread was faster, but two were not: between tiles they wait for Python, that is, for each other.
-ROOM = 1 << 17
+#: Real numbers of a tile: all its buffers are in the nearer caches.
+ROOM = 1 << 13
 #: Elements of a tile along an axis on which some array is contiguous, if another one is not: a few cache lines.
 NARROW = 64
-#: Tiles that are worked on together.
-TILES = 1024
-#: Real numbers that one thread takes at a time, about.
-PIECE = 1 << 18
-#: Axes that an array may have.
-AXES = 64
 #: Lines of a copy, across the axis that is contiguous, that are fetched ahead.
 AHEAD = 8
 #: Bytes between two buffers, so that they do not begin on the same lines of the cache.
 APART = 320
+#: Plans that are kept.
+PLANS = 1024
+#: Words of a description before the extents, and of each column before its steps.
+HEAD, COLUMN = 6, 4
 
-#: A tensor's number in its bucket, its shape, and where its x, g and state lie.
-Tensor = tuple[int, tuple[int, ...], Sequence[Place]]
 
-
-class Tiles:
-    """Tensors that are walked in tiles, which a kernel sees as rows of a table.
+def described(places: Sequence[tuple[tuple[int, ...], Sequence[Place]]], dtypes: Sequence[str], parts: int) -> Any:
+    """Describe tensors for `mover`: an array that holds it all, and where each tensor's begins.
 
     Parameters
     ----------
-    tensors : sequence of Tensor
-        None of them empty.
+    places : sequence of (shape, sequence of Place)
+        The tensors, none of them empty; where x, g and each state array lie.
     dtypes : sequence of str
-        The real dtypes of x, g and each state array.
+        Their real dtypes.
     parts : int
         Real numbers that make up an element.
     """
-
-    def __init__(self, tensors: Sequence[Tensor], dtypes: Sequence[str], parts: int) -> None:
-        self.widths, self.parts = np.array([ITEMSIZES[dtype] for dtype in dtypes], np.int64), parts
-        axes, heads, count = list[int](), list[tuple[int, int, int, int]](), 0
-        known: dict[Any, tuple[int, int, int]] = {}
-        self.places = np.array([[place.address for place in places] for *_, places in tensors], np.int64)
-        for i, shape, places in tensors:
-            steps = tuple(place.steps for place in places)
-            if (shape, steps) not in known:
-                extents, tile, made = plan(shape, steps, parts)
-                known[shape, steps] = len(extents), len(axes), math.prod(map(_ceil, extents, tile))
-                axes += [*extents, *tile, *made]
-            ndim, offset, tiles = known[shape, steps]
-            heads.append((ndim, offset, count := count + tiles, i))
-        self.axes, self.heads, self.count = np.array(axes, np.int64), np.array(heads, np.int64).reshape(-1, 4), count
-        self.move, self.tensors = mover(), {i for i, *_ in tensors}
-        self.size = sum(math.prod(shape) for _, shape, _ in tensors) * parts
-
-    def pieces(self) -> list[tuple[int, int]]:
-        """Ranges of tiles for the threads."""
-        number = min(self.count, max(1, self.size // PIECE))
-        edges = [self.count * k // number for k in range(number + 1)]
-        return list(pairwise(edges))
-
-    def walk(self, piece: tuple[int, int], kernel: Callable[..., None], *, own: bool) -> None:
-        """Call ``kernel(table, tensors, first, start, count)`` on tables of tiles; `tensors` has each row's tensor.
-
-        `own` says whether x and the state are read and written, and not the gradient alone.
-        """
-        (tile, end), columns = piece, len(self.widths)
-        low, high = (0, columns) if own else (1, 2)
-        span = ROOM * int(self.widths.max()) + APART
-        memory = np.empty(span * columns, np.uint8)
-        buffers = memory.ctypes.data + span * np.arange(columns)
-        table, tensors = np.zeros((TILES, 1 + columns), np.int64), np.zeros(TILES, np.int64)
-        about = self.heads, self.axes, self.places, self.widths, self.parts, ROOM, buffers, table, tensors
-        while tile < end:
-            rows = self.move(*about, tile, end, low, high, False)
-            kernel(table[:rows], tensors[:rows], 0, 0, int(table[:rows, 0].sum()))
-            if own:
-                self.move(*about, tile, tile + rows, low, high, True)
-            tile += rows
+    widths = tuple(ITEMSIZES[dtype] for dtype in dtypes)
+    words, starts = list[int](), list[int]()
+    for shape, own in places:
+        ndim, plan = planned(shape, tuple(place.steps for place in own), widths, parts, ROOM)
+        starts.append(len(words))
+        words += mover().address, *plan
+        for c, place in enumerate(own):
+            words[starts[-1] + HEAD + 2 * ndim + c * (COLUMN + ndim)] = place.address
+    made = np.array(words, np.int64)
+    return made, [made.ctypes.data + 8 * start for start in starts]
 
 
-def _ceil(n: int, size: int) -> int:
-    return -(-n // size)
+@lru_cache(PLANS)
+def planned(
+    shape: tuple[int, ...], steps: Sequence[tuple[int, ...]], widths: Sequence[int], parts: int, room: int
+) -> tuple[int, list[int]]:
+    """The axes that are walked, and a description as `mover` takes it, but for its first word and the addresses.
 
-
-def plan(
-    shape: tuple[int, ...], steps: Sequence[tuple[int, ...]], parts: int
-) -> tuple[list[int], list[int], list[int]]:
-    """How a tensor is cut: its extents and those of a tile, along as few axes as will do, and what `mover` asks for.
-
-    `steps` are those of x, g and the state.
+    `steps` are those of x, g and the state. The tensor is cut along as few axes as will do.
     """
     # In the order of x; axes along which every array goes on where it was are one.
     order = [k for _, k in sorted((-abs(steps[0][k]), k) for k, n in enumerate(shape) if n > 1)]
@@ -123,17 +82,22 @@ def plan(
             for w, s in zip(walked, own, strict=True):
                 w.append(s)
     inner = [min(range(len(w)), key=lambda k: (abs(w[k]), -k)) for w in walked]
-    tile, room = [1] * len(extents), max(1, ROOM // parts)
+    tile, room = [1] * len(extents), max(1, room // parts)
     if len(set(inner)) > 1:
         room = room * 15 // 16  # or lines of the buffer would lie a power of two apart, and share the cache's sets
     for axis, most in [*((k, NARROW) for k in sorted(set(inner))), *((k, room) for k in reversed(range(len(tile))))]:
         others = math.prod(tile) // tile[axis]
         tile[axis] = max(tile[axis], min(extents[axis], most, room // others))
-    # What is walked where it lies: of the parameter and the state all or none, because an interrupt may come before the
-    # buffers are copied back, and then all of a tile must be old.
-    straight = [len(extents) == 1 and w[0] == parts for w in walked]
-    both = all(straight[:1] + straight[2:])
-    return extents, tile, [int(both), int(straight[1]), *inner, *(step for w in walked for step in w)]
+    # Of the buffers, the first lies behind the row and what the axes take; an array without gaps needs none.
+    size = math.prod(tile) * parts
+    room = -(-8 * (1 + len(widths) + 4 * len(tile)) // 64) * 64
+    columns = list[int]()
+    for width, k, w in zip(widths, inner, walked, strict=True):
+        straight = len(extents) == 1 and w[0] == parts
+        columns += 0, width, 0 if straight else room, k, *w
+        room += 0 if straight else -(-size * width // 64) * 64 + APART
+    number = math.prod(-(-n // t) for n, t in zip(extents, tile, strict=True))
+    return len(tile), [number, -(-room // 8), len(tile), len(widths), parts, *extents, *tile, *columns]
 
 
 @cache
@@ -152,37 +116,44 @@ def copier(dtype: str) -> Any:
             for k in range(m):
                 new[k] = old[2 * k]
         else:
-            a *= width
-            b *= width
-            while parts > 0:
-                parts -= 1
-                at, there = to + parts * width, source + parts * width
-                for _ in range(m):
-                    numba.carray(pointer(at), 1)[0] = numba.carray(pointer(there), 1)[0]
-                    at += a
-                    there += b
+            whole = m - m % 8
+            for part in range(parts):
+                new, old = pointer(to + part * width), pointer(source + part * width)
+                for begin in range(0, whole, 8):
+                    for k in range(8):  # which the compiler unrolls
+                        new[(begin + k) * a] = old[(begin + k) * b]
+                for k in range(whole, m):
+                    new[k * a] = old[k * b]
 
     return line
 
 
 @cache
-def mover() -> Callable[..., int]:
-    """Compile what copies tiles into buffers and back; it returns how many tiles the buffers take."""
-    half, single, double = copier("float16"), copier("float32"), copier("float64")
-    number, flat = types.int64, types.int64[::1]
+def mover() -> Any:
+    """Compile ``move(about, tile, room, low, high, back)``: copy a tile's columns from `low` to below `high`.
 
-    @numba.njit(types.void(number, flat, number, flat, flat, flat, *[number] * 3), nogil=True)
-    def box(to: Any, a: Any, source: Any, b: Any, extents: Any, index: Any, inner: Any, width: Any, parts: Any) -> None:
+    It begins the `room` with a row as that of a kernel's table: the tile's size, which it returns, and the addresses
+    of the columns. Where it is to copy `back`, it copies all but the gradient. In the description `about` are words:
+    the address of this function, the number of tiles, words of room, axes, columns, real numbers of an element; the
+    extents of the tensor and of a tile; and for each column its address, the bytes of a number, where in the room its
+    buffer begins (0: it is walked where it lies), the axis along which it is contiguous, and its steps.
+    """
+    half, single, double = copier("float16"), copier("float32"), copier("float64")
+    number, words = types.int64, types.CPointer(types.int64)
+
+    @numba.njit(types.void(number, words, number, words, words, words, *[number] * 4), nogil=True)
+    def box(
+        to: Any, a: Any, source: Any, b: Any, extents: Any, index: Any, ndim: Any, inner: Any, width: Any, parts: Any
+    ) -> None:
         """Copy a box, line by line along the axis `inner`."""
         m, lines = extents[inner], 1
-        for k in range(len(extents)):
+        for k in range(ndim):
             index[k] = 0
             lines *= extents[k]
         for _ in range(lines // m):
-            if (
-                inner < len(extents) - 1
-            ):  # the next lines are far from this one, and the processor does not foresee them
-                ahead = source + AHEAD * b[len(extents) - 1] * width
+            # The next lines are far from this one, and the processor does not foresee them.
+            if inner < ndim - 1:
+                ahead = source + AHEAD * b[ndim - 1] * width
                 for at in range(0, m * parts * width, 64):
                     fetch(ahead + at)
             if width == 2:
@@ -191,7 +162,7 @@ def mover() -> Callable[..., int]:
                 single(to, a[inner], source, b[inner], m, parts)
             else:
                 double(to, a[inner], source, b[inner], m, parts)
-            for k in range(len(extents) - 1, -1, -1):
+            for k in range(ndim - 1, -1, -1):
                 if k != inner:
                     index[k] += 1
                     to += a[k] * width
@@ -202,50 +173,36 @@ def mover() -> Callable[..., int]:
                     source -= extents[k] * b[k] * width
                     index[k] = 0
 
-    signature = number(TABLE, flat, TABLE, flat, number, number, flat, TABLE, flat, *[number] * 4, types.boolean)
-
-    @numba.njit(signature, nogil=True)
-    def move(
-        heads: Any, axes: Any, places: Any, widths: Any, parts: Any, room: Any, buffers: Any, table: Any, tensors: Any,
-        tile: Any, end: Any, low: Any, high: Any, back: Any,
-    ) -> int:  # fmt: skip
-        columns, used = len(widths), 0
-        k = np.searchsorted(heads[:, 2], tile, side="right")
-        made = np.empty((4, AXES), np.int64)
-        begin, extents, steps, index = made[0], made[1], made[2], made[3]
-        for row in range(min(end - tile, len(table))):
-            while heads[k, 2] <= tile + row:
-                k += 1
-            ndim, offset = heads[k, 0], heads[k, 1]
-            rest, size = tile + row - (heads[k - 1, 2] if k else 0), parts
-            for axis in range(ndim - 1, -1, -1):
-                n, t = axes[offset + axis], axes[offset + ndim + axis]
-                tiles = -(-n // t)
-                begin[axis] = rest % tiles * t
-                rest //= tiles
-                extents[axis] = min(t, n - begin[axis])
-                steps[axis] = size
-                size *= extents[axis]
-            if used + size > room and row:
-                return row
-            table[row, 0], tensors[row] = size, heads[k, 3]
-            about = offset + 2 * ndim
-            for c in range(low, high):
-                width = widths[c]
-                inner, there = axes[about + 2 + c], axes[about + 2 + columns + c * ndim :][:ndim]
-                place, at = places[k, c], buffers[c] + used * width
-                for axis in range(ndim):
-                    place += begin[axis] * there[axis] * width
-                straight = axes[about + (c == 1)]
-                if not back:
-                    if straight:
-                        at = place
-                    else:
-                        box(at, steps, place, there, extents[:ndim], index, inner, width, parts)
-                    table[row, 1 + c] = at
-                elif c != 1 and not straight:
-                    box(place, there, at, steps, extents[:ndim], index, inner, width, parts)
-            used += size
-        return min(end - tile, len(table))
+    @numba.cfunc(number(*[number] * 6), error_model="numpy")
+    def move(about: Any, tile: Any, room: Any, low: Any, high: Any, back: Any) -> Any:
+        head = long_pointer(about)
+        ndim, columns, parts = head[3], head[4], head[5]
+        size = parts
+        axes, row = long_pointer(about + 8 * HEAD), long_pointer(room)
+        made = room + 8 * (1 + columns)
+        begin, extents = long_pointer(made), long_pointer(made + 8 * ndim)
+        steps, index = long_pointer(made + 16 * ndim), long_pointer(made + 24 * ndim)
+        for axis in range(ndim - 1, -1, -1):
+            n, t = axes[axis], axes[ndim + axis]
+            tiles = -(-n // t)
+            begin[axis] = tile % tiles * t
+            tile //= tiles
+            extents[axis] = min(t, n - begin[axis])
+            steps[axis] = size
+            size *= extents[axis]
+        row[0] = size
+        for c in range(low, high):
+            at = about + 8 * (HEAD + 2 * ndim + c * (COLUMN + ndim))
+            column, there = long_pointer(at), long_pointer(at + 8 * COLUMN)
+            place, width, buffer, inner = column[0], column[1], room + column[2], column[3]
+            for axis in range(ndim):
+                place += begin[axis] * there[axis] * width
+            if not back:
+                row[1 + c] = buffer if column[2] else place
+                if column[2]:
+                    box(buffer, steps, place, there, extents, index, ndim, inner, width, parts)
+            elif c != 1 and column[2]:
+                box(place, there, buffer, steps, extents, index, ndim, inner, width, parts)
+        return size
 
     return move

@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -79,8 +79,8 @@ def calls(
     `columns` are the parameters, their gradients and each slot's arrays; `scalars` the numbers that the program reads,
     of Python or 0-d arrays. `scales`, uint32 of shape (2 n,), are a float64 for each tensor; `keys`, uint32 of shape
     (2,), and the `parameters`' numbers are for stochastic rounding. `in_place` says which columns are updated in
-    place: if whoever calls still has such an array, XLA copies it before. All by default. `threads` is the most that
-    may work; by default what `thread_count` says now.
+    place: if whoever calls still has such an array, XLA copies it before. By default all, but for parameters to which
+    an update is to be added. `threads` is the most that may work; by default what `thread_count` says now.
     """
     from .handler import handler
 
@@ -100,9 +100,10 @@ def calls(
             elif what == "threads":
                 extras.append(np.array([threads or thread_count()], np.uint32))
             else:
-                extras.append(np.array(parameters[start : start + TENSORS], np.uint32))
-        kinds = tuple(range(len(columns)) if in_place is None else in_place)
-        found = _batched(made.name, len(some[0]), len(columns), kinds, 0)(*chain(*some), *numbers, *extras)
+                extras.append(_parts(parameters[start : start + TENSORS], some[0]))
+        kinds = tuple(range(int(program.returns_update), len(columns)) if in_place is None else in_place)
+        form = _Form(made.name, len(some[0]), len(columns), kinds, "parts" in made.extras)
+        found = _batched(form, 0)(*chain(*some), *numbers, *extras)
         for k, column in enumerate(news):
             column += found[k * len(some[0]) : (k + 1) * len(some[0])]
     return news
@@ -119,21 +120,41 @@ def _operand(number: Any) -> Any:
     return number.astype(wide if number.dtype.kind in "iub" else np.float32)
 
 
-def _call(name: str, tensors: int, width: int, in_place: tuple[int, ...], *operands: Array) -> list[Array]:
-    """One call, on arrays as they lie on one device."""
-    varying = frozenset[str]().union(*(getattr(jax.typeof(a), "vma", ()) for a in operands))
-    if varying:  # within `jax.shard_map`, all must vary over the same axes of the mesh
-        operands = tuple(_varied(a, varying) for a in operands)
-    made, aliases = list[Any](), dict[int, int]()
-    for column in range(width):
-        for i in range(tensors if column != 1 else 0):
-            place = column * tensors + i
-            a = operands[place]
-            if column in in_place:
-                aliases[place] = len(made)
-            made.append(jax.typeof(a))
-    call = jax.ffi.ffi_call(name, made, input_output_aliases=aliases)
-    return list(call(*operands))
+def _parts(parameters: Sequence[int], arrays: Sequence[Array]) -> np.ndarray:
+    """Which part of its parameter each array is, as the compiled function reads it: the whole of it."""
+    rows = np.zeros((len(arrays), 2 + 2 * max(a.ndim for a in arrays)), np.uint32)
+    for row, number, a in zip(rows, parameters, arrays, strict=True):
+        row[:2] = number, a.ndim
+        row[3 : 3 + 2 * a.ndim : 2] = a.shape
+    return rows.ravel()
+
+
+class _Form(NamedTuple):
+    """How a call looks."""
+
+    #: Of the function that is called.
+    name: str
+    tensors: int
+    #: Columns of arrays, the gradients among them.
+    width: int
+    #: Columns that are updated in place.
+    in_place: tuple[int, ...]
+    #: Whether the last operand but one says which `_parts` of their parameters the tensors are.
+    parted: bool
+
+    def call(self, *operands: Array) -> list[Array]:
+        """One call, on arrays as they lie on one device."""
+        varying = frozenset[str]().union(*(getattr(jax.typeof(a), "vma", ()) for a in operands))
+        if varying:  # within `jax.shard_map`, all must vary over the same axes of the mesh
+            operands = tuple(_varied(a, varying) for a in operands)
+        made, aliases = list[Any](), dict[int, int]()
+        for column in range(self.width):
+            for i in range(self.tensors if column != 1 else 0):
+                place = column * self.tensors + i
+                if column in self.in_place:
+                    aliases[place] = len(made)
+                made.append(jax.typeof(operands[place]))
+        return list(jax.ffi.ffi_call(self.name, made, input_output_aliases=aliases)(*operands))
 
 
 def _varied(array: Any, axes: frozenset[str]) -> Any:
@@ -142,65 +163,84 @@ def _varied(array: Any, axes: frozenset[str]) -> Any:
 
 
 @cache
-def _batched(name: str, tensors: int, width: int, in_place: tuple[int, ...], axes: int) -> Callable[..., Any]:
+def _batched(form: _Form, axes: int) -> Callable[..., Any]:
     """A call whose operands have so many axes in front, over each of which it is a call by itself."""
 
     @jax.custom_batching.custom_vmap
     def call(*operands: Array) -> list[Array]:
-        return _split(name, tensors, width, in_place, axes)(*operands)
+        return _split(form, axes)(*operands)
 
     @call.def_vmap
     def rule(size: int, batched: list[bool], *operands: Array) -> tuple[list[Array], list[bool]]:
         whole = [
             a if has else jax.numpy.broadcast_to(a, (size, *a.shape)) for a, has in zip(operands, batched, strict=True)
         ]
-        return _batched(name, tensors, width, in_place, axes + 1)(*whole), [True] * (tensors * (width - 1))
+        return _batched(form, axes + 1)(*whole), [True] * (form.tensors * (form.width - 1))
 
     return call
 
 
 @cache
-def _split(name: str, tensors: int, width: int, in_place: tuple[int, ...], axes: int) -> Any:
+def _split(form: _Form, axes: int) -> Any:
     """The same on arrays that lie on several devices: each does its own part, and nothing is sent."""
-    call = custom_partitioning(partial(_call, name, tensors, width, in_place))
-    arrays = tensors * width
+    call, arrays = custom_partitioning(form.call), form.tensors * form.width
 
     def follow(shapes: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Shardings of operands and results: those of the parameters; numbers are everywhere."""
-        own = [shape.sharding for shape in shapes[:tensors]]
-        front = own[0].spec[:axes] if isinstance(own[0], NamedSharding) else None
-        if axes and front is not None:
+        own = [shape.sharding for shape in shapes[: form.tensors]]
+        if all(isinstance(sharding, NamedSharding) for sharding in own):
+            front = own[0].spec[:axes]
             own = [NamedSharding(s.mesh, PartitionSpec(*front, *s.spec[axes:])) for s in own]
-        numbers = [
-            NamedSharding(own[0].mesh, PartitionSpec(*front))
-            if front is not None
-            else type(own[0]).get_replicated(own[0]._device_assignment)
-            for _ in shapes[arrays:]
-        ]
-        return [*own * width, *numbers], own * (width - 1)
+            number = NamedSharding(own[0].mesh, PartitionSpec(*front))
+        else:  # of no mesh that has a name
+            number = type(own[0]).get_replicated(tuple(own[0]._device_assignment))
+            own = [number] * form.tensors if axes or form.parted else own
+        return [*own * form.width, *[number] * (len(shapes) - arrays)], own * (form.width - 1)
 
     def partition(mesh: Any, shapes: Sequence[Any], results: Any) -> tuple[Any, Any, Any, Any]:
         operands, made = follow(shapes)
-        return mesh, partial(_call, name, tensors, width, in_place), made, tuple(operands)
+
+        def on_device(*own: Array) -> list[Array]:
+            if form.parted and isinstance(operands[0], NamedSharding):
+                starts = _starts(mesh, [s.spec[axes:] for s in operands[: form.tensors]], [a.shape[axes:] for a in own])
+                own = (*own[:-2], own[-2] + starts, own[-1])
+            return form.call(*own)
+
+        return mesh, on_device, made, tuple(operands)
 
     def infer(mesh: Any, shapes: Sequence[Any], results: Any) -> Any:
         return follow(shapes)[1]
 
     def rule(mesh: Any, operands: Sequence[Any], results: Sequence[Any]) -> SdyShardingRule:
-        front = [f"batch{k}" for k in range(axes)]
-
-        def factors(place: int, axis_names: str, rank: int) -> list[str]:
-            return [*front, *(f"{axis_names}{place}_{k}" for k in range(axes, rank))]
-
-        ranks = [len(kind.shape) for kind in operands]
-        own = [ArrayMapping(*factors(i, "x", rank)) for i, rank in enumerate(ranks[:tensors])]
-        rest = [factors(i, "n", rank) for i, rank in enumerate(ranks[arrays:])]
-        whole = tuple(name for names in rest for name in names[axes:])
-        numbers = [ArrayMapping(*names) for names in rest]
-        return SdyShardingRule((*own * width, *numbers), tuple(own * (width - 1)), need_replication_factors=whole)
+        front, ranks = [f"batch{k}" for k in range(axes)], [len(kind.shape) for kind in operands]
+        own, numbers = (
+            [[*front, *(f"{what}{i}_{k}" for k in range(axes, rank))] for i, rank in enumerate(some)]
+            for what, some in (("x", ranks[: form.tensors]), ("n", ranks[arrays:]))
+        )
+        maps = [ArrayMapping(*names) for names in own]
+        whole = tuple(name for names in numbers for name in names[axes:])
+        return SdyShardingRule(
+            (*maps * form.width, *(ArrayMapping(*names) for names in numbers)),
+            tuple(maps * (form.width - 1)),
+            need_replication_factors=whole,
+        )
 
     call.def_partition(partition, infer_sharding_from_operands=infer, sharding_rule=rule)
     return call
+
+
+def _starts(mesh: Any, specs: Sequence[Sequence[Any]], shapes: Sequence[tuple[int, ...]]) -> Array:
+    """What is to be added to `_parts` on each device: where its parts start."""
+    rows, width = list[Any](), 2 + 2 * max(map(len, shapes[: len(specs)]))
+    for spec, shape in zip(specs, shapes, strict=False):
+        row: list[Any] = [0] * width
+        for axis, (names, length) in enumerate(zip(spec, shape, strict=False)):
+            place: Any = 0
+            for name in (names,) if isinstance(names, str) else names or ():
+                place = place * mesh.shape[name] + jax.lax.axis_index(name)
+            row[2 + 2 * axis] = place * length
+        rows += row
+    return jax.numpy.stack([jax.numpy.asarray(value, np.uint32) for value in rows])
 
 
 # --- an update that may be traced ---

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from ...generic import Array, Backend
 from ...protocol import Bucket, Engine, Job, NormTable
@@ -51,11 +52,11 @@ class XlaEngine(Engine):
         bucket, program, columns = job.bucket, job.program, job.bucket.arrays()
         live = [i for i, g in enumerate(job.grads) if g is not None]
         given = [[column[i] for i in live] for column in columns]
-        # One that is donated cannot be donated again, or be read beside.
-        donated = set[int]()
-        copy = bucket.backend.copy
-        for k in bucket.owned:
-            given[k] = [copy(a) if id(a) in donated or donated.add(id(a)) else a for a in given[k]]
+        donated, copy = set[int](), bucket.backend.copy
+        for column in (given[k] for k in bucket.owned):
+            for k, array in enumerate(column):  # one that is donated cannot be donated again, or be read beside
+                column[k] = copy(array) if id(array) in donated else array
+                donated.add(id(array))
         grads = [copy(g) if id(g) in donated else g for g in job.grads if g is not None]
         numbers = {name: raw(job.values[0][name]) for name in program.scalars if name != "norm_scale"}
         scales = keys = None
@@ -73,25 +74,20 @@ class XlaEngine(Engine):
             made.extend(map(run, [gone], [kept], [grads], [numbers], [scales], [keys]))
         finally:
             for new in made:
-                for column, arrays in zip(columns, new, strict=True):
+                for k, arrays in zip(_order(bucket.owned, len(columns)), new, strict=True):
                     for i, array in zip(live, arrays, strict=True):
-                        column[i] = array
+                        columns[k][i] = array
 
     def norm_table(self, job: Job) -> NormTable:
         rows, mirrored = _mirrored(job)
         found = engine("host").norm_table(mirrored)
-        out = np.zeros((len(job.grads), found.table.shape[1]), np.int64)
-        np.add.at(out, rows, found.table)
         assert found.watched is not None  # by the host engine
-        watched = np.zeros((len(job.grads), found.watched.shape[1]), np.int64)
-        np.add.at(watched, rows, found.watched)
-        return NormTable(np, out, watched)
+        return NormTable(np, _summed(job, rows, found.table), _summed(job, rows, found.watched))
 
     def finite(self, job: Job) -> list[bool]:
         rows, mirrored = _mirrored(job)
-        good = np.ones(len(job.grads), bool)
-        np.logical_and.at(good, rows, engine("host").finite(mirrored))
-        return good.tolist()
+        bad = [[not good] for good in engine("host").finite(mirrored)]
+        return [not count for count in _summed(job, rows, np.array(bad, np.int64).reshape(-1, 1))[:, 0].tolist()]
 
 
 def _mirrored(job: Job) -> tuple[np.ndarray, Job]:
@@ -112,11 +108,28 @@ def _mirrored(job: Job) -> tuple[np.ndarray, Job]:
     return np.array(rows, np.int64), mirrored
 
 
+def _summed(job: Job, rows: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Rows of integers for each gradient: the sums of those of its parts, in all processes that hold some."""
+    table = np.zeros((len(job.grads), parts.shape[1]), np.int64)
+    np.add.at(table, rows, parts)
+    shared = [i for i, g in enumerate(job.grads) if g is not None and not g.is_fully_addressable]
+    if shared:
+        # As words of 32 bits, because JAX may have no others.
+        words = multihost_utils.process_allgather(table[shared].view(np.uint32))
+        table[shared] = np.asarray(words).view(np.int64).sum(axis=0)
+    return table
+
+
+def _order(owned: tuple[int, ...], width: int) -> list[int]:
+    """Columns as they are returned: JAX gives the first array of a shape the memory of the first that is donated."""
+    return [*owned, *(k for k in range(width) if k not in owned)]
+
+
 @lru_cache(KEPT)
 def _compiled(
     program: Program, dtypes: tuple[str, ...], parameters: tuple[int, ...], owned: tuple[int, ...], threads: int
 ) -> Callable[..., Any]:
-    """What is run on the arrays of a bucket: ``(donated, kept, grads, numbers, scales, keys) -> (x, *state)``."""
+    """What is run on a bucket: ``(donated, kept, grads, numbers, scales, keys)``, to new columns in their `_order`."""
 
     def compute(
         gone: Sequence[Any], kept: Sequence[Any], grads: Any, numbers: Mapping[str, Any], scales: Any, keys: Any
@@ -124,6 +137,7 @@ def _compiled(
         x, *state = (a if b is None else b for a, b in zip(gone, kept, strict=True))
         in_place = [k + (k > 0) for k in owned]  # the gradients are the second column
         more = {"keys": keys, "parameters": parameters, "threads": threads}
-        return calls(program, dtypes, [x, grads, *state], numbers, scales=scales, in_place=in_place, **more)
+        made = calls(program, dtypes, [x, grads, *state], numbers, scales=scales, in_place=in_place, **more)
+        return [made[k] for k in _order(owned, len(made))]
 
     return jax.jit(compute, donate_argnums=0)

@@ -20,8 +20,8 @@ from numba.core.cgutils import alloca_once, raw_memcpy
 from numba.extending import intrinsic
 
 __all__ = [
-    "ARGUMENT", "ARGUMENTS", "DATA", "DTYPE", "DTYPES", "INT32", "INT64", "RANK", "RAW", "RESULT", "RESULTS", "call",
-    "compiled", "copied", "described", "elements_of", "failed", "set_word", "spread", "word",
+    "ARGUMENT", "ARGUMENTS", "DATA", "DIMS", "DTYPE", "DTYPES", "INT32", "INT64", "RANK", "RAW", "RESULT", "RESULTS",
+    "call", "compiled", "copied", "described", "elements_of", "failed", "room", "set_word", "spread", "word",
 ]  # fmt: skip
 
 #: The version of the interface: XLA refuses what answers with one that it does not support.
@@ -43,8 +43,8 @@ DTYPES = {"float16": 10, "bfloat16": 16, "float32": 11, "float64": 12, "complex6
 RAW = 8
 INT32, INT64 = 4, 5
 
-#: Words of the largest structure that is handed to XLA.
-ROOM = 5
+#: Words at hand on the stack: for the largest structure that is handed to XLA, and the header of `tables`.
+ROOM = 16
 WORD = ir.IntType(64)
 POINTER = WORD.as_pointer()
 instruction: Any = intrinsic  # whose own types know nothing of the typing context

@@ -14,9 +14,10 @@ def for_keras(learning_rate: Any = 0.001, rho: float = 0.95, epsilon: float = 1e
     """An optimizer for ``model.compile(optimizer=...)`` of Keras 3.
 
     On PyTorch the whole update (weight decay, clipping, the rule) is one pass over the model's tensors by our engines.
-    On JAX and TensorFlow the same rule is traced with the rest of the training step, and compiled by that library.
-    All else is Keras' own: schedules, accumulation of gradients, averages, loss scale, saving; and on JAX and
-    TensorFlow clipping, whose norms are exact on PyTorch only. The state has the order and the names of
+    On JAX the training step, which Keras traces, holds one call of `multiopt.functional.update` for weight decay,
+    clipping by value and the rule. On TensorFlow the rule is traced with the rest of the training step.
+    All else is Keras' own: schedules, accumulation of gradients, averages, loss scale, saving; on JAX clipping by
+    norm, and on TensorFlow all clipping: norms are exact on PyTorch only. The state has the order and the names of
     ``keras.optimizers.Adadelta``, so that each of the two can continue what the other began. Sparse gradients
     (TensorFlow's ``IndexedSlices``, JAX's ``BCOO``) are taken as dense ones, with repeated rows added up.
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import keras
 
+from ... import functional
 from ...adadelta import ADADELTA
 from ...lock import Lock, locked
 from .. import schedules
-from ..binding import EPSILON, AdadeltaStep
+from ..binding import EPSILON, KERAS_ADADELTA, AdadeltaStep
 from ..variables.variable import Variable
 
 __all__ = ["Adadelta"]
@@ -55,11 +56,9 @@ class Adadelta(keras.optimizers.Optimizer):
         )
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update a variable by the rule, in the operations of Keras' backend, which may be tracing them."""
-        place = self._get_variable_index(variable)
-        targets = variable, self._accumulated_grads[place], self._accumulated_delta_vars[place]
-        dtype = keras.backend.standardize_dtype(variable.dtype)
-        wide = "float64" if dtype == "float64" else "float32"
+        """Update a variable by the rule, in the operations of TensorFlow, which may be tracing them."""
+        targets = self._row(variable)
+        dtype, wide = keras.backend.standardize_dtype(variable.dtype), _wide(variable)
         given = (variable, gradient, *targets[1:], learning_rate)
         x, g, v, u, rate = (keras.ops.cast(array, wide) for array in given)
         new = ADADELTA.function(OPS, x, g, v, u, lr=rate, rho=self.rho, eps=self.epsilon)
@@ -78,26 +77,67 @@ class Adadelta(keras.optimizers.Optimizer):
         """The options, as Keras writes them."""
         return {**super().get_config(), "rho": self.rho, "epsilon": self.epsilon}
 
-    # --- on PyTorch, one pass of our engines does all three ---
+    # --- one pass of our engines does all three: on PyTorch; on JAX too, except for norms, which XLA sums before ---
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        return grads if _on_torch() else super()._clip_gradients(grads)
+        fused = _on_torch() or (_on_jax() and _positive(self.clipvalue) is not None)
+        return grads if fused else super()._clip_gradients(grads)
 
     def _apply_weight_decay(self, variables: Sequence[Any]) -> None:
-        if not _on_torch():
+        if not (_on_torch() or _on_jax()):
             super()._apply_weight_decay(variables)
 
     def _backend_update_step(self, grads: list[Any], trainable_variables: Sequence[Any], learning_rate: Any) -> None:
-        if not _on_torch():
+        if _on_jax():
+            self._update_arrays(grads, trainable_variables, learning_rate)
+        elif not _on_torch():
             super()._backend_update_step(grads, trainable_variables, learning_rate)
-            return
-        if self._tensors is None:
-            self._tensors = _Tensors(self)
-        self._tensors.step(self, grads, trainable_variables, float(learning_rate))
+        else:
+            if self._tensors is None:
+                self._tensors = _Tensors(self)
+            self._tensors.step(self, grads, trainable_variables, float(learning_rate))
+
+    def _update_arrays(self, grads: Sequence[Any], variables: Sequence[Any], learning_rate: Any) -> None:
+        """Decay, clip by value and update JAX arrays, which Keras' training step traces."""
+        groups: dict[tuple[bool, str], list[tuple[Any, Any]]] = {}
+        for g, variable in zip(grads, variables, strict=True):
+            groups.setdefault((self._use_weight_decay(variable), _wide(variable)), []).append((g, variable))
+        for (decayed, wide), pairs in groups.items():
+            rows = [self._row(variable) for _, variable in pairs]
+            params, *slots = ([target.value for target in column] for column in zip(*rows, strict=True))
+            new, state = functional.update(
+                params,
+                [keras.ops.cast(g, variable.dtype) for g, variable in pairs],
+                functional.State(0, dict(zip(ADADELTA.slots, slots, strict=True))),
+                rule=KERAS_ADADELTA,
+                lr=keras.ops.cast(learning_rate, wide),
+                rho=self.rho,
+                eps=self.epsilon,
+                weight_decay=(self.weight_decay or 0.0) if decayed else 0.0,
+                decoupled=True,
+                clip_value=_positive(self.clipvalue),
+            )
+            for row, values in zip(rows, zip(new, *state.slots.values(), strict=True), strict=True):
+                for target, value in zip(row, values, strict=True):
+                    self.assign(target, value)
+
+    def _row(self, variable: Any) -> tuple[Any, Any, Any]:
+        """A variable and its accumulators."""
+        place = self._get_variable_index(variable)
+        return variable, self._accumulated_grads[place], self._accumulated_delta_vars[place]
 
 
 def _on_torch() -> bool:
     return keras.backend.backend() == "torch"
+
+
+def _on_jax() -> bool:
+    return keras.backend.backend() == "jax"
+
+
+def _wide(variable: Any) -> str:
+    """The dtype that a variable is computed in."""
+    return "float64" if keras.backend.standardize_dtype(variable.dtype) == "float64" else "float32"
 
 
 def _dense(gradient: Any) -> Any:
