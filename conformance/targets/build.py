@@ -104,13 +104,18 @@ class Functional(Steps):
         options = {name: given[name] for name in FUNCTIONAL if name != "lr"}
         self.call: Callable[..., Any] = partial(functional.update, **options)
         if jit:
-            self.call = _compiled.setdefault(tuple(options.values()), importlib.import_module("jax").jit(self.call))
+            self.call = _compiled.setdefault(tuple(options.values()), _jitted(self.call))
 
     def update(self, number: int, gradients: list[Any]) -> None:
         self.params, self.state = self.call(self.params, gradients, self.state, lr=float(self.rate(number)))
 
     def columns(self) -> Mapping[str, Sequence[Any]]:
         return {"x": self.params, **{slot: self.state.slots[slot] for slot in SLOTS}}
+
+
+def _jitted(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The update compiled by XLA, in place: what it is handed of parameters and state is gone afterwards."""
+    return importlib.import_module("jax").jit(call, donate_argnums=(0, 2))
 
 
 class TorchFace(TorchOptim):

@@ -80,7 +80,6 @@ def _found(module: str) -> bool:
 
 
 _STANDARD = ("float32", "float64", "complex64", "complex128")
-_FLUSHES = ("flushes-subnormals",)
 
 #: What is known of the targets of some libraries. A library of the registry that is not here gets one target.
 _KNOWN = (
@@ -94,9 +93,9 @@ _KNOWN = (
     Target("torch", "PyTorch on the CPU, compiled by Numba into one loop", "torch", ("numba",), "host"),
     Target("strict", "array-api-strict: nothing but the standard", "array_api_strict", (), "eager", _STANDARD,
            slow=True),
-    Target("jax", "JAX on the CPU, operation by operation", "jax.numpy", deviations=_FLUSHES, slow=True),
-    Target("jax-jit", "multiopt.functional under jax.jit", "jax.numpy", engine="jit", bits=False,
-           deviations=_FLUSHES),
+    Target("jax", "JAX on the CPU, compiled by Numba and called by XLA", "jax.numpy", ("numba",), slow=True),
+    Target("jax-jit", "multiopt.functional under jax.jit on the CPU, with donated buffers", "jax.numpy", ("numba",),
+           "jit"),
     Target("dask", "Dask, one task a chunk", "dask.array", slow=True),
     Target("cupy", "CuPy, traced into CUDA C", "cupy", engine="cuda", device="cuda", dtypes=("float16", *_STANDARD)),
     Target("torch-cuda", "PyTorch on CUDA, traced into CUDA C", "torch", engine="cuda", device="cuda"),
