@@ -5,8 +5,11 @@ Arrays are immutable there. Those that nobody else holds are donated: XLA writes
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
+from operator import setitem
 from typing import Any
 
 import jax
@@ -68,15 +71,18 @@ class XlaEngine(Engine):
         run = _compiled(program, bucket.dtypes, parameters, bucket.owned, thread_count(bucket.backend.threads()))
         kept = [None if k in bucket.owned else column for k, column in enumerate(given)]
         gone = [column if k in bucket.owned else None for k, column in enumerate(given)]
-        # The new arrays are in their places before anybody can interrupt: the old ones may be gone.
-        made: list[Any] = []
+        # The new arrays are in their places before a signal's handler can raise, because the old ones may be gone: it
+        # runs between operations of Python's, and there are none within these two calls.
+        order, made = _order(bucket.owned, len(columns)), list[list[list[Array]]]()
+        new = chain.from_iterable(chain.from_iterable(made))
+        places = [columns[k] for k in order for _ in live], live * len(order), new
+        call = partial(made.extend, map(run, [gone], [kept], [grads], [numbers], [scales], [keys]))
+        rest: deque[None] = deque(maxlen=0)
+        store = partial(rest.extend, map(setitem, *places))
         try:
-            made.extend(map(run, [gone], [kept], [grads], [numbers], [scales], [keys]))
+            call()
         finally:
-            for new in made:
-                for k, arrays in zip(_order(bucket.owned, len(columns)), new, strict=True):
-                    for i, array in zip(live, arrays, strict=True):
-                        columns[k][i] = array
+            store()
 
     def norm_table(self, job: Job) -> NormTable:
         rows, mirrored = _mirrored(job)
