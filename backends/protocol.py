@@ -233,6 +233,8 @@ class Engine(Protocol):
     name: str
     #: Whether the tensors of a job may have several groups' numbers.
     takes_groups: bool = False
+    #: Whether it puts new arrays where a bucket's own lay that are immutable.
+    donates: bool = False
     #: Whether it does what a job says is to be done `then`.
     chains: bool = False
 

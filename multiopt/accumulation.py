@@ -22,7 +22,8 @@ class Accumulator:
         def zeros(array: Array, dtype: str) -> Array:
             return binding.backend.full_like(array, 0.0, dtype)
 
-        self.binding = _beside(binding, SUM, state_dtype, zeros, donate=binding.backend.donates)
+        donate = all(bucket.engine.donates for bucket in binding.buckets)
+        self.binding = _beside(binding, SUM, state_dtype, zeros, donate=donate)
         #: Which parameters have had a gradient since the last `clear`.
         self.seen = [False] * len(binding.names)
 

@@ -96,8 +96,6 @@ class Binding:
     ) -> None:
         self.rule, self.names, self.engine, self.elements = rule, list(names), engine, elements
         self.backend = check_params(params, names, backend)
-        if donate and not self.backend.donates:
-            raise ValueError(f"donate: expected False for {self.backend.name} arrays, got True")
         self.memory = (memory or Memory()).plus(self.backend, params, names)
         self._params = list(params) if self.backend.mutable else []  # immutable ones are not kept alive
         self.buckets: list[Bucket] = []
@@ -121,6 +119,8 @@ class Binding:
             by_kind.setdefault((self.backend.device(array), dtype, grad, held), []).append(i)
         for (device, dtype, grad, held), places in by_kind.items():
             chosen, _ = backends.engine_for(self.backend, device, (dtype, grad, held), engine)
+            if donate and not chosen.donates:
+                raise ValueError(f"donate: expected False for {self.backend.name} arrays on {device}, got True")
             own, called = [params[i] for i in places], [names[i] for i in places]
             arrays = {
                 slot: [state[i][slot] for i in places]

@@ -31,6 +31,7 @@ class XlaEngine(Engine):
     """Runs programs within XLA's, on arrays that JAX holds in this machine's memory, on one device or several."""
 
     name = "xla"
+    donates = True
 
     def rejects(self, backend: Backend, device: Any, dtypes: Sequence[str]) -> str | None:
         if not backend.calls(device):
