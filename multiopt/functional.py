@@ -211,6 +211,6 @@ def _look(name: str, rule: Rule, x: Any, g: Any, old: list[Any]) -> tuple[Backen
     check_gradient(name.replace("params", "grads", 1), backend, g, x, dtype, may_be_traced=not plain)
     for slot, array in zip(rule.slots, old, strict=True):
         check_state(f"{slot} of {name}", backend, array, x, backend.dtype(array), may_be_traced=not plain)
-    if not plain and any(map(backend.freed, (x, g, *old))):
+    if backend.donates and any(map(backend.freed, (x, g, *old))):
         raise ValueError(f"{name}: expected memory, got an array, gradient or state that was deleted (donated, say)")
     return backend, plain

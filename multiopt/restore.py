@@ -167,7 +167,8 @@ def take(
     try:
         for i, (place, source) in enumerate(pairs):
             made, new[i] = new[i] if keep else _made(place, source, where), None
-            old.append(place.saved() if keep else None)
+            # An immutable one need not be copied, and one that was deleted cannot be.
+            old.append(None if not keep else place.saved() if place.backend.mutable else place.get())
             place.put(made)
         numbers.put(opt)
     except BaseException as error:

@@ -97,7 +97,7 @@ class Place:
         return self.backend.from_host(self.checked(host), self.dtype, self.get())
 
     def saved(self) -> Array:
-        """A copy; where arrays are immutable, the array itself."""
+        """A copy; where arrays are immutable and stay, the array itself."""
         return self.backend.copy(self.get())
 
     def put(self, new: Array) -> None:
