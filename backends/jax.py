@@ -44,8 +44,8 @@ class JaxBackend(Backend):
         return [(a.dtype, a.shape, a.sharding) for a in arrays]
 
     def full_like(self, array: Array, value: float, dtype: str) -> Array:
-        # The device argument takes a sharding, which the state shares with its parameter, and binds the array to it. One
-        # that is bound where its parameter is not would have JAX compile a step twice.
+        # The device argument takes a sharding, which the state shares with its parameter, and binds the array to it.
+        # One that is bound where its parameter is not would have JAX compile a step twice.
         bound = array.sharding if getattr(array, "committed", True) else None
         return jax.numpy.full_like(array, value, dtype=dtype, device=bound)
 
