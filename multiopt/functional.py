@@ -1,8 +1,9 @@
 """Adadelta, or any rule, as pure functions over trees of arrays: for `jax.jit`, `torch.compile` and functional code.
 
 Nothing is written in place and no array's values are read, so that a tracing compiler sees plain array operations and
-fuses them itself: the bits are then that library's. Arrays of NumPy, and tensors of PyTorch on the CPU, that nobody
-traces get everybody's bits, from the compiled engine (stochastic rounding is done operation by operation).
+fuses them itself: the bits are then that library's. Everybody's bits, from the compiled engine, get arrays of NumPy and
+tensors of PyTorch on the CPU that nobody traces (stochastic rounding is done operation by operation), and arrays of JAX
+on the CPU, traced or not.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def update(
         of a step that is, the low 64 bits count.
     **hypers
         The rule's hyperparameters: Python numbers, callables of the step, or 0-d arrays, traced ones too (then
-        ``1 - rho`` is formed in the array's precision, not in double).
+        ``1 - rho`` is formed in the array's precision, not in double, except by the engine for JAX on the CPU).
 
     Returns
     -------

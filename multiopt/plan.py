@@ -81,6 +81,7 @@ def run(plans: Sequence[Plan], clip_global_norm: float | None = None, reduce: Re
     if not jobs:
         return None
     _copy_aliased_grads(jobs)
+    _copy_donated(jobs)
     scales: list[Any] = [None] * len(jobs)
     norm = None
     if any(job.program.per_tensor for job in jobs):
@@ -135,6 +136,21 @@ def _copy_aliased_grads(jobs: Sequence[PlannedJob]) -> None:
                 grads[i] = job.bucket.backend.copy(grads[i])
             job.grads = grads
             job.location = job.bucket.engine.locate(job)
+
+
+def _copy_donated(jobs: Sequence[PlannedJob]) -> None:
+    """Copy immutable arrays that a job reads although an earlier one will have used their memory."""
+    gone = set[int]()
+    for job in jobs if len(jobs) > 1 else ():
+        bucket, columns = job.bucket, job.bucket.arrays()
+        if not bucket.engine.donates:
+            continue
+        if gone:
+            copy = bucket.backend.copy
+            job.grads = [copy(g) if id(g) in gone else g for g in job.grads]
+            for column in columns:
+                column[:] = [copy(array) if id(array) in gone else array for array in column]
+        gone.update(id(array) for k in bucket.owned for array in columns[k])
 
 
 def _finite(job: PlannedJob) -> list[bool]:

@@ -95,7 +95,7 @@ def adadelta(
     Notes
     -----
     Hyperparameters that are arrays, traced ones too, are 0-d. Their values are not looked at, and ``1 - rho`` is then
-    formed in the precision of the computation, not in double.
+    formed in the precision of the computation, not in double, except on the CPU, where the engine forms it.
 
     A gradient of None leaves its parameter and state as they are; its update is None.
     """

@@ -86,6 +86,19 @@ def test_what_others_hold_stays():
     assert equal(opt.ema_params, twin.ema_params)
 
 
+def test_groups_may_share_arrays_that_are_donated():
+    x, y = np.linspace(-1, 1, 3, dtype=np.float32), np.linspace(1, 2, 3, dtype=np.float32)
+    shared = jnp.array(x)
+    opt = Adadelta([{"params": [shared]}, {"params": [shared, jnp.array(y)]}], donate=True)
+    twin = Adadelta([{"params": [x]}, {"params": [x.copy(), y]}])
+    for _ in range(2):
+        (a,), _ = opt.params
+        opt.step([[jnp.ones(3)], [a, jnp.ones(3)]])  # the gradient of one group is the parameter of another
+        twin.step([[np.ones(3, np.float32)], [twin.params[0][0].copy(), np.ones(3, np.float32)]])
+    assert equal(opt.params, twin.params)
+    assert equal(opt.state, twin.state)
+
+
 def test_memory_of_others_is_not_written():
     raw = np.zeros(4096 + 64, np.uint8)
     lies = raw[-raw.ctypes.data % 64 :][:4096].view(np.float32)

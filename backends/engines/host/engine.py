@@ -71,7 +71,7 @@ class HostEngine(Engine):
         ]
 
     def prepare(self, program: Program, dtypes: tuple[str, ...]) -> None:
-        """Compile the program, about a fifth of a second the first time."""
+        """Compile the program, about half a second the first time."""
         kernels.update_kernel(program, real_dtypes(dtypes))
 
     def locate(self, job: Job) -> Location:

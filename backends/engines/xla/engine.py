@@ -122,8 +122,8 @@ def _summed(job: Job, rows: np.ndarray, parts: np.ndarray) -> np.ndarray:
     shared = [i for i, g in enumerate(job.grads) if g is not None and not g.is_fully_addressable]
     if shared:
         # As words of 32 bits, because JAX may have no others.
-        words = multihost_utils.process_allgather(table[shared].view(np.uint32))
-        table[shared] = np.asarray(words).view(np.int64).sum(axis=0)
+        gathered = multihost_utils.process_allgather(table[shared].view(np.uint32))
+        table[shared] = np.asarray(gathered).view(np.int64).sum(axis=0)
     return table
 
 
